@@ -1,14 +1,20 @@
-"""Tables of the site that the code writes: settings, log events and metrics, fields of a run and of an artifact."""
+"""Tables of the site that the code writes: settings, log events and metrics, fields of a run and of an artifact, and
+the HTTP contract as the tests keep it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from prometheus_client.metrics import MetricWrapperBase
 from training_fields import fields
 
 from laplora.artifact.manifest import Manifest
+from service.errors import ERROR_KINDS
 from service.settings import Settings
 from service.telemetry.logs import EVENTS
 from service.telemetry.metrics import Metrics
@@ -49,6 +55,35 @@ def manifest() -> str:
     """Return each field of an artifact's manifest, those of records by their path."""
     schema = Manifest.model_json_schema()
     return _table(("field", "type", "meaning"), list(_fields("", schema, schema["$defs"])))
+
+
+def endpoints() -> str:
+    """Return each operation of the HTTP API with its name in generated clients, what it does, and its statuses."""
+    rows = []
+    for path, methods in _contract()["paths"].items():
+        for method, operation in methods.items():
+            first = operation["description"].split("\n\n")[0]
+            statuses = " ".join(sorted(operation["responses"]))
+            rows.append((f"`{method.upper()} {path}`", f"`{operation['operationId']}`", first, statuses))
+    return _table(("endpoint", "operation", "what it does", "statuses"), sorted(rows))
+
+
+def errors() -> str:
+    """Return each error code with its status, its meaning, and whether its answer has Retry-After."""
+    rows = [(str(k.status), f"`{k.code}`", k.meaning, "" if k.retry_after_s is None else "yes") for k in ERROR_KINDS]
+    return _table(("status", "code", "meaning", "`Retry-After`"), sorted(rows, key=lambda row: row[0]))
+
+
+def schema(name: str) -> str:
+    """Return each field of a body of the HTTP API, those of its records by their path."""
+    records = _contract()["components"]["schemas"]
+    return _table(("field", "type", "meaning"), list(_fields("", records[name], records)))
+
+
+def _contract() -> dict[str, Any]:
+    snapshot = Path(__file__).parent.parent / "tests" / "service" / "http" / "openapi.json"
+    contract: dict[str, Any] = json.loads(snapshot.read_text(encoding="utf-8"))
+    return contract
 
 
 def _fields(path: str, record: Mapping[str, Any], records: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -93,4 +128,23 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 #: By the name that a page gives in ``<!-- reference: NAME -->``.
-TABLES = {"events": events, "metrics": metrics, "settings": settings, "training": training, "manifest": manifest}
+TABLES: dict[str, Callable[[], str]] = {
+    "events": events,
+    "metrics": metrics,
+    "settings": settings,
+    "training": training,
+    "manifest": manifest,
+    "endpoints": endpoints,
+    "errors": errors,
+}
+#: Bodies, by the first word of their schema's name.
+for _name in (
+    "PredictOptions",
+    "PredictionOut",
+    "EvaluateOptions",
+    "MethodMetrics",
+    "SuggestOptions",
+    "SuggestedInput",
+    "JobOut",
+):
+    TABLES[_name] = partial(schema, _name)

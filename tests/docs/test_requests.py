@@ -103,14 +103,14 @@ def answered(client: httpx.Client, request: httpx.Request) -> httpx.Response:
 def schema_of(document: dict[str, Any], request: httpx.Request, status: int) -> dict[str, Any]:
     """Return the documented schema of an answer to a request."""
     for path, methods in document["paths"].items():
-        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", path), request.url.path):
+        if re.fullmatch("(/v1)?" + re.sub(r"\{\w+\}", "[^/]+", path), request.url.path):
             content = methods[request.method.lower()]["responses"][str(status)]["content"]
             return {"components": document["components"], **content["application/json"]["schema"]}
     raise AssertionError(f"no such endpoint: {request.url.path}")
 
 
 def test_there_are_examples_of_every_kind() -> None:
-    paths = {example.request().url.path for example in EXAMPLES}
+    paths = {example.request().url.path.removeprefix("/v1") for example in EXAMPLES}
     assert {"/predict", "/evaluate", "/artifacts", "/artifacts/fake/activate", "/health/ready", "/feedback"} <= paths
     assert {example.block.page for example in EXAMPLES} == set(PAGES)
     assert len(JOB) == 4

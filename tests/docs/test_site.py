@@ -19,6 +19,7 @@ from documents import ROOT
 import laplora
 from laplora import client
 from laplora.artifact.manifest import Manifest
+from service.errors import ERROR_KINDS
 from service.settings import Settings
 from service.telemetry.logs import EVENTS
 
@@ -81,6 +82,15 @@ def test_the_reference_tables_are_those_of_the_code(site: Path, monkeypatch: pyt
     assert len(names) > 80
     for name in names:
         assert f"<td><code>{name.strip('`')}</code></td>" in text, name
+    text = (site / "api.html").read_text(encoding="utf-8")
+    for name in (
+        *(kind.code for kind in ERROR_KINDS),
+        "POST /evaluate/jobs",
+        "target_risk",
+        "decision_reason",
+        "uncertainty.epistemic",
+    ):
+        assert f"<td><code>{name}</code></td>" in text, name
     text = (site / "artifacts" / "FORMAT.html").read_text(encoding="utf-8")
     for name in (*Manifest.model_fields, "readout.token_ids", "predictives.thresholds.review.target_risk"):
         assert f"<td><code>{name}</code></td>" in text, name

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
-from api_page import with_tables
 from contract import SNAPSHOT, composed, operations
 from serving import library, settings
 
@@ -19,7 +17,6 @@ from service.errors import ERROR_KINDS
 from service.http.openapi import TAGS
 from service.security.keys_file import Key, digest, write_keys
 
-API_PAGE = Path(__file__).resolve().parents[3] / "docs" / "api.md"
 #: Asked for by no single operation: no HTTP, unknown paths and methods, faults, answers that nobody reads.
 UNDOCUMENTED = {"malformed_http", "route_not_found", "method_not_allowed", "internal_error", "client_closed_request"}
 #: Why a job or a change failed, in its own answer; and what a browser is told, whatever it asks for.
@@ -44,15 +41,6 @@ def test_snapshot(document: dict[str, Any]) -> None:
     if os.environ.get("LAPLORA_UPDATE_SNAPSHOT"):
         SNAPSHOT.write_text(text, encoding="utf-8")
     assert json.loads(text) == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
-
-
-def test_api_page_has_the_tables_of_the_code(document: dict[str, Any]) -> None:
-    """LAPLORA_UPDATE_SNAPSHOT=1 writes them."""
-    page = API_PAGE.read_text(encoding="utf-8")
-    if os.environ.get("LAPLORA_UPDATE_SNAPSHOT"):
-        page = with_tables(page, document)
-        API_PAGE.write_text(page, encoding="utf-8")
-    assert page == with_tables(page, document)
 
 
 def test_every_error_has_its_protocols_schema_and_headers_are_documented(document: dict[str, Any]) -> None:
