@@ -1,4 +1,4 @@
-"""Training as people do it, and the weights that are kept of one: the start and both styles."""
+"""Training as people do it, and the weights that are kept of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from transformers import set_seed
 
-from benchmarks.evidence.plan import EARLY_EPOCHS, EPOCHS, Style
+from benchmarks.evidence.plan import EARLY_EPOCHS, EPOCHS
 from benchmarks.evidence.tasks import Task
 from laplora.classifier import Classifier
 from laplora.errors import NonFiniteError
@@ -75,17 +75,12 @@ def train(
     seed: int,
     folder: Path,
     say: Callable[[str], None],
-    *,
-    until: Style = "long",
 ) -> Classifier:
     """Train one adapter; return its classifier in evaluation mode, and write its weights to the folder.
 
     AdamW with a linearly falling rate, dropout, no weight decay, as ``training/configs/sst2-smollm2.yaml``. Written are
-    ``initial``, ``early``, ``long``, and last ``training.json``. Of a finished training
-    the classifier has its start: ``put`` gives it what was written.
-
-    Args:
-        until: the style to stop at; at ``early`` there is no ``long``.
+    ``early`` and last ``training.json``. Of a finished training the classifier has its start: ``put`` gives it what was
+    written.
 
     Raises:
         NonFiniteError: a weight became NaN or infinite.
@@ -94,7 +89,6 @@ def train(
     classifier = load_classifier(task)
     if (folder / "training.json").is_file():
         return classifier
-    write_tensors(folder / "initial.safetensors", take(classifier))
     started, processor = time.monotonic(), time.process_time()
     rows = classifier.encode_examples(examples)
     labels = torch.tensor([e.label for e in examples])
@@ -104,7 +98,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     order, losses = random.Random(f"{task.name} order {seed}"), []
     with _training(classifier, parameters):
-        for epoch in range(EPOCHS if until == "long" else EARLY_EPOCHS):
+        for epoch in range(EARLY_EPOCHS):
             losses.append(0.0)
             for index in shuffled([len(r.token_ids) for r in rows], order):
                 loss = _loss(classifier, [rows[i] for i in index], labels[index])
@@ -113,13 +107,11 @@ def train(
                 optimizer.step()
                 schedule.step()
                 losses[epoch] += float(loss.detach()) * len(index) / len(rows)
-            say(f"epoch {epoch + 1} of {EPOCHS}: training loss {losses[epoch]:.4f}, {time.monotonic() - started:.0f} s")
-            if epoch + 1 == EARLY_EPOCHS:
-                write_tensors(folder / "early.safetensors", take(classifier))
+            spent = time.monotonic() - started
+            say(f"epoch {epoch + 1} of {EARLY_EPOCHS}: training loss {losses[epoch]:.4f}, {spent:.0f} s")
     if not all(bool(p.isfinite().all()) for p in parameters):
         raise NonFiniteError("training ended with NaN or infinite weights")
-    if until == "long":
-        write_tensors(folder / "long.safetensors", take(classifier))
+    write_tensors(folder / "early.safetensors", take(classifier))
     seconds, processor = round(time.monotonic() - started, 1), round(time.process_time() - processor, 1)
     record = {"rows": len(rows), "steps": steps, "losses": losses, "seconds": seconds, "processor_seconds": processor}
     write_json(folder / "training.json", record)

@@ -1,32 +1,22 @@
-"""What was compared, written down before any result was seen: halves, budgets, seeds, draws and styles."""
+"""Which rows one training has, written down before any result was seen."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-#: Rules and defaults were chosen on these tasks alone.
-DEVELOPING = ("emotion", "sst2", "banking77", "boolq")
-#: Conclusions were drawn from these alone.
-REPORTED = ("trec", "subjects", "irony", "domains", "fields", "arc_easy", "openbookqa", "clinc150")
-
-#: Labels that a user has; two thirds train, one third calibrates.
-BUDGETS = (450, 150, 1500)
-SEEDS = (0, 1, 2)
 #: Draws of the calibration rows of one trained model.
 DRAWS = 5
 #: Most rows that calibration draws are taken from: every one of them costs a Jacobian.
 LARGEST_POOL = 1000
 TEST_ROWS = 500
 
-#: One training gives both: ``early`` is the adapter after ``EARLY_EPOCHS`` of ``EPOCHS``.
-Style = Literal["long", "early"]
+#: The learning rate falls as if ``EPOCHS`` were run; training stops after ``EARLY_EPOCHS``.
 EPOCHS, EARLY_EPOCHS = 8, 3
 
 
 @dataclass(frozen=True, order=True)
 class Training:
-    """One fine-tuning, and its rows."""
+    """One fine-tuning, and its rows; ``budget``: labels that a user has, two thirds train, one third calibrates."""
 
     task: str
     budget: int

@@ -20,16 +20,14 @@ class Dealt:
     """The rows of one training.
 
     Attributes:
-        train: rows of the adapter; pool: rows that calibration draws are taken from; test: fixed for a task; left: the
-            others.
-        draws: of each calibration draw the places in the pool, ascending.
+        train: rows of the adapter; pool: rows that calibration rows are drawn from; test: fixed for a task.
+        draw: the places in the pool of the calibration rows, ascending.
     """
 
     train: tuple[Example, ...]
     pool: tuple[Example, ...]
     test: tuple[Example, ...]
-    left: tuple[Example, ...]
-    draws: tuple[tuple[int, ...], ...]
+    draw: tuple[int, ...]
 
 
 def deal(training: Training, data: Path) -> Dealt:
@@ -52,17 +50,16 @@ def deal(training: Training, data: Path) -> Dealt:
         )
     # From both ends, so that a larger budget keeps the rows of a smaller one on each side.
     train, pool = rest[: training.train_rows], rest[::-1][: training.pool_rows]
-    left = rest[training.train_rows : len(rest) - training.pool_rows]
-    return Dealt(tuple(train), tuple(pool), tuple(test), tuple(left), draws(training))
+    return Dealt(tuple(train), tuple(pool), tuple(test), _draw(training))
 
 
-def draws(training: Training) -> tuple[tuple[int, ...], ...]:
-    """Return the calibration draws as places in the pool: disjoint where it has enough rows, else random subsets."""
+def _draw(training: Training) -> tuple[int, ...]:
+    """Return the calibration rows as places in the pool: its first ones, or a random subset of a smaller pool."""
     size, pool = training.calibration_rows, training.pool_rows
     if DRAWS * size <= pool:
-        return tuple(tuple(range(size * d, size * (d + 1))) for d in range(DRAWS))
+        return tuple(range(size))
     draw = random.Random(f"{training.task} {training.budget} {training.seed} draws")
-    return tuple(tuple(sorted(draw.sample(range(pool), size))) for _ in range(DRAWS))
+    return tuple(sorted(draw.sample(range(pool), size)))
 
 
 def distinct(task: Task, rows: Sequence[Row]) -> list[Example]:

@@ -65,5 +65,5 @@ class Cell:
     def rows(self, data: Path) -> Rows:
         """Return the rows, of a folder with the data sets."""
         dealt = deal(self.training, data)
-        labelled = (*dealt.train, *(dealt.pool[place] for place in dealt.draws[0]))
+        labelled = (*dealt.train, *(dealt.pool[place] for place in dealt.draw))
         return Rows(labelled, dealt.test, torch.arange(len(labelled)) >= len(dealt.train))

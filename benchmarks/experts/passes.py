@@ -97,7 +97,7 @@ class Passes:
         if not (self.adapters / "training.json").is_file():
             self.adapters.mkdir(parents=True, exist_ok=True)
             used = [row for row, honest in zip(self.rows.labelled, self.rows.honest, strict=True) if not honest]
-            train(self.cell.task, used, self.cell.seed, self.adapters, self.say, until="early")
+            train(self.cell.task, used, self.cell.seed, self.adapters, self.say)
 
     def _tensors(self, source: Source, rows: tuple[Example, ...]) -> dict[str, torch.Tensor]:
         if source == "adapter":
