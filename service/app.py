@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 
 from laplora.errors import install
 from service.artifacts.conditioning import Conditioner
@@ -24,7 +25,6 @@ from service.errors import TracingUnavailableError
 from service.feedback.gauges import CalibrationGauges
 from service.feedback.labels import FeedbackStore
 from service.http import error_answers, openapi
-from service.http.compression import PackedAnswers
 from service.http.first_look import FirstLook
 from service.http.headers import SafeHeaders
 from service.http.in_flight import InFlight, SharedLimit
@@ -211,7 +211,8 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
             expose_headers=["Location", "Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(PackedAnswers, threads=parts.threads.pool("pack", 1))
+    # What is a piece of an answer is flushed, so that of a download that breaks off every line that came can be read.
+    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)
     app.add_middleware(SafeHeaders, docs_script=openapi.docs_script(app))
     paths = [route.path for router in _NATIVE for route in router.routes if isinstance(route, APIRoute)]
     app.add_middleware(Versioned, names={path.split("/")[1] for path in paths})

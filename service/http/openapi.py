@@ -60,8 +60,8 @@ API keys are asked for and Host is a name that the server was not told of and, s
 
 A request body is one JSON object in UTF-8, declared as `application/json`, no key twice in an object; an upload of POST
 /evaluate/jobs is one such object a line, declared as `application/jsonl` or `application/x-ndjson`. Both may be packed
-with gzip (`Content-Encoding: gzip`): limits are of what they hold. Answers, but for downloads of lines, are packed
-where `Accept-Encoding` has it.
+with gzip (`Content-Encoding: gzip`): limits are of what they hold. Answers of 1 kB or more are packed where
+`Accept-Encoding` has it.
 """
 
 #: What the tags of operations mean, in the order of the docs page.

@@ -21,7 +21,8 @@ export function verdict({ predictions: [answer], nothing_accepted: nothing }) {
   const rest = typeof from === "number" ? ` From ${percent(from)} on some are accepted.` : "";
   return {
     do: answer.decision === "accept" ? `Use it: ${answer.label_text}` : "A person should look",
-    why: `${why[0].toUpperCase()}${why.slice(1)}.${rest}`,
+    // A percent sign stays beside its number.
+    why: `${why[0].toUpperCase()}${why.slice(1)}.${rest}`.replaceAll(" %", "\u00a0%"),
   };
 }
 
