@@ -46,7 +46,7 @@ class Check:
     """One thing that was promised or is needed, and what the rows say of it.
 
     Attributes:
-        title: what is to hold; measured: what was; expected: what it is compared with.
+        title: of the check; measured: its figure; expected: what the figure is compared with.
         outcome: whether it holds; decides: whether the verdict goes by it.
     """
 
@@ -200,13 +200,10 @@ def _decision(report: Report) -> tuple[Kind, str]:
             "A person would have to look at every answer: the review rule finds none sure enough for an error rate of "
             f"{percent(target)}."
         )
+    looks = f"{percent(1 - review.value)} of the answers are accepted, and {accepted} of these are wrong"
     if accepted.interval[0] > target:
-        return "stop", (
-            f"Of the answers that nobody would look at {accepted} are wrong, more than the {percent(target)} "
-            f"{report.promise.verb} and more than noise explains."
-        )
+        return "stop", f"{looks}, more than the {percent(target)} {report.promise.verb} and more than noise explains."
     kept = f"within the {percent(target)} {report.promise.verb} even with noise"
-    looks = f"A person looks at {percent(review.value)} of the answers, and of the others {accepted} are wrong"
     if accepted.interval[1] > target:
         return "open", (
             f"{looks}. That interval reaches above the {percent(target)} {report.promise.verb}. {rows_to_show(target)} "

@@ -32,8 +32,8 @@ NOTHING = replace(PROMISE, nothing_accepted="map accepts nothing at 5 %")
     [
         (report(rows=1000, wrong=20, reviewed=0), "ship", "2.0\xa0% (1.2 to 3.1\xa0%) of all 1000 answers are wrong"),
         (in_groups(report(rows=1000, wrong=20, reviewed=0), 1), "ship", "2.0\xa0% (1.2 to 3.1\xa0%)"),
-        (in_groups(report(rows=1000, wrong=20, reviewed=0), 20), "open", "2.0\xa0% (0.0 to 10.8\xa0%) are wrong"),
-        (in_groups(report(rows=1000, wrong=0, reviewed=0), 20), "open", "0.0\xa0% (0.0 to 7.1\xa0%) are wrong"),
+        (in_groups(report(rows=1000, wrong=20, reviewed=0), 20), "open", "2.0\xa0% (0.0 to 10.8\xa0%) of these"),
+        (in_groups(report(rows=1000, wrong=0, reviewed=0), 20), "open", "0.0\xa0% (0.0 to 7.1\xa0%) of these"),
         (report(rows=1000, wrong=20, reviewed=15), "ship", "still sends 1.5\xa0% of them to a person"),
         (REVIEWED, "review", "aimed at"),
         (replace(REVIEWED, promise=replace(PROMISE, bounded=True)), "review", "promised even with noise"),
