@@ -1,32 +1,20 @@
-"""Posteriors whose directions are over the parameters themselves, as large as the adapter once a direction.
-
-``exact``: every training row's ``Lambda_n^{1/2} J_n``, so the exact GGN in its dual form. ``joint``: the leading
-directions of the GGN, from the sketch that ``joint_core`` takes inside bases.
-"""
+"""The posterior of the exact GGN, in its dual form: its directions are every training row's ``Lambda_n^{1/2} J_n``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.posterior.base import BlockDevices, at_least_float32, block_coordinates, moved
+from laplora.posterior.base import at_least_float32, block_coordinates
 from laplora.posterior.joint import JointPosterior, orthonormal_directions
-from laplora.posterior.joint_core import fit_sketch
 from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, check_curvature
 
 
 @dataclass(frozen=True)
 class WholePosterior(JointPosterior):
     """A ``JointPosterior`` without bases: a block's coordinates are its Jacobian, the narrow side running fastest."""
-
-    def to(
-        self, device: torch.device | str, dtype: torch.dtype, by_block: BlockDevices | None = None
-    ) -> WholePosterior:
-        """As ``Posterior.to``; of ``by_block`` the directions are where the blocks' Jacobians are."""
-        directions = moved(self.directions, self.blocks, device, dtype, by_block)
-        return replace(self, directions=directions, factor=self.factor.to(device))
 
     def project_group(self, jacobians: ContrastJacobians, group: str) -> tuple[torch.Tensor, torch.Tensor]:
         """As ``JointPosterior.project_group``."""
@@ -58,13 +46,6 @@ def fit_exact(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: 
     by_block = torch.split(torch.cat(found.factors), [b.wide * b.narrow for b in blocks], 1)
     directions, factor = orthonormal_directions(blocks, by_block, settings.basis_dtype)
     return WholePosterior(blocks, directions, factor, found.rows, (), (), "exact")
-
-
-def fit_joint(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> WholePosterior:
-    """Return the ``joint`` posterior, of the leading curvature over all parameters; one pass, ``core``."""
-    by_block, rows = fit_sketch(settings, blocks, run_pass, ())
-    directions, factor = orthonormal_directions(blocks, by_block, settings.basis_dtype)
-    return WholePosterior(blocks, directions, factor, rows, (), (), "joint")
 
 
 def _add_batch(state: EveryRow, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> EveryRow:

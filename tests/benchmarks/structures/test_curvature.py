@@ -39,17 +39,10 @@ def jacobians_of(problem: Problem, task: Task, found: Any) -> Any:
     return contrast_jacobians(problem.model, task.batch(), task.label_ids, found.blocks)
 
 
-@pytest.mark.parametrize(("structure", "joint_rank"), [("exact", 50), ("joint", 130), ("joint", 7)])
-def test_over_all_parameters_it_is_the_posterior_of_its_curvature(
-    problem: Problem, structure: str, joint_rank: int
-) -> None:
-    """Which is the exact GGN, or what a few leading directions hold of it."""
-    found, task = fit(problem.model, problem.task, structure, joint_rank=joint_rank, oversampling=10), held_out(problem)
-    curvature, ggn = dense_curvature(found), dense_ggn(problem, found.blocks)
-    if joint_rank == 7:
-        assert 0.5 < float(curvature.trace() / torch.linalg.eigvalsh(ggn)[-7:].sum()) <= 1 + 1e-9
-    else:
-        close(curvature, ggn, 1e-9)
+def test_over_all_parameters_it_is_the_posterior_of_the_exact_ggn(problem: Problem) -> None:
+    found, task = fit(problem.model, problem.task, "exact"), held_out(problem)
+    curvature = dense_curvature(found)
+    close(curvature, dense_ggn(problem, found.blocks), 1e-9)
     flat = flat_jacobians(problem, found.blocks, task)
     for prior in (GROUP, Prior("scalar", {"all": 0.3})):
         precisions = block_precisions(prior, found.blocks)
@@ -69,10 +62,6 @@ def test_the_diagonal_is_that_of_the_dense_ggn(problem: Problem, prior: Prior) -
     jacobians = jacobians_of(problem, task, found)
     # The curvature is rounded to float32, 6e-8 of each entry; the rest is float64.
     close(found.covariance_of(jacobians, precisions), q.T @ full @ q, 1e-6)
-    # By levels, errors of either sign over a level's few parameters: 0.034 was seen.
-    projected = found.project(jacobians)
-    assert projected.rest.shape[-1] < sum(b.wide * b.narrow for b in found.blocks) / 2
-    close(found.covariance(projected, precisions), q.T @ full @ q, 0.06)
 
 
 def test_both_kinds_are_the_exact_ggn_where_it_factorises() -> None:
