@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from laplora.answers.reasons import Decided, decision_reason
+from laplora.answers.reasons import decision_reason
 from laplora.errors import NonFiniteError
 
 if TYPE_CHECKING:
@@ -98,14 +98,14 @@ def written_answer(
         aleatoric, epistemic = p.posterior.aleatoric, p.posterior.epistemic
         uncertainty = {"total": aleatoric + epistemic, "aleatoric": aleatoric, "epistemic": epistemic}
         probs_std, spread_of = dict(zip(p.labels, p.posterior.std.tolist(), strict=True)), "laplace"
-    return {
+    written = {
         **({} if id is None else {"id": id}),
         "label": label,
         **({} if p.labels_present is None else {"labels": p.labels_present}),
         "probs": p.probs,
         "map_probs": p.map_probs,
         "decision": p.decision,
-        "decision_reason": decision_reason(Decided.of(p)),
+        "decision_reason": "",
         "prediction_set": list(p.prediction_set),
         "flags": list(p.flags),
         "uncertainty": uncertainty,
@@ -123,3 +123,4 @@ def written_answer(
         **({} if p.order_information is None else {"orders": p.orders}),
         "truncated": p.truncated,
     }
+    return written | {"decision_reason": decision_reason(written, p.rule)}

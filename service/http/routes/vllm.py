@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fastapi import APIRouter, Response
 
-from laplora.answers.reasons import Decided, decision_reason
+from laplora.answers.written import written_answer
 from service.http.answers import Answered, listed, opened
 from service.http.body import JsonBodyRoute
 from service.http.calls import Call, of_texts
@@ -91,25 +91,18 @@ def _body(body: ClassifyRequest, answered: Answered, request_id: str) -> Iterato
 
 
 def _data(index: int, prediction: Prediction, prediction_id: str | None, *, logits: bool) -> ClassifyData:
-    p, stds = prediction, prediction.arrays.probs_std
+    p, stds, written = prediction, prediction.arrays.probs_std, written_answer(prediction, {})
+    details = {name: value for name, value in written.items() if name in LaploraDetails.model_fields} | {
+        "probs_std": None if stds is None else stds.tolist(),
+        "epistemic": p.epistemic,
+        "aleatoric": p.aleatoric,
+        "labels": p.labels_present,
+        "prediction_id": prediction_id,
+    }
     return ClassifyData(
         index=index,
         label=p.label,
         probs=(p.logit_mean if logits else p.arrays.probs).tolist(),
         num_classes=len(p.labels),
-        laplora=LaploraDetails(
-            answered_by=p.predictive,
-            probs_std=None if stds is None else stds.tolist(),
-            epistemic=p.epistemic,
-            aleatoric=p.aleatoric,
-            familiarity=p.familiarity,
-            score=p.score,
-            labels=p.labels_present,
-            prediction_set=p.prediction_set,
-            flags=p.flags,
-            decision=p.decision,
-            decision_reason=decision_reason(Decided.of(p)),
-            truncated=p.truncated,
-            prediction_id=prediction_id,
-        ),
+        laplora=LaploraDetails.model_validate(details),
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, BinaryIO
 
-from laplora.answers.reasons import Decided, decision_reason
+from laplora.answers.reasons import decision_reason
 from laplora.answers.written import FULL, Shown
 from laplora.decisions.thresholds import ReviewRule
 from service.errors import RowsNotKeptError, UploadChangedError
@@ -64,7 +64,7 @@ class AnsweredRow:
         if self.about.rule is not None:
             # A newer server may have kept more of it.
             rule = ReviewRule.model_validate(self.about.rule, extra="ignore")
-            answer["decision_reason"] = decision_reason(Decided.of_written(answer, rule))
+            answer["decision_reason"] = decision_reason(answer, rule)
         return answer
 
 
