@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from laplora.answers.written import written_answer
 from laplora.artifact.manifest import CalibrationRecord, Manifest, PredictiveRecord
 from laplora.decisions.conformal import label_sets
 from laplora.decisions.thresholds import Decision, Flag, ReviewRule
@@ -128,6 +129,11 @@ class Prediction(_Compared):
     def label(self) -> str:
         """The most probable label under ``probs``."""
         return self.labels[self.label_index]
+
+    @property
+    def decision_reason(self) -> str:
+        """Why it has its decision, in one sentence with figures; NonFiniteError where one is not finite."""
+        return str(written_answer(self, {})["decision_reason"])
 
     @property
     def confidence(self) -> float:

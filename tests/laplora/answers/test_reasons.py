@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from laplora.answers.prediction import LabelArrays, Prediction
-from laplora.answers.written import written_answer
 from laplora.predictor import Predictor
 
 
@@ -28,8 +27,7 @@ def answer(sentiment_predictor: Predictor) -> Prediction:
 
 def reason(answer: Prediction, threshold: float | None, risk: float = 0.05, **rule: object) -> str:
     update = {"threshold": threshold, "target_risk": risk, "guarantee": "empirical", "score": "total_entropy", **rule}
-    written = written_answer(replace(answer, rule=answer.rule.model_copy(update=update)), {})
-    return str(written["decision_reason"])
+    return replace(answer, rule=answer.rule.model_copy(update=update)).decision_reason
 
 
 def test_the_sentence_has_the_figures_that_decided(answer: Prediction) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from tiny_runs import FinishedRun
 
-from laplora.answers.written import written_answer
 from laplora.commands.app import main
 from laplora.commands.bars import Bar
 from laplora.errors import ConfigError
@@ -56,7 +55,7 @@ def test_every_line_is_answered_in_order(
     for one, answer in zip(found, expected, strict=True):
         assert one["probs"] == pytest.approx(answer.probs, abs=1e-4)
         assert one["map_probs"] == pytest.approx(answer.map_probs, abs=1e-4)
-        assert one["decision_reason"] == written_answer(answer, {})["decision_reason"]
+        assert one["decision_reason"] == answer.decision_reason
         assert one["decision"] == answer.decision
 
 
