@@ -194,7 +194,8 @@ def _write_results(report: Report, folder: Path, text: str) -> None:
         f"accepted at an error rate of {percent(report.promise.target_risk)}: {Share.of(~rows.review, rows.groups)} of "
         f"{len(rows)} rows{of_these}\n"
         f"right of all answers: {Share.of(~rows.wrong, rows.groups)}\n"
-        "(each row by heads and a threshold that do not know it; in parentheses 95 % intervals)\n"
+        "(each row by heads and a threshold that do not know it; in parentheses 95 % intervals; unlike inputs go to "
+        "review too)\n"
         f"serve it: laplora serve {folder}\n"
         f"ask it:   curl -s localhost:8000/predict -H 'content-type: application/json' -d '{body}'"
     )
