@@ -17,7 +17,7 @@ import typer
 from laplora.commands import console
 from laplora.data.columns import LabelledTexts, columns_of, find_label, find_text, labelled_texts
 from laplora.data.records import Record, read_records
-from laplora.errors import ArtifactWriteError, ConfigError, DataError
+from laplora.errors import ArtifactWriteError, ConfigError
 from laplora.progress import Bars, Silent
 
 if TYPE_CHECKING:
@@ -70,10 +70,7 @@ def quick(
     _check_free(folder, page, replace)
     text = text or find_text(records) or _asked("text", records, terminal)
     label = label or find_label(records, text) or _asked("label", records, terminal)
-    try:
-        found = labelled_texts(records, text, label)
-    except DataError as error:
-        raise DataError(f"{file}: {error}") from None
+    found = labelled_texts(file, records, text, label)
     template = f"{_words(text)}: {{text}}\n{_words(label)}:"
     counts = Counter(row["label"] for row in found.rows)
     shown = ", ".join(f"{name[:32]} {counts[name]}" for name in found.labels[:_LABELS_SHOWN])

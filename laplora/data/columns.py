@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from laplora.data.labelled import Task, without_gaps
 from laplora.data.records import Record
 from laplora.errors import DataError
 from laplora.prompts.labelled import empty, label_text, row_id
+from laplora.prompts.templates import PromptTemplate
 
 #: With fewer rows no threshold reaches an error rate of 5 %, even without a mistake.
 FEWEST_ROWS = 20
+_TASK = Task("texts", PromptTemplate("texts", 1, "{text}"), ())
 #: A column of more different numbers holds amounts or keys, not labels.
 _MOST_NUMBERS = 20
 _TEXTS = {"text", "message", "sentence", "content", "body", "review", "comment", "question", "query", "utterance"}
@@ -70,23 +74,22 @@ def _filled(records: Sequence[Record], name: str) -> list[str]:
     return [label_text(value) for value in values if isinstance(value, str | int | float) and not empty(value)]
 
 
-def labelled_texts(records: Sequence[Record], text: str, label: str) -> LabelledTexts:
-    """Return the rows that have a text and a label, each once.
+def labelled_texts(file: Path, records: Sequence[Record], text: str, label: str) -> LabelledTexts:
+    """Return the rows of a file that have a text and a label, each once.
 
     Labels that differ in case alone are one, by the most frequent spelling. A text with several labels stays with each.
 
     Raises:
         DataError: no such column, values that are neither text nor number, no header, or too few rows or labels.
     """
-    _check_columns(records, text, label)
-    spellings = Counter(_filled(records, label))
+    _check_columns(file, records, text, label)
+    whole = [Record(record.line, {text: None, label: None, **record.values}) for record in records]
+    filled, notes = without_gaps(file, whole, _TASK, label, {}, {"text": text})
+    spellings = Counter(_filled(filled, label))
     spelling = {one.casefold(): one for one, _ in reversed(spellings.most_common())}
-    gaps, copies, rows = list[int](), list[int](), dict[tuple[str, str], tuple[int, dict[str, str]]]()
-    for record in records:
+    copies, rows = list[int](), dict[tuple[str, str], tuple[int, dict[str, str]]]()
+    for record in filled:
         values = record.values
-        if empty(values.get(text)) or empty(values.get(label)):
-            gaps.append(record.line)
-            continue
         given, name = str(values[text]), spelling[label_text(values[label]).casefold()]
         row = {"id": row_id(values, f"line {record.line}"), "text": given, "label": name}
         if rows.setdefault((" ".join(given.casefold().split()), name), (record.line, row))[1] is not row:
@@ -94,43 +97,42 @@ def labelled_texts(records: Sequence[Record], text: str, label: str) -> Labelled
     counts, texts = Counter(name for _, name in rows), Counter(words for words, _ in rows)
     differ = [line for (words, _), (line, _) in rows.items() if texts[words] > 1]
     single = sorted(name for name, count in counts.items() if count == 1)
-    notes = [
-        _note(gaps, "without a text or a label: left out"),
+    notes += [
         _note(copies, "with the text and the label of an earlier one: left out"),
         _note(differ, "with a text that has several labels: each is kept, so correct those that are wrong"),
-        f"labels that differ in case alone are one: {len(spellings)} spellings of {len(spelling)} labels"
-        if len(spelling) < len(spellings)
-        else "",
-        f"labels with one row, which is left out, so that they are never answered: {', '.join(single)[:200]}"
-        if single
-        else "",
     ]
+    if len(spelling) < len(spellings):
+        notes.append(f"labels that differ in case alone are one: {len(spellings)} spellings of {len(spelling)} labels")
+    if single:
+        notes.append(f"labels with one row, left out and never answered: {', '.join(single)[:200]}")
     kept = tuple(row for _, row in rows.values() if row["label"] not in single)
     labels = tuple(sorted(counts.keys() - set(single)))
     if len(labels) < max(2, len(single)):
         raise DataError(
-            f"column {label!r} has {len(counts)} labels, {len(single)} of them with one row. A classifier needs two "
-            "labels or more with several rows each: label more rows, or name another column by --label"
+            f"{file}: column {label!r} has {len(counts)} labels, {len(single)} of them with one row. A classifier "
+            "needs two labels or more with several rows each: label more rows, or name another column by --label"
         )
     if len(kept) < FEWEST_ROWS:
         raise DataError(
-            f"{len(kept)} rows can be used, and an error rate of 5 % cannot be seen in fewer than {FEWEST_ROWS}: label "
-            "more. 200 are a good start"
+            f"{file}: {len(kept)} rows can be used, and fewer than {FEWEST_ROWS} show no error rate of 5 %: label "
+            "more, 200 are a good start"
         )
-    return LabelledTexts(kept, labels, tuple(filter(None, notes)))
+    return LabelledTexts(kept, labels, tuple(note.removeprefix(f"{file}: ") for note in notes if note))
 
 
-def _check_columns(records: Sequence[Record], text: str, label: str) -> None:
+def _check_columns(file: Path, records: Sequence[Record], text: str, label: str) -> None:
     columns = columns_of(records)
     if missing := [name for name in (text, label) if name not in columns]:
-        raise DataError(f"there is no column {missing[0]!r}: name one of {', '.join(map(repr, columns))}")
+        raise DataError(f"{file}: there is no column {missing[0]!r}: name one of {', '.join(map(repr, columns))}")
     if text == label:
-        raise DataError(f"text and label are both {text!r}: name two columns by --text and --label")
+        raise DataError(f"{file}: text and label are both {text!r}: name two columns by --text and --label")
     for name in (text, label):
         if odd := [one.line for one in records if not isinstance(one.values.get(name), str | int | float | None)]:
-            raise DataError(f"line {odd[0]}: {name!r} is a list or an object: give one text and one label a row")
+            raise DataError(
+                f"{file}, line {odd[0]}: {name!r} is a list or an object: give one text and one label a row"
+            )
     if len(text.split()) > 2 and label in _filled(records, label):
-        raise DataError("the first line looks like a row: put a line with names above it, such as text,label")
+        raise DataError(f"{file}: its first line looks like a row: put a line with names above it, such as text,label")
 
 
 def _note(lines: Sequence[int], what: str) -> str:

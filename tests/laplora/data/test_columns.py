@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from laplora.data.columns import find_label, find_text, labelled_texts
 from laplora.data.records import Record
 from laplora.errors import DataError
 
+FILE = Path("rows.csv")
 WORDS = ["red", "green", "blue", "warm", "cold", "late", "early", "small", "large", "bright"]
 TEXTS = [f"a {one} parcel came {other}" for one in WORDS for other in WORDS][:60]
 
@@ -48,18 +50,18 @@ def test_a_column_is_found_by_what_it_holds_and_in_doubt_by_its_name(
 def test_rows_are_used_once_and_what_is_odd_is_noted_with_its_lines() -> None:
     texts, labels = [*TEXTS[:40], f"  {TEXTS[3].upper()}", "", TEXTS[1], "new"], (LABELS * 2)[:40]
     labels = ["Good" if i == 9 else label for i, label in enumerate(labels)] + ["good", "bad", "odd", "rare"]
-    found = labelled_texts(records(text=texts, label=labels, id=NUMBERS[:44]), "text", "label")
+    found = labelled_texts(FILE, records(text=texts, label=labels, id=NUMBERS[:44]), "text", "label")
     assert found.labels == ("bad", "good", "odd")
     assert [row["id"] for row in found.rows] == [*NUMBERS[:40], "42"]
     assert found.rows[9] == {"id": "9", "text": TEXTS[9], "label": "good"}
     assert found.notes == (
-        "1 row without a text or a label: left out (line 43)",
+        "left out, as text is empty or nan: 1 of 44 rows (line 43)",
         "1 row with the text and the label of an earlier one: left out (line 42)",
         "2 rows with a text that has several labels: each is kept, so correct those that are wrong (lines 3, 44)",
         "labels that differ in case alone are one: 5 spellings of 4 labels",
-        "labels with one row, which is left out, so that they are never answered: rare",
+        "labels with one row, left out and never answered: rare",
     )
-    assert labelled_texts(records(text=TEXTS, label=LABELS), "text", "label").notes == ()
+    assert labelled_texts(FILE, records(text=TEXTS, label=LABELS), "text", "label").notes == ()
 
 
 @pytest.mark.parametrize(
@@ -68,14 +70,18 @@ def test_rows_are_used_once_and_what_is_odd_is_noted_with_its_lines() -> None:
         ({"text": TEXTS, "label": LABELS}, ("body", "label"), "no column 'body': name one of 'text', 'label'"),
         ({"text": TEXTS, "label": LABELS}, ("text", "text"), "name two columns"),
         ({"text": TEXTS, "label": [["good"]] * 60}, ("text", "label"), "line 2: 'label' is a list"),
-        ({"text": TEXTS[:19], "label": LABELS[:19]}, ("text", "label"), "19 rows can be used.* fewer than 20"),
+        ({"text": TEXTS[:19], "label": LABELS[:19]}, ("text", "label"), "19 rows can be used.* fewer than 20 show"),
         ({"text": TEXTS, "label": ["good"] * 60}, ("text", "label"), "has 1 labels.* two labels or more"),
         ({"text": TEXTS, "label": NUMBERS}, ("text", "label"), "60 labels, 60 of them with one row.* --label"),
-        ({TEXTS[0]: TEXTS, "good": LABELS}, (TEXTS[0], "good"), "the first line looks like a row.* text,label"),
+        (
+            {TEXTS[0]: TEXTS, "good": LABELS},
+            (TEXTS[0], "good"),
+            "rows.csv: its first line looks like a row.* text,label",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_what_to_do(
     columns: dict[str, list[Any]], named: tuple[str, str], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        labelled_texts(records(**columns), *named)
+        labelled_texts(FILE, records(**columns), *named)
