@@ -16,6 +16,7 @@ import torch
 from laplora.artifact.describing import installed_versions
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import Manifest
+from laplora.classifier import batches
 from laplora.data.labelled import Task
 from laplora.errors import ConfigError, DataError, InvalidInputError
 from laplora.features.store import rows_digest
@@ -29,7 +30,6 @@ from training.report.shift import Answers, set_record, write_shift_report
 from training.workspace.base_size import configured_parameters
 from training.workspace.class_weights import weighed
 from training.workspace.filled_in import filled_in
-from training.workspace.runtime import batches
 from training.workspace.same_rows import check_same_rows
 from training.workspace.selection import split_off
 from training.workspace.stores import FolderStore

@@ -12,10 +12,8 @@ import torch
 
 from laplora.errors import DataError
 from laplora.metrics.checks import checked_column
-from laplora.metrics.ranking import compare_auroc, tie_groups
+from laplora.metrics.ranking import compare_auroc
 
-#: Share of the in-distribution rows that the threshold of ``fpr_at_95_tpr`` lets pass.
-_KEPT = 0.95
 #: Two-sided 95 % of a normal.
 _TWO_SIDED = 1.959964
 
@@ -27,17 +25,11 @@ class Detection:
     Attributes:
         auroc: probability that a shifted row has a higher score than a test row, ties counting half.
         low, high: its 95 % interval (DeLong, DeLong and Clarke-Pearson 1988), cut to 0 and 1.
-        fpr_at_95_tpr: share of the shifted rows that still pass at the lowest threshold that at least 95 % of the test
-            rows pass (Liang, Li and Srikant, arXiv 1706.02690, whose positive class is in-distribution).
-        inside, outside: rows of the test split, and shifted rows.
     """
 
     auroc: float
     low: float
     high: float
-    fpr_at_95_tpr: float
-    inside: int
-    outside: int
 
 
 def detection(inside: torch.Tensor, outside: torch.Tensor) -> Detection:
@@ -60,15 +52,8 @@ def detection(inside: torch.Tensor, outside: torch.Tensor) -> Detection:
     shifted = torch.arange(len(score)) >= len(inside)
     # A score that is the same for every row has an AUROC of exactly 1/2 and no variance.
     lead, error = compare_auroc(score, torch.zeros_like(score), shifted)
-    _, group, _ = tie_groups(score)
-    passing = torch.bincount(group[~shifted], minlength=int(group.max()) + 1).cumsum(0)
-    # 19 of 20 is not below 0.95 only because of rounding.
-    last = int((passing >= _KEPT * len(inside) - 1e-9).nonzero()[0])
     return Detection(
         auroc=0.5 + lead,
         low=max(0.0, 0.5 + lead - _TWO_SIDED * error),
         high=min(1.0, 0.5 + lead + _TWO_SIDED * error),
-        fpr_at_95_tpr=float((group[shifted] <= last).double().mean()),
-        inside=len(inside),
-        outside=len(outside),
     )

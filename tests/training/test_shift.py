@@ -14,6 +14,7 @@ from alike_runs import read
 from safetensors.torch import load_file
 from tiny_runs import FinishedRun, choice_rows, job, reseal, sentiment_rows, write_rows
 
+from laplora.classifier import batches
 from laplora.errors import LaploraError
 from laplora.linearised import entropy
 from laplora.metrics.detection import detection
@@ -24,7 +25,6 @@ from training.config import RunConfig, load_config
 from training.data.section import load_splits
 from training.report.markdown import fill
 from training.report.shift import shift_report
-from training.workspace.runtime import batches
 from training.workspace.stores import FolderStore
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,8 +15,6 @@ from laplora.fitting.fit import check_class_weights
 from laplora.fitting.rows import check_independent
 from laplora.models.base import load_tokenizer, locate_base
 from laplora.models.spread import first_device
-from laplora.prompts.examples import Example
-from laplora.prompts.rows import Batch, EncodedRow
 from laplora.prompts.templates import PromptTemplate, default_verbalizers
 from laplora.readouts.choice import named_readout
 from laplora.settings import ExpertSettings
@@ -35,7 +32,7 @@ from training.workspace.provenance import adapter_inputs
 from training.workspace.run import Run, base_spec
 from training.workspace.selection import split_off
 from training.workspace.student import open_student
-from training.workspace.terminal import progress, say
+from training.workspace.terminal import say
 
 
 def open_run(config: RunConfig) -> Run:
@@ -161,16 +158,3 @@ def _check_splits(config: RunConfig, splits: Splits) -> None:
         )
     check_independent(splits.calibration, config.calibration.guarantee)
     golden_inputs(config.golden_inputs, template, splits.task.labels, [])
-
-
-def batched(run: Run, examples: Sequence[Example], title: str) -> Iterator[tuple[list[int], Batch]]:
-    """Yield examples in batches, each with its row numbers, under a progress bar of that title."""
-    rows = run.encode(examples)
-    for index in progress(batches(rows, run.config.laplace.batch_size), title):
-        yield index, run.collate([rows[i] for i in index])
-
-
-def batches(rows: Sequence[EncodedRow], size: int) -> list[list[int]]:
-    """Return row numbers in batches of like length, every row once, the last batch partial."""
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].token_ids), i))
-    return [order[i : i + size] for i in range(0, len(order), size)]

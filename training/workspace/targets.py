@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from laplora.answers.prediction import Prediction
+from laplora.classifier import batches
 from laplora.features.store import rows_digest
 from laplora.files import write_json
 from laplora.fitting.learning import LoadedClassifier
@@ -22,7 +23,6 @@ from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import EncodedRow
 from training.workspace.run import Run
-from training.workspace.runtime import batches
 from training.workspace.stores import FolderStore
 from training.workspace.student import Student
 from training.workspace.terminal import progress, say

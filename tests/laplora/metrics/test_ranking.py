@@ -89,15 +89,12 @@ SCORES = st.lists(st.integers(0, 6), min_size=2, max_size=40).map(lambda v: torc
 
 
 @given(inside=SCORES, outside=SCORES)
-def test_area_and_rate_are_those_of_the_definitions(inside: torch.Tensor, outside: torch.Tensor) -> None:
+def test_the_area_is_that_of_the_definition(inside: torch.Tensor, outside: torch.Tensor) -> None:
     measured = detection(inside, outside)
     pairs = [(o > i) + (o == i) / 2 for i, o in itertools.product(inside.tolist(), outside.tolist())]
     assert measured.auroc == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
     assert 0 <= measured.low <= measured.auroc + 1e-12
     assert measured.auroc - 1e-12 <= measured.high <= 1
-    assert (measured.inside, measured.outside) == (len(inside), len(outside))
-    lowest = min(t for t in inside.tolist() if 20 * int((inside <= t).sum()) >= 19 * len(inside))
-    assert measured.fpr_at_95_tpr == float((outside <= lowest).double().mean())
 
 
 def test_the_interval_is_delongs() -> None:
@@ -112,4 +109,4 @@ def test_the_interval_is_delongs() -> None:
 
 def test_perfect_scores_and_too_few() -> None:
     perfect = detection(torch.arange(20), torch.arange(20) + 100)
-    assert (perfect.auroc, perfect.low, perfect.high, perfect.fpr_at_95_tpr) == (1, 1, 1, 0)
+    assert (perfect.auroc, perfect.low, perfect.high) == (1, 1, 1)
