@@ -98,7 +98,7 @@ if TYPE_CHECKING:
     from laplora.prior.evidence import choose_by_evidence
     from laplora.prior.search import PriorChoice
     from laplora.prior.validation import choose_by_validation
-    from laplora.prompts.option_order import restore_contrasts, restore_logits, reverse_choices
+    from laplora.prompts.option_order import restore_logits, reverse_choices
     from laplora.prompts.rows import EncodedRow
     from laplora.prompts.templates import TEMPLATES, PromptTemplate
     from laplora.settings import FitSettings
@@ -179,7 +179,6 @@ __all__ = [
     "prediction_sets",
     "predictive_probs",
     "read_artifact",
-    "restore_contrasts",
     "restore_logits",
     "restore_packaged",
     "reverse_choices",
@@ -211,7 +210,7 @@ _HOMES = {
     "jacobians.contrasts": ("contrast_jacobians", "find_blocks"),
     "artifact.manifest": ("Manifest",),
     "metrics.scores": ("Evaluation", "evaluate_probs"),
-    "prompts.option_order": ("restore_contrasts", "restore_logits", "reverse_choices"),
+    "prompts.option_order": ("restore_logits", "reverse_choices"),
     "posterior.base": ("Posterior", "Prior", "block_precisions"),
     "linearised": ("PosteriorPredictive",),
     "predictive.gaussian": ("posterior_predictive",),

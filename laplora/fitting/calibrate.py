@@ -33,7 +33,7 @@ from laplora.predictive.kinds import (
 from laplora.prior.validation import choose_by_validation
 from laplora.progress import Progress
 from laplora.prompts.examples import Example
-from laplora.prompts.option_order import restore_contrasts, reverse_choices
+from laplora.prompts.option_order import restore_logits, reverse_choices
 from laplora.prompts.rows import Batch
 from laplora.settings import CalibrationSettings, FitSettings
 
@@ -258,13 +258,12 @@ def reversed_means(
     title = "calibration rows, choices in reverse"
 
     def answered(batch: Batch) -> torch.Tensor:
-        return contrast_mean(classifier.readout.scores(classifier.model, batch).logits.double()).cpu()
+        return classifier.readout.scores(classifier.model, batch).logits.double().cpu()
 
     parts, order = classifier.over_batches(
         in_reverse(examples), batch_size, answered, lambda items: progress.track(items, title)
     )
-    restored, _ = restore_contrasts(torch.cat(parts)[order], None, [example.class_count for example in examples])
-    return restored
+    return contrast_mean(restore_logits(torch.cat(parts)[order], [example.class_count for example in examples]))
 
 
 def in_reverse(examples: Sequence[Example]) -> list[Example]:

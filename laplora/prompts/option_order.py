@@ -1,8 +1,8 @@
 """A question's options in reverse, and its answers brought back to the order the user gave.
 
 A model that answers with the letter of an option also judges the letter and the place (Zheng et al., arXiv
-2309.03882; Pezeshkpour and Hruschka, arXiv 2308.11483). Both orders are equal members of a mixture: mean and covariance
-are brought back to the user's order here, exactly, and the members' probabilities are averaged, never their logits.
+2309.03882; Pezeshkpour and Hruschka, arXiv 2308.11483). Both orders are equal members of a mixture: logits are
+brought back to the user's order here, and the members' probabilities are averaged, never their logits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from laplora.errors import ConfigError, DataError, InvalidInputError
-from laplora.linearised import contrasts
 
 
 def reverse_choices(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,32 +44,6 @@ def restore_logits(logits: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         DataError: more options than classes, or another number of counts than rows.
     """
     return logits.gather(1, _places(counts, *logits.shape).to(logits.device))
-
-
-def restore_contrasts(
-    contrast_mean: torch.Tensor, contrast_covariance: torch.Tensor | None, counts: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the Gaussian over the contrasts in the user's order, from that of the prompt in reverse.
-
-    With P the permutation of the logits, ``f = P f_shown``, and Q the contrasts, ``T = Q^T P Q`` is orthogonal
-    (P maps the ones vector to itself), and the Gaussian becomes ``N(T m, T V T^T)`` exactly.
-
-    Args:
-        contrast_mean: (batch, classes - 1), nats.
-        contrast_covariance: (batch, classes - 1, classes - 1), nats squared, or None.
-        counts: as of ``restore_logits``, which raises the same.
-
-    Returns:
-        Mean and covariance, float64, on the device of the mean.
-    """
-    mean = contrast_mean.double()
-    batch, classes = mean.shape[0], mean.shape[1] + 1
-    q = contrasts(classes, torch.float64)
-    rotation = (q.T @ q[_places(counts, batch, classes)]).to(mean.device)  # (batch, C-1, C-1)
-    restored = (rotation @ mean[..., None])[..., 0]
-    if contrast_covariance is None:
-        return restored, None
-    return restored, rotation @ contrast_covariance.to(mean.device, torch.float64) @ rotation.mT
 
 
 def _places(counts: Sequence[int], batch: int, classes: int) -> torch.Tensor:

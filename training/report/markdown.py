@@ -24,6 +24,11 @@ def markdown_table(heading: Iterable[str], rows: Iterable[Iterable[Any]], left: 
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in (heading, rule, *rows))
 
 
+def escaped(text: str) -> str:
+    """Return text that cannot end a table's cell."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
 def fill(page: str, kind: str, texts: Mapping[str, str]) -> str:
     """Return the page with the text of each name in its place.
 

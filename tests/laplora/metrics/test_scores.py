@@ -19,7 +19,7 @@ from laplora.metrics.checks import checked_values as values
 from laplora.metrics.detection import detection
 from laplora.metrics.ranking import compare_auroc, error_auprc, error_auroc, risk_coverage
 from laplora.metrics.scores import accuracy, bootstrap_interval, brier, ece, evaluate_probs, nll, reliability_bins
-from laplora.prompts.option_order import restore_contrasts, restore_logits
+from laplora.prompts.option_order import restore_logits
 from laplora.readouts.label_sequences import LabelSequences
 
 F64 = torch.float64
@@ -168,7 +168,7 @@ RIGHT = torch.tensor([False])
         (fit_temperature, (HALVES, torch.tensor([1]), torch.tensor([[True, False]])), DataError, "possible"),
         (temperature_probs, (HALVES, 0.0, MASK), ConfigError, "positive"),
         (restore_logits, (torch.zeros(3, 2), [2, 2]), DataError, "got 2 for 3 rows"),
-        (restore_contrasts, (torch.zeros(1, 1), None, [3]), DataError, "order of 3 options does not fit 2 classes"),
+        (restore_logits, (torch.zeros(1, 2), [3]), DataError, "order of 3 options does not fit 2 classes"),
         (LabelSequences, (((1, 2), (1, 2)),), ConfigError, "different sequences of one token or more"),
     ],
 )

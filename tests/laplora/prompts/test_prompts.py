@@ -8,16 +8,13 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_tokenizer import encoder_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from laplora.classifier import batches
 from laplora.errors import ConfigError, InvalidInputError, LabelTokenError, TooManyTokensError
-from laplora.linearised import contrasts
-from laplora.prompts.option_order import restore_contrasts, restore_logits, reverse_choices
+from laplora.prompts.option_order import restore_logits, reverse_choices
 from laplora.prompts.rows import EncodedRow, collate, encode
 from laplora.prompts.templates import (
     TEMPLATES,
@@ -261,28 +258,3 @@ def test_choices_are_shown_in_reverse_and_restored_logits_stand_where_the_user_p
     assert fields["choices"] == ["a", "b", "c"]
     # The fourth class is one that the row does not have.
     assert restore_logits(torch.tensor([[3.0, 2.0, 1.0, 9.0]]), [3]).tolist() == [[1.0, 2.0, 3.0, 9.0]]
-
-
-@given(classes=st.integers(2, 6), seed=st.integers(0, 10**6), data=st.data())
-@settings(max_examples=40)
-def test_contrasts_and_covariance_are_those_of_the_restored_logits(
-    classes: int, seed: int, data: st.DataObject
-) -> None:
-    counts = data.draw(st.lists(st.integers(2, classes), min_size=1, max_size=4))
-    g = torch.Generator().manual_seed(seed)
-    q = contrasts(classes)
-    logits = 2 * torch.randn(len(counts), classes, generator=g, dtype=F64)
-    a = torch.randn(len(counts), classes - 1, classes - 1, generator=g, dtype=F64)
-    mean, covariance = logits @ q, a @ a.mT
-    got_mean, got_covariance = restore_contrasts(mean, covariance, counts)
-    # The truth moves the logits and their centred covariance one by one; a few float64 roundings each.
-    torch.testing.assert_close(got_mean, restore_logits(logits, counts) @ q, atol=1e-13, rtol=1e-13)
-    full = q @ covariance @ q.T
-    for row, c in enumerate(counts):
-        at = [*reversed(range(c)), *range(c, classes)]
-        torch.testing.assert_close(q @ got_covariance[row] @ q.T, full[row][at][:, at], atol=1e-12, rtol=1e-12)
-        # The contrasts of the possible classes never mix with those of the impossible ones.
-        alone = restore_contrasts(mean[row : row + 1, : c - 1], covariance[row : row + 1, : c - 1, : c - 1], [c])[1]
-        torch.testing.assert_close(got_covariance[row, : c - 1, : c - 1], alone[0], atol=1e-13, rtol=1e-13)
-    restored, nothing = restore_contrasts(mean.float(), None, counts)
-    assert (nothing, restored.dtype) == (None, F64)
