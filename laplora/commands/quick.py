@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import time
 import warnings
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from laplora.fitting.heads import HeadsPosterior
     from laplora.report.records import Report
 
-#: Rows that are read, and train heads, to measure how long all of them will take.
+#: Rows, at most, that are read and train heads, to measure how long all of them will take.
 _MEASURED_ROWS = 24
 #: Heads of so many rows take twice as long as of hardly any, of twice as many three times as long, and so on. CPU
 #: seconds on TREC: 0.9 for 24 rows, 2.5 for 200, 8.4 for 600.
@@ -128,19 +129,19 @@ def _fitted(
     from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
     from laplora.settings import CalibrationSettings, FitSettings
 
-    spec, settings = (
-        BaseSpec(base, quantization="none"),
-        FitSettings(calibration=CalibrationSettings(target_risk=target_risk)),
-    )
+    settings = FitSettings(calibration=CalibrationSettings(target_risk=target_risk))
+    spec = BaseSpec(base, quantization="none")
     location, start = locate_base(spec, progress=console.say), time.monotonic()
     model = load_base_model(location, spec, device=resolve_device(device)).model
     classifier = Classifier(model, load_tokenizer(location), template, found.labels)
+    rows, seconds = (
+        read_rows(found.rows, classifier, "label"),
+        time.monotonic() - start,
+    )  # of loading, to come once more
     passes = expert_passes(classifier, (), settings.experts.encoder, console.say)
-    rows = read_rows(found.rows, classifier, "label")
-    seconds = time.monotonic() - start  # both are loaded once more, to prove that the artifact answers
     seconds += _seconds(passes, rows, settings)
     shown = f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
-    console.say(f"about {shown} on this machine, measured on {_MEASURED_ROWS} of these rows")
+    console.say(f"about {shown} on this machine, measured on a few of these rows")
     if not yes and not typer.confirm("Go on?", default=True, err=True):
         console.say("nothing was written")
         raise typer.Exit(console.Status.INTERRUPTED)
@@ -185,7 +186,7 @@ def _write_results(report: Report, folder: Path, text: str) -> None:
     from laplora.report.verdict import Share, operating_point, percent
 
     rows, (_, wrong) = report.rows, operating_point(report)
-    body = json.dumps({"inputs": [{"text": text}]}, ensure_ascii=False).replace("'", "'\\''")
+    body = shlex.quote(json.dumps({"inputs": [{"text": text}]}, ensure_ascii=False))
     of_these = f", and {wrong} of these are wrong" if wrong else ": label more rows, or raise --target-risk"
     console.write(
         f"accepted at an error rate of {percent(report.promise.target_risk)}: {Share.of(~rows.review, rows.groups)} of "
@@ -193,6 +194,6 @@ def _write_results(report: Report, folder: Path, text: str) -> None:
         f"right of all answers: {Share.of(~rows.wrong, rows.groups)}\n"
         "(each row by heads and a threshold that do not know it; in parentheses 95 % intervals; unlike inputs go to "
         "review too)\n"
-        f"serve it: laplora serve {folder}\n"
-        f"ask it:   curl -s localhost:8000/predict -H 'content-type: application/json' -d '{body}'"
+        f"serve it: laplora serve {shlex.quote(str(folder))}\n"
+        f"ask it:   curl -s localhost:8000/predict -H 'content-type: application/json' -d {body}"
     )
