@@ -1,10 +1,8 @@
-"""The tests' own plug-ins: markers by what code reaches, skips that fail a run, one more try, and thirds."""
+"""The tests' own plug-ins: markers by what code reaches, skips that fail a run, and thirds."""
 
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -76,16 +74,6 @@ def test_with_a_program():
 def test_that_runs():
     pass
 """
-FLAKY = """
-import pytest
-
-@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.process) for name in "abc"), "none"])
-def test_that_fails_once(name, tmp_path_factory):
-    file = tmp_path_factory.getbasetemp() / name
-    tried = file.exists()
-    file.touch()
-    assert tried
-"""
 
 
 def test_any_skip_but_those_that_are_named_fails_the_run(pytester: pytest.Pytester) -> None:
@@ -102,22 +90,6 @@ def test_any_skip_but_those_that_are_named_fails_the_run(pytester: pytest.Pytest
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*may not be left out: test_other.py: no such package"])
     result.stdout.no_fnmatch_line("*may not be left out: *test_on_a_gpu*")
-
-
-@pytest.mark.process
-def test_two_processes_that_fail_are_tried_once_more_as_continuous_integration_runs_it(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    pytester.makeini(INI)
-    pytester.makepyfile(FLAKY)
-    (words,) = re.findall(r"^in_ci='(.*)'$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
-    plugins = [word for name in ("left_out", "markers", "xdist", "pytest_rerunfailures") for word in ("-p", name)]
-    run = pytester.runpytest_inprocess(*plugins, "--no-skips-but", "gpu", "-n", "1", *shlex.split(words))
-    assert run.ret == pytest.ExitCode.TESTS_FAILED
-    assert run.parseoutcomes() == {"passed": 2, "failed": 2, "rerun": 2}
-    run.stdout.fnmatch_lines(["RERUN *test_that_fails_once?a?", "RERUN *test_that_fails_once?b?"])
-    run.stdout.fnmatch_lines(["FAILED *test_that_fails_once?c?*", "FAILED *test_that_fails_once?none?*"])
 
 
 MODULE = """

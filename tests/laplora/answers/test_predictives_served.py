@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 import torch
 from plain_model import FLOAT32, SENTIMENT_INPUTS, distance, encode
-from tiny_runs import FinishedRun
 
-from laplora.artifact.folder import read_artifact
 from laplora.decisions.uncertainty import REVIEW_FLAGS
 from laplora.errors import ConfigError
-from laplora.metrics.scores import row_nll
 from laplora.predictive import batch_outputs
 from laplora.predictor import Predictor
-from training.workspace.runtime import open_run
 
 NAMES = ("map", "temperature", "conditioned", "laplace", "pooled")
 #: Those with a spread.
 SPREAD = {"conditioned", "laplace", "pooled"}
-
-
-def test_the_artifact_carries_every_predictive(mixture_run: FinishedRun) -> None:
-    manifest = read_artifact(mixture_run.artifact).manifest
-    assert manifest.servable == NAMES
-    assert manifest.recommended.chosen_by == "calibration"
-    assert set(manifest.recommended.table) == set(NAMES)
-    tempered = {n for n, record in manifest.predictives.items() if record.temperature != 1}
-    assert tempered == {"temperature"}
 
 
 def test_what_needs_no_further_pass_comes_along(mixture_predictor: Predictor) -> None:
@@ -107,21 +93,3 @@ def test_the_recorded_scores_give_the_artifacts_decisions_at_its_risk(mixture_pr
     with pytest.raises(ConfigError):
         mixture_predictor.decided(answers, 1.5)
     assert mixture_predictor.decided(mixture_predictor.predict([], name), 0.2) == ([], 0.2)
-
-
-def test_the_report_measures_what_answers(mixture_run: FinishedRun, mixture_predictor: Predictor) -> None:
-    run, manifest = open_run(mixture_run.config), mixture_predictor.artifact.manifest
-    evaluation = json.loads((mixture_run.artifact / "report" / "evaluation.json").read_text())
-    assert [n for n in evaluation if n in NAMES] == list(NAMES)
-    rows, labels = run.encode(run.splits.test), torch.tensor([e.label for e in run.splits.test])
-    for name in NAMES:
-        answers = mixture_predictor.predict(rows, name)
-        nll = row_nll(torch.tensor([a.arrays.probs.tolist() for a in answers], dtype=torch.float64), labels).mean()
-        assert evaluation[name]["nll"] == pytest.approx(float(nll), rel=1e-3)
-        held = [a.labels[i] in a.prediction_set for a, i in zip(answers, labels.tolist(), strict=True)]
-        sets = evaluation[name]["sets"]
-        assert sets["coverage"] == pytest.approx(sum(held) / len(held), abs=0.05)
-        assert sets["mean_size"] == pytest.approx(sum(len(a.prediction_set) for a in answers) / len(held), abs=0.05)
-        assert manifest.metrics[name]["set_coverage"] == sets["coverage"]
-    report = (mixture_run.artifact / "report" / "results.md").read_text()
-    assert f"Served: {manifest.recommended.reason}." in report

@@ -29,19 +29,6 @@ def tiny() -> tuple[Any, Any, tuple[Block, ...]]:
     return model, task, find_blocks(model, 3)
 
 
-def test_few_vectors_in_all_hold_most_of_the_curvature(problem: Problem) -> None:
-    """A core in 2 vectors a block keeps more of the GGN's trace than any 2 in every block could."""
-    blocks = find_blocks(problem.model, problem.task.classes)
-    core = fit_joint(blocks, rows_of(problem.model, problem.task, batch_size=16), rank=2)
-    ggn, start, best_even = dense_ggn(problem, blocks), 0, 0.0
-    for block in blocks:
-        end = start + block.wide * block.narrow
-        part = ggn[start:end, start:end].reshape(block.wide, block.narrow, block.wide, block.narrow)
-        best_even += float(torch.linalg.eigvalsh(torch.einsum("wkvk->wv", part))[-2:].sum())
-        start = end
-    assert best_even * (1 - 1e-3) < float(core.factor.square().sum()) <= float(ggn.trace()) * (1 + 1e-9)
-
-
 def test_the_sketch_finds_the_leading_directions(problem: Problem) -> None:
     """Between nothing and the whole curvature, and the nearer to the best of its rank the more columns it has.
 

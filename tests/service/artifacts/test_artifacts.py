@@ -228,24 +228,3 @@ async def test_artifacts_to_start_with_must_be_there_and_fit_and_answer(
             assert code(refused) == (503, "not_ready")
             assert ("KeyError" in refused.text, "secret" in refused.text) == (not values, False)
         assert 'laplora_startup_phase{phase="failed"} 1.0' in (await three.served.client.get("/metrics")).text
-
-
-async def test_changes_under_load_drop_nothing(tmp_path: Path) -> None:
-    """Loading, activating and unloading all the while: each answer is 200, by the artifact that it names."""
-    async with three_in(tmp_path, also_load=()) as three:
-        done = asyncio.Event()
-
-        async def ask() -> list[httpx.Response]:
-            answers = []
-            while not done.is_set():
-                answers.append(await three.served.predict("a"))
-            return answers
-
-        asking = asyncio.gather(*(ask() for _ in range(4)))
-        for change in ("second/activate", "first/unload", "third/activate", "first/load") * 8:
-            assert (await three.post(change)).status_code == 200
-        done.set()
-        answers = [answer for own in await asking for answer in own]
-    assert len(answers) > 30
-    for answer in answers:
-        assert answer.json()["artifact"]["digest"] == f"sha256:{named(answer)}"

@@ -6,11 +6,9 @@ import random
 from typing import Any
 
 import pytest
-from serving import FakePredictor, serve, settings, started
-from tiny_runs import FinishedRun
+from serving import FakePredictor, serve
 
-from laplora.prompts.templates import TEMPLATES, render
-from service.app import create_app
+from laplora.prompts.templates import TEMPLATES
 
 pytestmark = pytest.mark.anyio
 
@@ -66,35 +64,3 @@ async def test_evaluate_mixes_kinds_too() -> None:
         refused = await served.client.post("/evaluate", json={"inputs": wrong})
     assert (measured.status_code, measured.json()["rows"]) == (200, 4)
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "inputs.3.label")
-
-
-async def test_on_a_real_model_an_input_is_its_prompt_whatever_it_came_with(choices_run: FinishedRun) -> None:
-    """With one prompt a batch: the same prompt then has the same numbers."""
-    inputs = [
-        {"question": "Is a dull plot good?", "choices": ["good", "bad"]},
-        {"question": "Is a moving plot good 映画 \u202e?", "choices": ["good", "bad", "neither of them"]},
-        {"question": "NUL \x00?", "choices": ["\ufdfa", "same", "same"]},
-    ]
-    # A prompt stands for every label, as those questions do that have three choices.
-    prompts = [render(TEMPLATES["multiple_choice"], item, LETTERS[:3])[0] for item in inputs[1:]]
-    mixed = [*inputs, *({"id": str(i), "prompt": prompt} for i, prompt in enumerate(prompts)), inputs[0]]
-    artifact = choices_run.artifact
-    wanted = settings(artifact=artifact.name, artifacts_root=artifact.parent, device="cpu", batch_tokens=1)
-    async with started(create_app(wanted)) as client:
-        for options in ({}, {"predictive": "map"}, {"covariance": True, "detail": "full"}):
-
-            async def predict(*items: dict[str, Any], options: Any = options) -> list[dict[str, Any]]:
-                response = await client.post("/predict", json={"inputs": items, "options": options})
-                assert response.status_code == 200, response.text
-                answers: list[dict[str, Any]] = response.json()["predictions"]
-                # Each prediction has an id of its own, by which it can be labelled later.
-                assert len({prediction.pop("prediction_id") for prediction in answers}) == len(items)
-                return answers
-
-            answers = await predict(*mixed)
-            assert [(await predict(item))[0] for item in mixed] == answers
-            assert [answer.pop("id", None) for answer in answers] == [None, None, None, "0", "1", None]
-            assert answers[-1] == answers[0]
-            for asked, rendered in zip(answers[1:3], answers[3:5], strict=True):
-                assert {**asked, "label_text": None} == {**rendered, "label_text": None}
-            assert len({answer["probs"]["A"] for answer in answers[:3]}) == 3

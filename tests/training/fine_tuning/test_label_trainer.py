@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from alike_runs import read
-from tiny_runs import adapter, interrupted_at, job, same, sentiment_config
+from tiny_runs import adapter, job, same, sentiment_config
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from laplora.errors import NonFiniteError
@@ -74,16 +74,6 @@ def test_a_loss_that_is_no_number_is_not_left_out(tiny_base_folder: Path, tmp_pa
         patch.setattr(LabelTrainer, "compute_loss", broken)
         with pytest.raises(NonFiniteError, match="a loss on selection rows is NaN or infinite"):
             finetune(load_config(file))
-
-
-def test_an_interrupted_one_keeps_the_same_step(selecting: RunConfig, tiny_base_folder: Path, tmp_path: Path) -> None:
-    """Between two checkpoints; bit for bit, dropout included; evaluations are batches too."""
-    file = sentiment_config(tmp_path, tiny_base_folder, optimizer=SELECTING, adapter=DROPOUT)
-    interrupted_at(20, file)
-    assert job("finetune", file) == 0
-    config = load_config(file)
-    assert same(adapter(config.run_dir), adapter(selecting.run_dir))
-    assert read(config.run_dir / "selected.json") == read(selecting.run_dir / "selected.json")
 
 
 @pytest.mark.exhaustive
