@@ -29,7 +29,7 @@ SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 
 def tell_labels(address: str) -> None:
     """Ask a server the default artifact's test rows, and tell it their true labels."""
-    config = load_config(ROOT / "training" / "configs" / "sst2-smollm2.yaml", [])
+    config = load_config(ROOT / "training" / "configs" / "fields-smollm2.yaml", [])
     splits = load_splits(config.data, seed=config.seed)
     with Client(address) as client:
         answers = client.predict([dict(example.fields) for example in splits.test])

@@ -252,7 +252,7 @@ def predictive(picture: Picture) -> None:
     of 0.9999. About a third of the curve is below 0, where the label is the other one, so the average probability is
     0.68.
     """
-    # docs/api.md has the numbers of README's answer: a centred mean of 4.46 nats and a variance of 88.2 squared nats.
+    # An answer of training/configs/sst2-smollm2.yaml: a centred mean of 4.46 nats and a variance of 88.2 squared nats.
     # The difference of the two logits has twice that mean and four times that variance.
     mean, deviation, low, high = 2 * 4.46, 2 * math.sqrt(88.2), -45, 62
     top, bottom = 60, 230

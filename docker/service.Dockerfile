@@ -72,7 +72,7 @@ COPY --from=build /opt/venv /opt/venv
 COPY --from=build /bom /usr/share/doc/laplora
 # Before VOLUME, so that a new named volume starts with it and with its owner.
 COPY --from=build --chown=10001:10001 /state /var/lib/laplora
-COPY artifacts/sst2-smollm2 /artifacts/sst2-smollm2
+COPY artifacts/fields-smollm2 /artifacts/fields-smollm2
 COPY service /app/service
 # The last two are for a GPU: what NVIDIA's runtime mounts, and memory that rows of every length do not break into pieces
 # (by torch's older name, which every torch reads).

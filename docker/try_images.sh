@@ -65,7 +65,7 @@ if [ -z "${BASE_IMAGE:-}" ]; then
 fi
 build training "$@"
 jobs=$(buildah from localhost/laplora-training)
-buildah run "$jobs" -- python -m training run --config training/configs/sst2-smollm2.yaml --help >/dev/null
+buildah run "$jobs" -- python -m training run --config training/configs/fields-smollm2.yaml --help >/dev/null
 buildah rm "$jobs" >/dev/null
 build service --build-arg BAKE_MODEL=smollm2-135m-instruct "$@"
 export -f serve innermost

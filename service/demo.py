@@ -1,7 +1,7 @@
 """``make demo``: start the real server, ask it three questions, show the answers, keep serving.
 
-The questions are one clear, one ambiguous and one nonsense input; for an artifact of another task they are
-the inputs of its recorded answers.
+The questions are one clear, one ambiguous and one that is unlike the training rows. For an artifact of another task
+they are the inputs of its recorded answers.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any
 
 import httpx
 
-#: Error rate among accepted answers that the decisions are for. The surest rows of the small default model err at 6 %
-#: (docs/promises.md), so at the usual 5 % hardly any answer of it is accepted.
-TARGET_RISK = 0.1
+#: Error rate among accepted answers that the decisions are for.
+TARGET_RISK = 0.05
+#: Template of the default artifact, which the questions are for.
+TEMPLATE = "subject"
 TEXTS: dict[str, dict[str, Any]] = {
-    "clear": {"text": "a warm , funny and beautifully acted film that i will gladly watch again ."},
-    "ambiguous": {"text": "handsome , well played and strangely hollow ."},
-    "nonsense": {"text": "purple seventeen the of tractor ## qzx lamp lamp 0x3f of ."},
+    "clear": {"text": "Which valve lies between the left atrium and the left ventricle?"},
+    "ambiguous": {"text": "What is the best treatment of a brute-force attack?"},
+    "unlike": {"text": "a quietly moving story, told with wit and great care."},
 }
 
 
@@ -79,8 +80,8 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> bool:
 
 def examples(artifact: Path) -> dict[str, dict[str, Any]]:
     """Return inputs by name that fit the artifact's template."""
-    template = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["template"]["text"]
-    if "{text}" in template and "{question}" not in template:
+    template = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["template"]
+    if template["name"] == TEMPLATE:
         return TEXTS
     golden = json.loads((artifact / "golden.json").read_text(encoding="utf-8"))["answers"]
     return {f"recorded {i}": entry["inputs"] for i, entry in enumerate(golden[:3], start=1)}
@@ -94,39 +95,29 @@ def show(url: str, inputs: Mapping[str, Mapping[str, Any]]) -> None:
     }
     response = httpx.post(f"{url}/predict", json=body, timeout=120)
     response.raise_for_status()
-    answer = response.json()
-    print(
-        f"\nPOST {url}/predict -> {response.status_code} in {answer['timing_ms']['total']:.0f} ms, "
-        f"artifact {answer['artifact']['name']} ({answer['artifact']['quantization']})\n"
-    )
+    print(f"\nPOST {url}/predict -> {response.status_code} in {response.elapsed.total_seconds():.1f} s\n")
     for name, fields in inputs.items():
         print(f"  {name:<10} {json.dumps(next(iter(fields.values())), ensure_ascii=False)}")
     print()
-    name = answer["predictive"]["name"]
-    served = "Laplace" if name == "laplace" else name
-    header = ("input", "answer", "MAP", served, "+-", "epistemic", "flags", "decision")
-    rows = [header, *(_row(p) for p in answer["predictions"])]
-    widths = [max(len(r[i]) for r in rows) for i in range(len(header))]
-    for i, row in enumerate(rows):
-        print("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
-        if i == 0:
-            print("  " + "  ".join("-" * w for w in widths))
-    print(f"\n  MAP and {served}: probability of the answer; +-: its standard deviation over the weights;")
-    print("  epistemic: the part of the uncertainty, in nats, in which plausible weights disagree;")
-    print(f"  decision: for an error rate of {TARGET_RISK:.0%} among accepted answers (options.target_risk).")
+    predictions = response.json()["predictions"]
+    rows = [("input", "label", "model alone", "laplora", "decision", "why"), *map(_row, predictions)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rows.insert(1, tuple("-" * width for width in widths))
+    for row in rows:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\n  model alone and laplora: probability of the label, before and after calibration;")
+    print(f"  decision: of the accepted answers at most {TARGET_RISK:.0%} are to be wrong (options.target_risk).")
 
 
 def _row(prediction: Mapping[str, Any]) -> tuple[str, ...]:
-    label = prediction["label"]
+    label, alone = prediction["label"], prediction.get("map_probs")
     return (
         prediction["id"],
-        prediction["label_text"],
-        f"{prediction['map_probs'][label]:.3f}",
+        label,
+        f"{alone[label]:.3f}" if alone else "-",
         f"{prediction['probs'][label]:.3f}",
-        f"{prediction['probs_std'][label]:.3f}" if prediction["probs_std"] else "-",
-        f"{prediction['uncertainty']['epistemic']:.4f}" if prediction["uncertainty"] else "-",
-        ", ".join(prediction["flags"]) or "-",
         prediction["decision"],
+        prediction["decision_reason"],
     )
 
 

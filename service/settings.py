@@ -45,7 +45,7 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
-    artifact: str = Field("sst2-smollm2", min_length=1)
+    artifact: str = Field("fields-smollm2", min_length=1)
     """Artifact to serve: a folder's path, a name in the artifacts root, or where it lies: hf://OWNER/NAME@REVISION,
     s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or https://HOST/FOLDER, and to pin it #sha256=DIGEST.
     """

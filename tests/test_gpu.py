@@ -19,6 +19,7 @@ from alike_runs import check_alike, check_measured_alike
 from tiny_runs import sentiment_config
 
 from benchmarks.estimate.architectures import architecture
+from benchmarks.harness.provenance import ARTIFACT
 from benchmarks.harness.random_models import random_model
 from benchmarks.harness.subject import random_batch
 from benchmarks.speed.parts.fit import with_posterior
@@ -37,8 +38,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-
-ARTIFACT = Path(__file__).resolve().parents[1] / "artifacts" / "sst2-smollm2"
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@
     python -m benchmarks.familiarity --tables                               # measures nothing: RESULTS.md again
 
 FOLDER holds the data sets of homes.py, each with the files that its authors publish. RUNS is where
-``benchmarks.experts`` keeps its adapters; the default artifact, sst2, needs none. What models show of texts is kept in
+``benchmarks.experts`` keeps its adapters; sst2 is an artifact (homes.py). What models show of texts is kept in
 runs/familiarity: a second call runs nothing. Nothing here is a time, so a busy machine gives the same figures.
 """
 

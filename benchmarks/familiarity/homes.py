@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from benchmarks.evidence.adapters import load_classifier, put
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.experts.cells import Cell
-from benchmarks.harness.provenance import ARTIFACT
+from benchmarks.harness.provenance import ROOT
 from benchmarks.harness.subject import load_subject
 from benchmarks.peers.subject import artifact_rows
 from laplora.artifact.folder import read_artifact
@@ -24,14 +24,16 @@ from laplora.models.base import load_tokenizer
 from laplora.prompts.examples import Example
 from training.data.corruptions import CorruptionKind, corrupt
 
-#: The default artifact, and tasks of which ``benchmarks.experts`` keeps an adapter.
+#: An artifact that ``make train CONFIG=training/configs/sst2-smollm2.yaml`` makes.
+SST2 = ROOT / "artifacts" / "sst2-smollm2"
+#: It, and tasks of which ``benchmarks.experts`` keeps an adapter.
 HOMES = ("sst2", "emotion", "trec", "clinc150")
 #: Tasks whose texts are strange to the others, and those of the same texts.
 _OTHERS = ("emotion", "irony", "sst2", "banking77", "domains", "trec", "fields", "subjects")
 _SAME = {"sst2": {"domains"}, "clinc150": {"domains"}}
 #: Nobody's rows: other languages, prompt injections, hardly any text; written for this benchmark.
 _TEXTS = Path(__file__).with_name("texts.json")
-#: Rows of a set, and of those that the default artifact's figure is about.
+#: Rows of a set, and of those that sst2's figure is about.
 _SHOWN, _HELD_OUT = 200, 500
 
 
@@ -53,10 +55,10 @@ class Home:
 def home_of(name: str, data: Path, runs: Path) -> Home:
     """Return a home; ``runs`` is where ``benchmarks.experts`` keeps adapters."""
     if name == "sst2":
-        splits, location = artifact_rows()
-        manifest = read_artifact(ARTIFACT).manifest
+        splits, location = artifact_rows(SST2)
+        manifest = read_artifact(SST2).manifest
         words: Mapping[str, str] = dict(zip(manifest.labels, manifest.readout.verbalizers, strict=True))
-        model, template = load_subject("nf4").model, manifest.template.template()
+        model, template = load_subject("nf4", artifact=SST2).model, manifest.template.template()
         classifier = Classifier(model, load_tokenizer(location), template, words, max_tokens=manifest.max_tokens)
         return Home(classifier, splits.train, splits.calibration, splits.test)
     cell = Cell(name, 0, runs)

@@ -16,7 +16,7 @@ from laplora.artifact.folder import read_artifact
 
 ROOT = Path(__file__).parents[2]
 #: The artifact that whatever needs one is measured on.
-ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
+ARTIFACT = ROOT / "artifacts" / "fields-smollm2"
 #: Where quick runs leave their figures: git ignores it, and nothing published is made of it.
 SCRATCH = ROOT / "runs" / "bench-quick"
 #: What a figure can depend on; the pages and figures themselves are not among it, a run changes them.

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +22,6 @@ from laplora.prompts.rows import Batch, EncodedRow, collate, encode
 from laplora.prompts.templates import render
 from training.config import load_config
 from training.data.section import Splits, load_splits
-
-CONFIG = ROOT / "training" / "configs" / "sst2-smollm2.yaml"
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,9 @@ def _tiny_models() -> Any:
     return tiny_models
 
 
-def artifact_rows() -> tuple[Splits, str]:
-    """Return the default artifact's rows, as text, and the folder of its base model."""
-    config = load_config(CONFIG)
+def artifact_rows(artifact: Path = ARTIFACT) -> tuple[Splits, str]:
+    """Return the rows of an artifact of a ready configuration, as text, and the folder of its base model."""
+    config = load_config(ROOT / "training" / "configs" / f"{artifact.name}.yaml")
     location = locate_base(BaseSpec(config.base.model, config.base.revision))
     return load_splits(config.data, seed=config.seed), location
 

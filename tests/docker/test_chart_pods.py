@@ -10,6 +10,7 @@ import pytest
 import yaml
 from test_docker import environment, parse, settings_of
 
+from benchmarks.harness.provenance import ARTIFACT
 from service.app import create_app
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -43,7 +44,7 @@ def settings(render: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Cal
 def test_the_server_obeys_the_values(settings: Callable[..., Settings]) -> None:
     plain = settings()
     assert (plain.device, plain.auth, plain.host) == ("cuda", "keys", "0.0.0.0")
-    assert plain.artifact == "sst2-smollm2"
+    assert plain.artifact == ARTIFACT.name
     chosen = settings(
         device="cpu",
         artifact={"name": "s3://models/reviews"},

@@ -19,6 +19,7 @@ import yaml
 from documents import PAGES, ROOT, Block, blocks, commands, read
 from typer.testing import CliRunner
 
+from benchmarks.harness.provenance import ARTIFACT
 from laplora.commands.app import app
 from laplora.models.offline import OFFLINE_MODELS
 from laplora.report.verdict import rows_to_show
@@ -57,7 +58,7 @@ def test_configurations_are_valid(block: Block) -> None:
     """A whole configuration as it is, a section in the place of the default artifact's."""
     given: dict[str, Any] = yaml.safe_load(block.text)
     if "name" not in given:
-        given = yaml.safe_load(read("training/configs/sst2-smollm2.yaml")) | given
+        given = yaml.safe_load(read(f"training/configs/{ARTIFACT.name}.yaml")) | given
     RunConfig.model_validate(given)
 
 

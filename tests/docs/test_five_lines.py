@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from documents import ROOT, blocks
+from documents import blocks
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
+from benchmarks.harness.provenance import ARTIFACT
 from laplora.models.offline import ensure_encoder, ensure_model
 
 GOOD = ("a gripping film .", "lovely and warm .", "superb .", "a brilliant , moving plot .", "very funny .")
@@ -74,7 +75,7 @@ def test_multiple_choice(names: dict[str, Any]) -> None:
 
 def test_a_model_with_an_adapter(names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = AutoModelForCausalLM.from_pretrained(names["folder"], dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, str(ROOT / "artifacts" / "sst2-smollm2" / "adapter"))
+    model = PeftModel.from_pretrained(base, str(ARTIFACT / "adapter"))
     given = {"train_rows": REVIEWS[:10], "calibration_rows": REVIEWS[10:34], "test_rows": REVIEWS[34:]}
     monkeypatch.chdir(tmp_path)
     exec(

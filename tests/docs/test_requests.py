@@ -16,6 +16,8 @@ import pytest
 from documents import ROOT, Block, blocks, commands
 from server_process import server_process
 
+from benchmarks.harness.provenance import ARTIFACT
+from laplora.artifact.folder import read_artifact
 from laplora.files import file_sha256
 
 PAGES = ("README.md", "docs/api.md", "docs/protocols.md", "docs/quick-start.md", "docs/serving.md")
@@ -36,7 +38,7 @@ class Example:
     def request(self, folder: Path = Path()) -> httpx.Request:
         """Return what curl would send; files are those of a folder."""
         url, method, body, headers = "", None, None, {}
-        words = iter([word.replace("sst2-smollm2", "fake") for word in self.words[1:]])
+        words = iter([word.replace(ARTIFACT.name, "fake") for word in self.words[1:]])
         for word in words:
             if word == "-X":
                 method = next(words)
@@ -81,7 +83,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         (root / name).mkdir()
         (root / name / "manifest.json").write_text("{}")
     command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(root)]
-    environment = {"FAKE_CHOICES": "winogrande-smollm2", "LAPLORA_AUTH": "off"}
+    labels = "|".join(read_artifact(ARTIFACT).manifest.labels)
+    environment = {"FAKE_CHOICES": "winogrande-smollm2", "FAKE_OWN_LABELS": labels, "LAPLORA_AUTH": "off"}
     with (
         server_process([*command, "--also-load", "winogrande-smollm2"], environment) as process,
         process.client() as client,
@@ -167,12 +170,12 @@ def test_the_commands_of_a_job_follow_it_to_its_end(client: httpx.Client, tmp_pa
 
 @pytest.mark.parametrize("block", [b for b in blocks("python") if "localhost:8000" in b.text], ids=str)
 def test_a_program_runs(client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
-    (tmp_path / "reviews.txt").write_text("dull .\na gripping film .\n", encoding="utf-8")
-    (tmp_path / "test.jsonl").write_text('{"text": "dull .", "label": "negative"}\n', encoding="utf-8")
+    (tmp_path / "questions.txt").write_text("What is a hash table?\nWhich nerve moves the tongue?\n", encoding="utf-8")
+    (tmp_path / "test.jsonl").write_text('{"text": "What is a hash table?", "label": "computing"}\n', encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     address = str(client.base_url).rstrip("/")
     program = block.text.replace("http://localhost:8000", address).replace("progress=True", "progress=False")
-    program = program.replace("localhost:8000", address.removeprefix("http://")).replace("sst2-smollm2", "fake")
+    program = program.replace("localhost:8000", address.removeprefix("http://")).replace(ARTIFACT.name, "fake")
     exec(compile(program, str(block), "exec"), {"__name__": "__main__"})
 
 
@@ -188,12 +191,11 @@ def test_the_librarys_program_gives_the_readmes_answer(monkeypatch: pytest.Monke
     assert prediction.decision == shown["decision"]
     # In bfloat16 a probability moves by up to 0.1 with the machine's instructions and the batch (docs/api.md).
     assert prediction.probs == pytest.approx(shown["probs"], abs=0.1)
-    assert prediction.probs_std == pytest.approx(shown["probs_std"], abs=0.1)
     assert prediction.map_probs == pytest.approx(shown["map_probs"], abs=0.01)
 
 
 def test_digests_that_pages_show_are_of_the_default_artifact() -> None:
-    digest = file_sha256(ROOT / "artifacts" / "sst2-smollm2" / "manifest.json")
+    digest = file_sha256(ARTIFACT / "manifest.json")
     shown = [found for page in PAGES for found in re.findall("sha256[:=]([0-9a-f]{8,})", (ROOT / page).read_text())]
     assert len(shown) > 2
     assert all(digest.startswith(found) for found in shown), shown

@@ -3,10 +3,10 @@
 With FAKE_GATE=FILE every prediction waits until that file exists, and makes FILE.waiting meanwhile; one of a row with a
 token N from 99,700 to 99,799 waits for FILE.N as well. At load recorded answers are others with FAKE_BROKEN=golden, and
 the device is lost with FAKE_BROKEN=fault. FAKE_CHOICES=NAME adds an artifact of that name that answers questions with
-choices, by the labels FAKE_LABELS=A|B|... A folder named "stuck" in the root is never read to its end, and one named
-"held" is not loaded before it has a file "go". The folder FAKE_REPORT has the first artifact's report, and its jobs
-have theirs. With FAKE_POISON=N,... rows with these tokens have no answer; one with the token 99666 meets a CUDA fault.
-With FAKE_CLOCK=1 the wall clock jumps a year to and fro at each look.
+choices, by the labels FAKE_LABELS=A|B|...; those of the first are FAKE_OWN_LABELS. A folder named "stuck" in the root
+is never read to its end, and one named "held" is not loaded before it has a file "go". The folder FAKE_REPORT has the
+first artifact's report, and its jobs have theirs. With FAKE_POISON=N,... rows with these tokens have no answer; one
+with the token 99666 meets a CUDA fault. With FAKE_CLOCK=1 the wall clock jumps a year to and fro at each look.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def jumping_clock() -> Callable[[], float]:
 if __name__ == "__main__":
     if os.environ.get("FAKE_CLOCK"):
         time.time = jumping_clock()
-    predictor = GatedPredictor()
+    own = os.environ.get("FAKE_OWN_LABELS")
+    predictor = GatedPredictor(template=TEMPLATES["subject"], labels=own.split("|")) if own else GatedPredictor()
     if folder := os.environ.get("FAKE_REPORT"):
         page = Path(folder, REPORT_PAGE).read_bytes()
         record = FileRecord(sha256=hashlib.sha256(page).hexdigest(), size_bytes=len(page))

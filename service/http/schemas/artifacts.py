@@ -12,7 +12,7 @@ from service.http.schemas.base import Answer
 class ArtifactRef(Answer):
     """Which artifact answered."""
 
-    name: str = Field(description="Its name.", examples=["sst2-smollm2"])
+    name: str = Field(description="Its name.", examples=["fields-smollm2"])
     digest: str = Field(description="Hash of its content.", examples=["sha256:2c26b46b68ffc68f"])
     base_model: str = Field(description="The base model it was fine-tuned from.", examples=["smollm2-135m-instruct"])
     quantization: str = Field(description="How the base model's weights are held: nf4, or none.", examples=["nf4"])
@@ -94,7 +94,7 @@ class TokenBudgetOut(Answer):
 class ArtifactSummary(Answer):
     """One artifact of the root."""
 
-    name: str = Field(description="Its name.", examples=["sst2-smollm2"])
+    name: str = Field(description="Its name.", examples=["fields-smollm2"])
     active: bool = Field(description="Whether it answers requests that name no artifact.", examples=[True])
     loaded: bool = Field(description="Whether requests can name it.", examples=[True])
     requests: int | None = Field(examples=[3])
@@ -119,7 +119,7 @@ class ArtifactSummary(Answer):
     weights: WeightsOut | None = Field(description="How its base model's weights are held; null unless it is loaded.")
     reverse_pass: ReversePassOut | None = Field(description="How its Jacobians are computed; null unless it is loaded.")
     token_budget: TokenBudgetOut | None = Field(description="How large its batches may be; null unless it is loaded.")
-    report: str | None = Field(examples=["/artifacts/sst2-smollm2/report"])
+    report: str | None = Field(examples=["/artifacts/fields-smollm2/report"])
     """Path of the page that it brings along; null where it brings none."""
     error: str | None = Field(examples=["the manifest is missing"])
     """Why it cannot be served; null where it can be read."""
@@ -128,7 +128,7 @@ class ArtifactSummary(Answer):
 class ArtifactsResponse(Answer):
     """The loaded artifacts, and the others of the root, which can be loaded."""
 
-    active: str | None = Field(examples=["sst2-smollm2"])
+    active: str | None = Field(examples=["fields-smollm2"])
     """Name of the one that answers; null while loading."""
     artifacts: list[ArtifactSummary] = Field(description="The active one first, then those of the artifacts root.")
 
@@ -137,7 +137,7 @@ class ActivateResponse(Answer):
     """The artifact that answers from now on where a request names none."""
 
     artifact: ArtifactRef = Field(description="Which artifact answers now.")
-    previous: str | None = Field(description="Name of the one that was active before.", examples=["sst2-smollm2"])
+    previous: str | None = Field(description="Name of the one that was active before.", examples=["fields-smollm2"])
     unloaded: list[str] = Field(description="Names of those that went to make room.", examples=[[]])
 
 

@@ -18,7 +18,7 @@ class ChangeOut(Answer):
     id: str = Field(description="Its id.", examples=["7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"])
     kind: Literal["load", "activate", "condition", "undo_condition"] = Field(examples=["load"])
     """What was asked for."""
-    artifact: str = Field(description="Name of the artifact that was asked for.", examples=["sst2-smollm2"])
+    artifact: str = Field(description="Name of the artifact that was asked for.", examples=["fields-smollm2"])
     status: Literal["queued", "running", "succeeded", "failed"] = Field(examples=["succeeded"])
     """queued: it is being looked at and may be refused; running; succeeded: there is a result; failed: the field error
     says why.

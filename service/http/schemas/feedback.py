@@ -114,7 +114,7 @@ class DriftOut(Answer):
 class SeriesOut(Answer):
     """One loaded artifact and predictive."""
 
-    artifact: str = Field(description="The artifact's name.", examples=["sst2-smollm2"])
+    artifact: str = Field(description="The artifact's name.", examples=["fields-smollm2"])
     digest: str = Field(description="Hash of the artifact's content.", examples=["sha256:2c26b46b68ffc68f"])
     predictive: str = Field(examples=["laplace"])
     """The one that was asked for; NAME_order_average where two orders were averaged."""

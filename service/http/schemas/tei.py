@@ -94,7 +94,7 @@ class TeiModelType(Answer):
 class TeiInfo(Answer):
     """The active artifact and this server's limits, as text-embeddings-inference describes itself."""
 
-    model_id: str = Field(description="The artifact's name.", examples=["sst2-smollm2"])
+    model_id: str = Field(description="The artifact's name.", examples=["fields-smollm2"])
     model_sha: str = Field(description="The artifact's digest.", examples=["sha256:2c26b46b68ffc68f"])
     model_dtype: str = Field(description="Type of the base model's numbers.", examples=["bfloat16"])
     model_type: TeiModelType = Field(description="What the model is.")

@@ -108,7 +108,7 @@ class ClassifyResponse(Answer):
     id: str = Field(description="classify- and the request's id.", examples=["classify-9bf17f2847b046c7"])
     object: Literal["list"] = Field("list", description="Always list.", examples=["list"])
     created: int = Field(description="When it was answered, seconds since 1970, UTC.", examples=[1745383213])
-    model: str = Field(description="Name of the artifact that answered.", examples=["sst2-smollm2"])
+    model: str = Field(description="Name of the artifact that answered.", examples=["fields-smollm2"])
     data: list[ClassifyData] = Field(description="One answer per input, in the inputs' order.")
     usage: UsageInfo = Field(description="Tokens.")
 
@@ -116,7 +116,7 @@ class ClassifyResponse(Answer):
 class ModelCard(Answer):
     """A loaded artifact, as vLLM lists models."""
 
-    id: str = Field(description="The artifact's name.", examples=["sst2-smollm2"])
+    id: str = Field(description="The artifact's name.", examples=["fields-smollm2"])
     object: Literal["model"] = Field("model", description="Always model.", examples=["model"])
     created: int = Field(description="When it was asked, seconds since 1970, UTC.", examples=[1745383213])
     owned_by: Literal["laplora"] = Field("laplora", description="Always laplora.", examples=["laplora"])

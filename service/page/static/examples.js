@@ -1,11 +1,20 @@
 // Inputs to try, for artifacts whose template and labels they fit. `label` is the true one.
 
+const EXAM_QUESTIONS = [
+  { title: "Sounds certain, is not", text: "What is the best treatment of a brute-force attack?", label: "computing" },
+  { title: "Clearly medicine", text: "Which valve lies between the left atrium and the left ventricle?", label: "medicine" },
+  { title: "Clearly law", text: "Can a state be sued for the deeds of its soldiers abroad?", label: "law" },
+  { title: "Between two fields", text: "Which court hears a dispute about the patent of a vaccine?", label: "law" },
+  { title: "Wrong, and missed", text: "Is a contract valid that was signed by a computer program?", label: "law" },
+  { title: "No question at all", text: "a quietly moving story, told with wit and great care.", label: null },
+];
+
 const REVIEWS = [
-  { title: "Sounds certain, is not", text: "handsome , well played and strangely hollow .", label: "negative" },
+  { title: "Mixed", text: "handsome , well played and strangely hollow .", label: "negative" },
   { title: "Clearly good", text: "a quietly moving story , told with wit and great care .", label: "positive" },
   { title: "Clearly bad", text: "dull .", label: "negative" },
-  { title: "Wrong, and caught", text: "the trailer is better than the film .", label: "negative" },
-  { title: "Wrong, and missed", text: "the best film of the year , if you have seen no other .", label: "negative" },
+  { title: "About the trailer", text: "the trailer is better than the film .", label: "negative" },
+  { title: "Faint praise", text: "the best film of the year , if you have seen no other .", label: "negative" },
   {
     title: "No review at all",
     text: "the premises of the treaty were signed in geneva on tuesday by the two ministers .",
@@ -26,8 +35,10 @@ const QUESTIONS = [
 // Returns examples that fit: each has a title, the fields of an input, and the true label or null.
 export function examplesFor({ fields, labels }) {
   const names = [...fields].sort().join();
-  if (names === "text" && ["negative", "positive"].every((word) => labels.includes(word))) {
-    return REVIEWS.map(({ title, text, label }) => ({ title, fields: { text }, label }));
+  const has = (...words) => words.every((word) => labels.includes(word));
+  if (names === "text") {
+    const texts = has("computing", "law", "medicine") ? EXAM_QUESTIONS : has("negative", "positive") ? REVIEWS : [];
+    return texts.map(({ title, text, label }) => ({ title, fields: { text }, label }));
   }
   if (names === "choices,question") {
     return QUESTIONS.map(({ title, question, choices, right }) => ({

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.harness.provenance import ARTIFACT
 from laplora.answers.golden import Golden, GoldenAnswer, read_golden, verify_answers
 from laplora.answers.prediction import LabelArrays
 from laplora.errors import ArtifactCorruptError, GoldenMismatchError
 
-ARTIFACT = Path(__file__).resolve().parents[3] / "artifacts" / "sst2-smollm2"
 PROBS = [0.25, 0.75]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from remote_servers import Web, web_server
 
+from benchmarks.harness.provenance import ARTIFACT
 from laplora.artifact.fetched import FetchRules, fetch_artifact, local_artifact, pull_artifact
 from laplora.artifact.folder import Artifact, new_artifact, read_artifact
 from laplora.artifact.packaged import new_version
@@ -27,8 +28,6 @@ from laplora.errors import (
 )
 from laplora.remote.address import parse_address
 
-NAME = "sst2-smollm2"
-WHOLE = Path(__file__).parents[3] / "artifacts" / NAME
 POSTERIOR = "posterior.safetensors"
 
 
@@ -42,12 +41,12 @@ class Site:
 
     @property
     def address(self) -> str:
-        return f"{self.web.url}/{NAME}"
+        return f"{self.web.url}/{ARTIFACT.name}"
 
     @property
     def files(self) -> list[str]:
         """The files that were asked for since the last look."""
-        names = [path.partition("?")[0].removeprefix(f"/{NAME}/") for path in self.web.asked]
+        names = [path.partition("?")[0].removeprefix(f"/{ARTIFACT.name}/") for path in self.web.asked]
         self.web.asked.clear()
         return names
 
@@ -68,14 +67,14 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    shutil.copytree(WHOLE, tmp_path / "site" / NAME)
+    shutil.copytree(ARTIFACT, tmp_path / "site" / ARTIFACT.name)
     with web_server(tmp_path / "site") as web:
-        yield Site(web, tmp_path / "site" / NAME, tmp_path / "cache")
+        yield Site(web, tmp_path / "site" / ARTIFACT.name, tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")
 def whole() -> Artifact:
-    return read_artifact(WHOLE)
+    return read_artifact(ARTIFACT)
 
 
 def pin(artifact: Artifact) -> str:
@@ -85,7 +84,7 @@ def pin(artifact: Artifact) -> str:
 def test_each_version_of_an_artifact_is_fetched_once_by_its_digest(site: Site, whole: Artifact) -> None:
     said: list[str] = []
     folder = site.fetch(progress=said.append)
-    assert folder.name == NAME
+    assert folder.name == ARTIFACT.name
     assert read_artifact(folder).digest == whole.digest
     assert sorted(site.files) == sorted(["manifest.json", *whole.manifest.files])
     assert pin(whole) in said[-1]
@@ -110,7 +109,7 @@ def test_each_version_of_an_artifact_is_fetched_once_by_its_digest(site: Site, w
     with pytest.raises(ArtifactCorruptError, match="pinned"):
         site.fetch(f"#sha256={'0' * 64}")
     # A folder is taken as it is.
-    assert local_artifact(str(WHOLE)) == WHOLE
+    assert local_artifact(str(ARTIFACT)) == ARTIFACT
     with pytest.raises(ConfigError):
         local_artifact("ftp://host/a")
 
@@ -195,7 +194,7 @@ def test_a_file_that_is_not_what_the_manifest_says(
     assert site.nothing_was_kept()
     # Once it is mended, what was right all along is not asked for again, nor taken where a kill left half of it.
     site.web.asked.clear()
-    shutil.copyfile(WHOLE / POSTERIOR, file)
+    shutil.copyfile(ARTIFACT / POSTERIOR, file)
     (partial,) = site.cache.glob("artifacts/.*.partial")
     left = {name for name in whole.manifest.files if (partial / name).exists()} - {POSTERIOR}
     half = min(left)
@@ -253,7 +252,7 @@ def test_a_copy_in_the_cache_cannot_be_changed_and_one_of_ones_own_can(
     mine = tmp_path / "mine"
     assert pull_artifact(parse_address(site.address), mine, cache=site.cache).digest == whole.digest
     with new_artifact(mine) as new:
-        shutil.copytree(WHOLE, new, dirs_exist_ok=True)
+        shutil.copytree(ARTIFACT, new, dirs_exist_ok=True)
     (mine / "notes.txt").write_text("mine")
     with pytest.raises(ArtifactWriteError, match=r"notes\.txt"):
         pull_artifact(parse_address(site.address), mine, cache=site.cache)

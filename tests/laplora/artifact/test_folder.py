@@ -23,7 +23,6 @@ from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, Arti
 ADAPTER = "adapter/adapter_model.safetensors"
 REQUIRED = (ADAPTER, "adapter/adapter_config.json", POSTERIOR, GOLDEN, SCORES)
 FILES = (*REQUIRED, "report/evaluation.json", "report/results.md")
-DEFAULT_ARTIFACT = Path(__file__).resolve().parents[3] / "artifacts" / "sst2-smollm2"
 
 
 def edit_manifest(folder: Path, **changes: Any) -> None:

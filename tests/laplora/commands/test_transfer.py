@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from remote_servers import hub_server
 
+from benchmarks.harness.provenance import ARTIFACT
 from laplora.artifact.folder import read_artifact
 from laplora.commands.app import main
 
-ARTIFACT = Path(__file__).parents[3] / "artifacts" / "sst2-smollm2"
 URL = "s3://models/team/sst2"
 
 
@@ -28,7 +28,7 @@ def test_what_was_pushed_is_pulled(tmp_path: Path, capsys: pytest.CaptureFixture
     pinned = capsys.readouterr().out.strip()
     assert pinned == f"{URL}#{digest.replace(':', '=')}"
     assert main(["push", str(ARTIFACT), URL, "--json"]) == 0  # it is there already
-    assert json.loads(capsys.readouterr().out) == {"url": pinned, "name": "sst2-smollm2", "digest": digest}
+    assert json.loads(capsys.readouterr().out) == {"url": pinned, "name": ARTIFACT.name, "digest": digest}
 
     target = tmp_path / "artifacts" / "mine"
     assert main(["pull", pinned, "--to", str(target)]) == 0
@@ -79,7 +79,7 @@ def test_the_hub_answers_with_the_commit(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["pull", "artifacts/sst2-smollm2"],
+        ["pull", f"artifacts/{ARTIFACT.name}"],
         ["pull", "https://me:pa55word@host/a"],
         ["push", "nowhere", URL],
         ["push", str(ARTIFACT), "https://127.0.0.1:9/a#sha256=" + "0" * 64],

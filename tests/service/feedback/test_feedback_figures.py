@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from server_process import ROOT
 from serving import FakePredictor
 
+from benchmarks.harness.provenance import ARTIFACT
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import read_scores
 from laplora.artifact.folder import read_artifact
@@ -26,7 +26,6 @@ from service.feedback.labels import FeedbackStore
 from service.feedback.records import Figures, SeriesReport
 from service.feedback.references import reference_of
 
-ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
 LABELS = ("A", "B", "C")
 
 
@@ -218,11 +217,14 @@ def test_the_default_artifacts_references() -> None:
     default: Any = SimpleNamespace(artifact=artifact, review_scores=scores)
     laplace = reference_of(default, "laplace")
     measured = manifest.metrics["laplace"]
-    assert (laplace.rows, laplace.nll, laplace.ece) == (422, measured["nll"], measured["ece"])
-    assert (laplace.coverage, laplace.calibration_rows) == (0.9, 150)
-    # Two classes: the entropy that reviews go by orders rows as the confidence does.
-    assert laplace.scores_rank == ("score", "confidence")
+    assert (laplace.rows, laplace.nll, laplace.ece) == (600, measured["nll"], measured["ece"])
+    assert (laplace.coverage, laplace.calibration_rows) == (0.9, 696)
     assert laplace.scores is not None
+    assert laplace.scores_rank == ("score",)
+    artifact = replace(artifact, manifest=manifest.model_copy(update={"labels": manifest.labels[:2]}))
+    default = SimpleNamespace(artifact=artifact, review_scores=scores)
+    # Reviews go by MAP's entropy, which with two classes orders rows as MAP's confidence does.
     assert reference_of(default, "map").scores_rank == ("score", "confidence")
+    assert reference_of(default, "laplace").scores_rank == ("score",)
     average = reference_of(default, "laplace_order_average")
     assert (average.nll, average.scores, average.coverage) == (None, None, 0.9)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from benchmarks.harness.provenance import ARTIFACT
 from laplora.errors import ConfigError
 from laplora.jacobians.many_classes import ManyClasses
 from training.config import DataConfig, RunConfig, Section, config_hash_fields, load_config
@@ -18,7 +19,6 @@ from training.data.section import InlineTemplate, SplitPaths
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "training" / "configs"
-DEFAULT_ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
 MINIMAL: dict[str, Any] = {"name": "x", "data": {"dataset": "winogrande_s"}}
 STUDENT = {"teacher": "artifacts/x", "inputs": "rows.jsonl"}
 
@@ -141,6 +141,6 @@ def test_overrides_that_cannot_be(file: Path, override: str, message: str) -> No
 
 def test_the_default_artifact_is_what_its_configuration_makes() -> None:
     """Field by field: who changes the file must train again, so that whoever runs it gets that artifact."""
-    recorded = json.loads((DEFAULT_ARTIFACT / "manifest.json").read_text(encoding="utf-8"))["config"]
-    made = load_config(CONFIGS / "sst2-smollm2.yaml")
+    recorded = json.loads((ARTIFACT / "manifest.json").read_text(encoding="utf-8"))["config"]
+    made = load_config(CONFIGS / f"{ARTIFACT.name}.yaml")
     assert config_hash_fields(RunConfig.model_validate(recorded)) == config_hash_fields(made)
