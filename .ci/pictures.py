@@ -217,14 +217,14 @@ def artifact(picture: Picture) -> None:
 
 
 def rows(picture: Picture) -> None:
-    """What each part of the labelled rows is for
+    """The task of each part of the labelled rows
 
     Training rows give the adapter and the curvature. Calibration rows give prior, temperature, thresholds and the
     recommendation. Test rows give the report only.
     """
-    picture.box(20, 30, 170, 56, "plain", "training rows", "300 in the example")
-    picture.box(20, 120, 170, 56, "plain", "calibration rows", "150")
-    picture.box(20, 210, 170, 56, "plain", "test rows", "422")
+    picture.box(20, 30, 170, 56, "plain", "training rows", "most of the labels")
+    picture.box(20, 120, 170, 56, "plain", "calibration rows", "held out")
+    picture.box(20, 210, 170, 56, "plain", "test rows", "held out")
     picture.box(270, 20, 210, 34, "room", "adapter (MAP)")
     picture.box(270, 62, 210, 34, "room", "curvature of the loss")
     picture.box(270, 112, 210, 72, "room", "prior, temperature", "fitted on all of them")
