@@ -1,35 +1,9 @@
 """laplora: calibrated probabilities for LoRA-tuned LLM classifiers.
 
 The names below are the public ones. Each is imported when it is first used, so ``import laplora`` itself loads neither
-torch nor transformers. The rooms, each importing only what stands further down:
-
-- ``bulk``: files of any size, by one process or many workers of Ray; it needs the extra ``service``.
-- ``sklearn``: the same as a scikit-learn classifier; ``mlflow``: an artifact as a model of MLflow. They are imported by
-  their names alone, for they need scikit-learn and MLflow.
-- ``fitting``: ``fit``, from a classifier and rows to calibrated answers, and the artifact of them; ``load``.
-- ``selection``: which rows to label next. ``settings``: those of a fit.
-- ``predictor``: an artifact in, answers out; ``encoder``: the part of it that needs no weights.
-- ``answers``: from what the model says of a batch to probabilities, flags and decisions; golden answers.
-- ``artifact``: the folder that is served.
-- ``prior``: how the prior precision is chosen.
-- ``experts``: ways to answer that learn from labels, with one protocol.
-- ``predictive``: from a Gaussian over the class contrasts to probabilities; mixtures.
-- ``familiarity``: how like the training rows an input is.
-- ``posterior``: curvature, structures, and the predictive covariance J Sigma J^T.
-- ``features``: states of the frozen base, which heads read.
-- ``classifier``: a model, fine-tuned or as it is, with its prompt and labels.
-- ``jacobians``: the derivative of the contrasts with respect to LoRA weights.
-- ``decisions``: temperature, label sets, review thresholds, flags.
-- ``readouts``: how class logits are read from a model.
-- ``models``: base models and adapters; ``prompts``: templates, label tokens, orders of options.
-- ``metrics``: scores, ranking of mistakes, noise, drift.
-- ``head``: logistic regressions with a posterior, of features from anywhere; it needs torch alone.
-- ``remote``: what lies on the hub, in object stores and on web servers.
-- ``linearised``: the symbols of the method; ``files``: files written whole; ``progress``: how a long call tells
-  where it is; ``strict_json``: JSON as its
-  standard has it; ``errors``: every exception, and the warnings.
-
-``client`` speaks to the server over HTTP and stands alone: it imports only ``errors``.
+torch nor transformers. ``sklearn`` and ``mlflow`` need their packages, and are imported by their names alone. Start
+reading at ``fitting`` (``fit``) and ``predictor`` (an artifact in, answers out); docs/architecture.md draws the
+packages, each importing only what stands further down. ``client`` stands alone: it imports only ``errors``.
 """
 
 from __future__ import annotations

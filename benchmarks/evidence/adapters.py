@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import set_seed
 
 from benchmarks.evidence.plan import EARLY_EPOCHS, EPOCHS
-from benchmarks.evidence.tasks import Task
+from benchmarks.evidence.tasks import SMALL, Task
 from laplora.classifier import Classifier
 from laplora.errors import NonFiniteError
 from laplora.files import write_json, write_tensors
@@ -34,14 +34,14 @@ Weights = dict[str, torch.Tensor]
 
 
 def load_classifier(task: Task) -> Classifier:
-    """Return the task's base model in bfloat16 with a fresh LoRA adapter, and head, in float32.
+    """Return the small base model in bfloat16 with a fresh LoRA adapter, and head, in float32.
 
     Their start is that of torch's seed.
     """
     with quiet_loading():
         from peft import LoraConfig, get_peft_model
 
-        spec = BaseSpec(task.base, None, "none", "bfloat16", classes=len(task.labels) if task.head else None)
+        spec = BaseSpec(SMALL, None, "none", "bfloat16", classes=len(task.labels) if task.head else None)
         location = locate_base(spec, progress=lambda line: print(line, flush=True))
         base = load_base_model(location, spec, device=torch.device("cpu")).model
         tokenizer = load_tokenizer(location)

@@ -127,12 +127,6 @@ def openbookqa(_: Path) -> list[Row]:
     return list(_choices("openbookqa", 4))
 
 
-def boolq(_: Path) -> list[Row]:
-    """Return BoolQ's questions with short passages: Yes is the first label."""
-    examples = (e for pool in read_benchmark("boolq").pools for e in pool.examples)
-    return [(e.fields, e.label) for e in examples if len(e.fields["passage"]) <= 2 * _LONGEST_QUESTION]
-
-
 def _choices(name: str, count: int) -> Iterator[Row]:
     for pool in read_benchmark(name).pools:
         for example in pool.examples:

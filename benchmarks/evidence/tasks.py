@@ -1,4 +1,4 @@
-"""The tasks: base model, prompt, label words and rows of each."""
+"""The tasks: prompt, label words and rows of each; and the base models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ class Task:
     """One task.
 
     Attributes:
-        base: offline name of the base model.
         labels: the label words in class order, each one token after the prompt; with a head their names alone.
         read: gives all its rows from the data folder.
         max_tokens: longest prompt.
@@ -26,7 +25,6 @@ class Task:
     """
 
     name: str
-    base: str
     template: PromptTemplate
     labels: tuple[str, ...]
     read: Callable[[Path], list[rows.Row]]
@@ -44,57 +42,49 @@ def _numbered(count: int) -> tuple[str, ...]:
 
 _LETTERS = ("A", "B", "C", "D")
 _SUBJECT = _prompt("subject", "Question: {text}\nThe subject of this question is")
-#: In the order of a run: the cheap ones of the developing half first.
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task(
             "emotion",
-            SMALL,
             _prompt("emotion", "Tweet: {text}\nEmotion:"),
             ("anger", "joy", "optimism", "sadness"),
             rows.emotion,
         ),
         Task(
             "sst2",
-            SMALL,
             _prompt("sst2", "Review: {text}\nSentiment:"),
             ("negative", "positive"),
             rows.sst2,
         ),
         Task(
             "trec",
-            SMALL,
             _prompt("trec", "Question: {text}\nType of the answer:"),
             ("description", "entity", "abbreviation", "person", "location", "number"),
             rows.trec,
         ),
         Task(
             "subjects",
-            SMALL,
             _SUBJECT,
             ("math", "biology", "chemistry", "psychology", "economics", "geography"),
             rows.subjects,
         ),
         Task(
             "irony",
-            SMALL,
             _prompt("irony", "Tweet: {text}\nIs this ironic?"),
             ("no", "yes"),
             rows.irony,
         ),
         Task(
             "domains",
-            SMALL,
             _prompt("domains", "Request: {text}\nTopic:"),
             ("car", "bank", "credit", "home", "food", "meta", "chat", "travel", "utility", "work"),
             rows.domains,
         ),
-        Task("fields", SMALL, _SUBJECT, ("computing", "engineering", "law", "medicine"), rows.fields),
-        Task("banking77", SMALL, _prompt("banking77", "{text}"), _numbered(77), rows.banking77, head=True),
-        Task("clinc150", SMALL, _prompt("clinc150", "{text}"), _numbered(150), rows.clinc150, head=True),
-        Task("boolq", LARGER, TEMPLATES["boolq"], ("Yes", "No"), rows.boolq, 256),
-        Task("arc_easy", LARGER, TEMPLATES["multiple_choice"], _LETTERS, rows.arc_easy, 192),
-        Task("openbookqa", LARGER, TEMPLATES["multiple_choice"], _LETTERS, rows.openbookqa, 192),
+        Task("fields", _SUBJECT, ("computing", "engineering", "law", "medicine"), rows.fields),
+        Task("banking77", _prompt("banking77", "{text}"), _numbered(77), rows.banking77, head=True),
+        Task("clinc150", _prompt("clinc150", "{text}"), _numbered(150), rows.clinc150, head=True),
+        Task("arc_easy", TEMPLATES["multiple_choice"], _LETTERS, rows.arc_easy, 192),
+        Task("openbookqa", TEMPLATES["multiple_choice"], _LETTERS, rows.openbookqa, 192),
     )
 }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from benchmarks.evidence.plan import Training
 from benchmarks.evidence.splits import deal
-from benchmarks.evidence.tasks import SMALL, TASKS, Task
+from benchmarks.evidence.tasks import TASKS, Task
 from laplora.prompts.examples import Example
 
 #: Rules and defaults are chosen on these tasks alone (benchmarks/evidence/PLAN.md).
@@ -49,8 +49,8 @@ class Cell:
 
     @property
     def task(self) -> Task:
-        """The task, on the small base whatever the evidence study trains."""
-        return replace(TASKS[self.name], base=SMALL)
+        """The task."""
+        return TASKS[self.name]
 
     @property
     def training(self) -> Training:

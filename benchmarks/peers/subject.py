@@ -34,7 +34,6 @@ class Subject:
     train: tuple[EncodedRow, ...]
     train_labels: torch.Tensor
     test: tuple[EncodedRow, ...]
-    test_labels: torch.Tensor
 
     def batch(self, rows: Sequence[EncodedRow]) -> Batch:
         """Return rows as one left-padded batch."""
@@ -62,7 +61,6 @@ def tiny_subject(*, length: int | None = None) -> Subject:
         train=tuple(rows[:train]),
         train_labels=task.labels[:train],
         test=tuple(rows[train:]),
-        test_labels=task.labels[train:],
     )
 
 
@@ -108,7 +106,6 @@ def artifact_subject(*, train: int = 100, test: int = 100, dtype: torch.dtype = 
         train=encoded(chosen),
         train_labels=torch.tensor([e.label for e in chosen]),
         test=encoded(held_out),
-        test_labels=torch.tensor([e.label for e in held_out]),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.evidence import adapters, splits, tasks
 from benchmarks.evidence.rows import Row
-from benchmarks.evidence.tasks import SMALL, Task
+from benchmarks.evidence.tasks import Task
 from benchmarks.harness import provenance
 from laplora.prompts.templates import PromptTemplate
 
@@ -23,7 +23,7 @@ def moods(_: Path) -> list[Row]:
 def small_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make ``trec`` a task of 60 rows, of which 8 test, and its trainings two epochs long."""
     template = PromptTemplate("moods", 1, "Review: {text}\nSentiment:")
-    monkeypatch.setitem(tasks.TASKS, "trec", Task("trec", SMALL, template, ("negative", "positive"), moods))
+    monkeypatch.setitem(tasks.TASKS, "trec", Task("trec", template, ("negative", "positive"), moods))
     monkeypatch.setattr(splits, "TEST_ROWS", 8)
     monkeypatch.setattr(adapters, "EPOCHS", 2)
     monkeypatch.setattr(adapters, "EARLY_EPOCHS", 1)

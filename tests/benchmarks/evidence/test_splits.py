@@ -24,7 +24,7 @@ def numbered(count: int) -> list[Row]:
 @pytest.fixture
 def task(monkeypatch: pytest.MonkeyPatch) -> str:
     template = PromptTemplate("numbers", 1, "{text} is")
-    monkeypatch.setitem(TASKS, "numbers", Task("numbers", "none", template, ("even", "odd"), lambda _: numbered(2600)))
+    monkeypatch.setitem(TASKS, "numbers", Task("numbers", template, ("even", "odd"), lambda _: numbered(2600)))
     return "numbers"
 
 
@@ -54,6 +54,6 @@ def test_seeds_differ_in_training_rows_and_share_test_rows(task: str) -> None:
 
 
 def test_a_task_of_too_few_rows_is_named(monkeypatch: pytest.MonkeyPatch, task: str) -> None:
-    monkeypatch.setitem(TASKS, task, Task(task, "none", TASKS[task].template, ("even", "odd"), lambda _: numbered(600)))
+    monkeypatch.setitem(TASKS, task, Task(task, TASKS[task].template, ("even", "odd"), lambda _: numbered(600)))
     with pytest.raises(DataError, match="numbers has 100 rows beside its test rows, a budget of 450 needs 1050"):
         deal(Training(task, 450, 0), Path())
