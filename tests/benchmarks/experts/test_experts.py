@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.evidence import tasks
 from benchmarks.evidence.rows import Row
-from benchmarks.evidence.tasks import SMALL, Task
+from benchmarks.evidence.tasks import Task
 from benchmarks.experts import __main__ as command
 from benchmarks.experts import cells, scores
 from benchmarks.experts.cells import Cell
@@ -74,7 +74,7 @@ def test_options_are_read_from_questions_alone(
         choices = ("four", "a cat", "red", "Paris")
         return [({"question": f"What is number {n}?", "choices": choices}, n % 4) for n in range(60)]
 
-    task = Task("arc_easy", SMALL, TEMPLATES["multiple_choice"], ("A", "B", "C", "D"), questions)
+    task = Task("arc_easy", TEMPLATES["multiple_choice"], ("A", "B", "C", "D"), questions)
     monkeypatch.setitem(tasks.TASKS, "arc_easy", task)
     monkeypatch.setattr(cells, "_LABELS", LABELS)
     cell = Cell("arc_easy", 0, tmp_path)
