@@ -6,6 +6,7 @@ python tests/docs/evidence_page.py      # writes them anew
 from __future__ import annotations
 
 import json
+import operator
 import re
 from statistics import fmean
 from typing import Any
@@ -68,6 +69,37 @@ def _experts() -> dict[tuple[str, str], list[Any]]:
     for record in json.loads(read("benchmarks/experts/results.json")):
         by_cell.setdefault((record["method"], record["task"]), []).append(record)
     return by_cell
+
+
+def _mean_accepted(tasks: list[list[Any]]) -> tuple[float, float]:
+    """Return the mean share of accepted answers over tasks, and how many of all of these are wrong, %."""
+    shares = [fmean(record["accepted"] for record in records) for records in tasks]
+    errors = [error_among_accepted(records) or 0.0 for records in tasks]
+    return 100 * fmean(shares), 100 * sum(map(operator.mul, shares, errors)) / sum(shares)
+
+
+def gains() -> str:
+    """Return in three lines what the pools gain over temperature scaling of the adapter, and what they cost."""
+    by_cell = _experts()
+    costs = {r["name"]: f"{r['value']:.1f}" for r in json.loads(read("benchmarks/results.json"))}
+    lines = [
+        "| answers by | better | tied | worse | accepted at 5 % | cost of an answer |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for method, title, cost in (
+        ("temperature", "the adapter, with temperature scaling", "1 pass"),
+        ("pool_unadapted", "laplora, nothing trained", "frozen and encoder, no adapter"),
+        ("pool", "laplora, with the adapter", "adapter, conditioned, frozen, encoder"),
+    ):
+        records = [of for (name, _), of in by_cell.items() if name == method]
+        same = [by_cell["temperature", task] for name, task in by_cell if name == method]
+        (accepted, wrong), (before, _) = (_mean_accepted(some) for some in (records, same))
+        verdicts = [compared(of)[1] for of in records] if method != "temperature" else []
+        counts = [str(verdicts.count(one)) if verdicts else "" for one in ("better", "tied", "worse")]
+        share = f"{accepted:.0f} %{f' instead of {before:.0f} %' if verdicts else ''} ({wrong:.1f} % wrong)"
+        paid = f"{costs[f'pool: {cost}, nf4, 1 x 60 tokens']} passes" if verdicts else cost
+        lines.append(f"| {' | '.join([title, *counts, share, paid])} |")
+    return "\n\n" + "\n".join(lines) + "\n\n"
 
 
 def worth() -> str:

@@ -1,4 +1,4 @@
-"""README's five lines of Python, run as they stand with the real base: fine-tuned, as it is, and multiple choice."""
+"""The programs of docs/python.md and README, run as they stand with the real base."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ QUESTIONS = [
 
 
 def block(of: str) -> str:
-    """Return README's only block of Python with this text."""
-    (found,) = [one.text for one in blocks("python") if one.page == "README.md" and of in one.text]
+    """Return the page's only block of Python with this text."""
+    (found,) = [one.text for one in blocks("python") if one.page == "docs/python.md" and of in one.text]
     return str(found)
 
 
@@ -61,6 +61,14 @@ def test_a_model_as_it_is(names: dict[str, Any], tmp_path: Path, monkeypatch: py
     assert (tmp_path / "artifacts" / "your-reviews" / "experts.safetensors").is_file()
     assert [one.label for one in found["answers"]] == [row["label"] for row in REVIEWS[40:]]
     assert found["posterior"].predictives == ("map", "frozen", "encoder", "pooled")
+
+
+def test_the_readmes_five_lines(names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (shown,) = [one.text for one in blocks("python") if one.page == "README.md"]
+    exec(shown, {"rows": REVIEWS[:40], "new_rows": REVIEWS[40:], "test_rows": REVIEWS[40:]} | names, found := {})
+    assert [one.label for one in found["answers"]] == [row["label"] for row in REVIEWS[40:]]
+    assert (tmp_path / "artifacts" / "your-reviews" / "experts.safetensors").is_file()
 
 
 def test_multiple_choice(names: dict[str, Any]) -> None:
