@@ -26,7 +26,6 @@ class Silent:
         """Drop the line."""
 
     def track(self, items: Sequence[Item], title: str) -> Iterator[Item]:
-        """Yield the items."""
         yield from items
 
 
@@ -34,13 +33,11 @@ class Bars:
     """Lines and tqdm's bars on standard error, in a notebook as its own."""
 
     def say(self, line: str) -> None:
-        """Write the line."""
         from tqdm.auto import tqdm
 
         tqdm.write(line, file=sys.stderr)
 
     def track(self, items: Sequence[Item], title: str) -> Iterator[Item]:
-        """Yield the items under a bar."""
         from tqdm.auto import tqdm
 
         yield from tqdm(items, desc=title, leave=False)

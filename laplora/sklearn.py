@@ -8,8 +8,7 @@ Where several labels of a row may be right, ``y`` is scikit-learn's indicator ma
 is ``predict``; ``score`` is then the share of rows of which every label is right.
 
 Needs scikit-learn: ``pip install 'laplora[sklearn]'``. ``fit`` fits the posterior of a model that is fine-tuned already
-and trains nothing. So a cross-validation measures how the posterior and its calibration carry over to new rows; the
-model has seen all rows that it was fine-tuned on, in every fold.
+and trains nothing: in a cross-validation the model has seen all rows that it was fine-tuned on, in every fold.
 """
 
 from __future__ import annotations

@@ -15,9 +15,8 @@ from service.exit_status import ExitStatus
 def prepare_for_torch() -> None:
     """Set what torch's native code reads when it is first imported, unless the environment says.
 
-    On a CPU oneDNN keeps 128 kernels instead of 1,024: each new shape of a batch adds some, a server meets every
-    shape, and it ends at the memory of the full cache. A thread of libgomp that waits for the others spins for less
-    than milliseconds: a core that spins is not free for a request, or for the thread that the others wait for.
+    On a CPU oneDNN keeps 128 kernels instead of 1,024, for a server meets every shape of a batch. A thread of libgomp
+    that waits for the others spins for less than milliseconds: a core that spins is not free for a request.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -1,8 +1,6 @@
 """Labelled rows of each data set as its authors publish them, all of a task's rows in one list.
 
-Official splits are put together and dealt again (``splits``). Several of them differ in their label shares between the
-official parts, and a calibration row has to be of the same kind as a test row, or every method is measured on that
-difference.
+Official splits are put together and dealt again (``splits``): several differ in their label shares between the parts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What a user would try first, by scikit-learn: each chooses its one setting by five folds over all labelled rows.
 
-A rival's threshold is set on the answers of those folds at the chosen setting, which flatters it a little: the setting
-was chosen on the same answers. Neighbours say 0 of what they do not have, and so does a fit of rows that lack a class:
-a share of ``1 / (rows that answer + 1)`` is then spread over all classes.
+A rival's threshold is set on the answers of those folds at the chosen setting. Where it says 0 of a class that it does
+not have, a share of ``1 / (rows that answer + 1)`` is spread over all classes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Requests that come when they come: at random times, without waiting for answers to earlier ones.
 
 Each request has a time that it is meant for, drawn beforehand, and its latency counts from that time, however late it
-was sent: clients that wait for answers slow down with the server (coordinated omission). The clients are aiohttp's:
-beside the server on its cores they take a third of what httpx takes.
+was sent: clients that wait for answers slow down with the server (coordinated omission).
 """
 
 from __future__ import annotations

@@ -7,9 +7,6 @@ Each run finds the capacity first, by clients that wait for their answers, and t
 - the 99th percentile of the answered is at most 1.5 times the time to empty a full queue, its rows over the capacity;
 - the 95th percentile of the refusals is 10 ms or less, from sending to answer;
 - in every run each refusal says when to come again, who comes again then is let in, and nothing is answered otherwise.
-
-There are two settings: clients and server share all cores, or the clients have a core of their own and the server the
-others.
 """
 
 from __future__ import annotations

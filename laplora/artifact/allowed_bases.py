@@ -1,9 +1,4 @@
-"""Which base model an artifact that was fetched may name.
-
-Its manifest could name anything: a folder of this machine, a bucket that its keys open, a server of the inner network,
-or as many bytes as the hub has. So a base is loaded only where that can surprise nobody, or where somebody has allowed
-it.
-"""
+"""Which base model an artifact that was fetched may name."""
 
 from __future__ import annotations
 

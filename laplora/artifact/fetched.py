@@ -1,7 +1,6 @@
 """Artifacts that lie elsewhere: fetched into the cache by their digest, checked against their manifest, pushed.
 
-The manifest comes first. It names every other file with its size and SHA-256, so that what is fetched, and how much, is
-known and bounded before it is: nothing else is asked for, and nothing is unpacked. A copy in the cache is whole or not
+The manifest comes first, and names every other file with its size and SHA-256. A copy in the cache is whole or not
 there. Several processes may ask at once.
 """
 

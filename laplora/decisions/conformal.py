@@ -30,9 +30,8 @@ def fit_present_sets(score: ConformalScore, probs: torch.Tensor, labels: torch.T
     """Return the threshold of the labels that cannot be ruled out, where several of an input's labels may be right.
 
     It is fitted on the right labels alone, so that a new input's right label is in ``present_sets`` about as often as
-    ``level`` says, however rare right labels are (after Vovk, arXiv 1209.2673, on conditional validity by label). It
-    would be at least as often if right labels were exchangeable. Inputs are, and labels of one input are not, so this
-    holds up to some 1 / inputs (docs/promises.md). Without a right label it is 1, and rules nothing out.
+    ``level`` says, however rare right labels are (after Vovk, arXiv 1209.2673, on conditional validity by label).
+    Without a right label it is 1, and rules nothing out.
 
     Args:
         probs: (rows, 2) of absent and present, a row for each input and label; labels: (rows,) int64, 1 for present.

@@ -2,8 +2,7 @@
 
 An answer of two labels has an entropy h(e) where its less probable label has e. Read backwards, an entropy says how
 often the most probable label is wrong. Rows correct that by a shift and a slope of its log-odds (Platt scaling), with
-a normal prior: shift 0, slope 1. The prior's widths were chosen by simulation on development tasks and on synthetic
-models (benchmarks/promises/RESULTS.md).
+a normal prior: shift 0, slope 1.
 """
 
 from __future__ import annotations

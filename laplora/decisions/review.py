@@ -1,8 +1,7 @@
 """Fitting, on a calibration split, when a prediction is flagged or goes to a person.
 
 Every row of the split should come with the predictive that was fitted without it
-(``laplora.predictive.cross_fitting``). The score that is compared is fixed before any mistake is seen; the threshold is
-fitted. docs/promises.md says what each guarantee promises, and how often it was kept.
+(``laplora.predictive.cross_fitting``). docs/promises.md says what each guarantee promises.
 """
 
 from __future__ import annotations
@@ -165,8 +164,7 @@ def accept_threshold(
     ``empirical``: the largest calibration score t with ``(errors + 1 + k q) / (accepted + 1 + k)`` at most
     ``target_risk`` among the rows with score <= t. The new row counts as a mistake in advance, as in conformal risk
     control (Angelopoulos et al., arXiv 2208.02814), and k further rows, as many as there are and at most 100, err as
-    often as a smooth curve says that the accepted ones do, q (``laplora.decisions.error_curve``). That is no bound on
-    the error rate among the accepted: docs/promises.md has how near the target it was.
+    often as a smooth curve says that the accepted ones do, q (``laplora.decisions.error_curve``).
 
     ``upper_bound``: with probability at least ``confidence`` over the draw of the calibration rows, the error
     rate among new exchangeable rows with score <= t is at most ``target_risk``. A score passes when its

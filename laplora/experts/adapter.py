@@ -27,7 +27,6 @@ class AsGiven:
 
     @property
     def name(self) -> str:
-        """What answers name as their predictive."""
         return self.source if self.temperature is None else "temperature"
 
     def without(self, fold: int) -> torch.Tensor:
@@ -35,7 +34,6 @@ class AsGiven:
         return self.held_out
 
     def log_probs(self, outputs: Outputs) -> torch.Tensor:
-        """Return (rows, classes) float64 log probabilities, nats; under ``bernoulli`` the logits."""
         given = outputs.log_probs[self.source]
         if self.temperature is None:
             return given
@@ -43,7 +41,6 @@ class AsGiven:
         return divided.log_softmax(-1) if self.likelihood == "categorical" else divided
 
     def predictive(self, outputs: Outputs) -> PosteriorPredictive:
-        """Return its probabilities, without spread."""
         return point(self.log_probs(outputs), self.likelihood)
 
 

@@ -30,7 +30,6 @@ class Laplace:
 
     @property
     def name(self) -> str:
-        """What answers name as their predictive."""
         return "laplace"
 
     def without(self, fold: int) -> torch.Tensor:
@@ -38,12 +37,10 @@ class Laplace:
         return self.held_out
 
     def log_probs(self, outputs: Outputs) -> torch.Tensor:
-        """Return (rows, classes) float64 the log probabilities, nats; under ``bernoulli`` each label's logit."""
         found, mask = self._answers(outputs)
         return logged(found.probs, mask, len(found) // len(outputs))
 
     def predictive(self, outputs: Outputs) -> PosteriorPredictive:
-        """Return the probabilities, with their spread over the adapter's weights."""
         found, _ = self._answers(outputs)
         return found if self.likelihood == "categorical" else by_input(found, len(outputs))
 

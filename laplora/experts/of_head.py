@@ -46,7 +46,6 @@ class HeadExpert(AnswersByHead):
 
     @property
     def held_out(self) -> torch.Tensor:
-        """Honest log probabilities of the labelled rows, (rows, classes) float64; NaN where it has none."""
         return self._spread_out(self.fitted.held_out)
 
     def without(self, fold: int) -> torch.Tensor:

@@ -35,7 +35,7 @@ def option_blocks(
 
     Blocks are by name (rows, options, width) float32, zero where a question has no such option: ``scores``, of width
     ``len(SCORES)``; ``mean`` and ``last``, the mean over the scored tokens' states and the last one's, of each of
-    ``feature_layers`` side by side. A block a layer predicted no better (docs/lab-notes.md).
+    ``feature_layers`` side by side.
 
     Args:
         model: a causal language model.

@@ -4,9 +4,7 @@
 trained none. The heads that do not look at it are trained by all labelled rows, and honest in all. ``pooled`` is
 their pool. Thresholds, label sets, scores and the choice of what is served rest on rows where every expert is honest.
 
-Where adapters of folds answer every row (``OUT_OF_FOLD``), each of them has learned the labels of the other folds.
-Numbers that are fitted across folds, a temperature or the weights of a pool, tell next to nothing of a label. A head on
-the adapters' states does: ``conditioned`` is then there for who asks for it, in no pool, and never chosen.
+Where adapters of folds answer every row (``OUT_OF_FOLD``), ``conditioned`` is in no pool, and never chosen.
 """
 
 from __future__ import annotations

@@ -36,9 +36,7 @@ class HeadsPosterior(CalibratedPosterior):
     """Heads on a model as it is: answers, metrics, labels that come or go, and the artifact that serves the same.
 
     ``map_probs`` of an answer are the model's own by label tokens, None where it has none; ``label_mass`` is None. The
-    spread is that of the head's weights under precisions that suit the mode: with more features than rows it is mostly
-    the prior's, as wide as the answer allows, and nearly all of ``total`` is ``epistemic``. By ``total`` doubts rank at
-    least as well. ``familiarity`` is by distances to the labelled rows.
+    spread is that of the head's weights. ``familiarity`` is by distances to the labelled rows.
 
     Attributes:
         passes: what runs inputs for the heads; its ``classifier`` keeps the model in use.

@@ -68,8 +68,7 @@ def calibrated_ece_of_bins(
 ) -> CalibratedEce:
     """Return ``calibrated_ece`` of rows of which only each bin's size and mean confidence are known.
 
-    A bin counts as rows of one confidence. Its true spread, at most the bin's width, would make the result smaller: by
-    about 1 % with 15 bins.
+    A bin counts as rows of one confidence: its true spread would make the result smaller, by 1 % with 15 bins.
 
     Args:
         counts: rows of each bin, at least one in all; confidences: their mean, anything where there are none.

@@ -35,7 +35,6 @@ class Pool:
 
     @property
     def name(self) -> str:
-        """What answers name as their predictive."""
         return "pooled"
 
     @property
@@ -50,7 +49,6 @@ class Pool:
         return pooled({name: self.experts[name].without(fold) for name in weights}, weights, self.likelihood)
 
     def log_probs(self, outputs: Outputs) -> torch.Tensor:
-        """Return (rows, classes) float64 log probabilities, nats; under ``bernoulli`` the logits."""
         given = {name: self.experts[name].log_probs(outputs) for name in self.weights}
         return pooled(given, self.weights, self.likelihood)
 

@@ -106,16 +106,13 @@ class EigenPosterior:
         return (covariance + covariance.mT) / 2
 
     def covariance_of(self, jacobians: ContrastJacobians, precisions: torch.Tensor) -> torch.Tensor:
-        """Return the covariance of a batch's contrasts, as ``covariance`` does."""
         return self.covariance(self.project(jacobians), precisions)
 
     def log_determinant_ratio(self, precisions: torch.Tensor) -> torch.Tensor:
-        """Return the log determinant of the posterior precision relative to the prior's, a scalar, nats."""
         flat = self.spectrum
         return (flat.count * torch.log1p(flat.curvature / precisions[flat.block])).sum()
 
     def effective_dimension(self, precisions: torch.Tensor) -> torch.Tensor:
-        """Return ``gamma``, how many parameters the data determine, per block, (blocks,) float64."""
         flat = self.spectrum
         gamma = flat.count * flat.curvature / (precisions[flat.block] + flat.curvature)
         return torch.zeros_like(precisions).index_add(0, flat.block, gamma)

@@ -110,7 +110,6 @@ class JointPosterior:
         return (covariance + covariance.mT) / 2
 
     def covariance_of(self, jacobians: ContrastJacobians, precisions: torch.Tensor) -> torch.Tensor:
-        """Return the covariance of a batch's contrasts, as ``covariance`` does."""
         return self.covariance(self.project(jacobians), precisions)
 
     def log_determinant_ratio(self, precisions: torch.Tensor) -> torch.Tensor:

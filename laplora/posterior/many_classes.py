@@ -44,17 +44,14 @@ class ManyClassPosterior:
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """Those of ``inner``."""
         return self.inner.blocks
 
     @property
     def rows(self) -> int:
-        """Training rows summed."""
         return self.inner.rows
 
     @property
     def structure(self) -> str:
-        """That of ``inner``."""
         return self.inner.structure
 
     @cached_property
@@ -66,7 +63,6 @@ class ManyClassPosterior:
     def to(
         self, device: torch.device | str, dtype: torch.dtype, by_block: BlockDevices | None = None
     ) -> ManyClassPosterior:
-        """Return the posterior on a device; ``by_block`` is as of ``Posterior.to``."""
         inner, reference = self.inner.to(device, dtype, by_block), self.reference
         moved = (t.to(device) for t in (reference.contrast_mean, reference.kept, reference.rest))
         return replace(self, inner=inner, reference=ProjectedJacobians(*moved))
@@ -79,7 +75,6 @@ class ManyClassPosterior:
         return replace(self.inner.project(jacobians), directions=in_contrasts)
 
     def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
-        """Return the covariance of the contrasts, (batch, classes - 1, classes - 1) float64, nats squared."""
         assert projected.directions is not None
         along = self.inner.covariance(projected, precisions)
         return completed_covariance(along, projected.directions, self._average(precisions))
@@ -142,15 +137,12 @@ class ManyClassPosterior:
         return {}
 
     def covariance_of(self, jacobians: ContrastJacobians, precisions: torch.Tensor) -> torch.Tensor:
-        """Return the same straight from the Jacobians."""
         return self.covariance(self.project(jacobians), precisions)
 
     def log_determinant_ratio(self, precisions: torch.Tensor) -> torch.Tensor:
-        """Return that of ``inner``."""
         return self.inner.log_determinant_ratio(precisions)
 
     def effective_dimension(self, precisions: torch.Tensor) -> torch.Tensor:
-        """Return that of ``inner``."""
         return self.inner.effective_dimension(precisions)
 
 

@@ -71,8 +71,7 @@ AnyBasis = TypeVar("AnyBasis", bound=Basis)
 def stored_basis(basis: AnyBasis, dtype: torch.dtype) -> AnyBasis:
     """Return the basis that a reader gets back when it is stored in ``dtype``.
 
-    Rounded before the pass that measures curvature in it, so that the pass and the server use the same directions. The
-    reader's second rounding remains (in bfloat16 1e-4 of the variance).
+    It is rounded before the pass that measures curvature in it: the pass and the server use the same directions.
     """
     return replace(basis, wide=orthonormalize(basis.wide.to(dtype)), narrow=orthonormalize(basis.narrow.to(dtype)))
 

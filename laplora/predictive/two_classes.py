@@ -4,8 +4,7 @@ The same integral as ``laplora.predictive.gaussian``'s, to the same error, of th
 many nodes as the row's variance needs. It serves the choice of a prior and of a temperature, never an answer.
 
 With steps of h standard deviations the trapezoid rule errs by about ``exp(-2 pi^2 / (h s))`` where the logits'
-difference has the standard deviation s: the poles of the sigmoid are ``pi / s`` from the real axis (Trefethen and
-Weideman 2014, section 5). So h may grow as s falls.
+difference has the standard deviation s (Trefethen and Weideman 2014, section 5). So h may grow as s falls.
 """
 
 from __future__ import annotations

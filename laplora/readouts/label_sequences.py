@@ -23,8 +23,8 @@ class LabelSequences(LabelText):
     """The read-out of a causal language model by the text of each label.
 
     ``f_c = 1/L_c sum_t log p(token_t | prompt, tokens before t)``, under the softmax of the whole vocabulary. The
-    division by the label's length L_c (Brown et al., arXiv 2005.14165, section 2.4) keeps long labels from losing by
-    their length alone. For labels of one token each it is ``LabelTokens`` but for a shift of all logits.
+    division by the label's length L_c is that of Brown et al. (arXiv 2005.14165, section 2.4). For labels of one token
+    each it is ``LabelTokens`` but for a shift of all logits.
 
     Attributes:
         token_ids: the tokens of each label after the prompt, in the labels' order. One label may begin with another.

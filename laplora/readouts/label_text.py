@@ -17,12 +17,10 @@ class LabelText:
 
     @property
     def class_count(self) -> int:
-        """Number of labels."""
         return len(self.token_ids)
 
     @property
     def likelihood(self) -> Likelihood:
-        """One label is right."""
         return "categorical"
 
     @property

@@ -32,7 +32,6 @@ class LabelTokens(LabelText):
         return ClassScores(label_logits(model, hidden, self.token_ids, record), hidden, batch.attention_mask)
 
     def label_mass(self, model: Any, hidden: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
-        """Return the probability of the possible labels under the full-vocabulary softmax, (batch,)."""
         return label_mass(model, hidden, self.token_ids, class_mask)
 
     def gradient(self, model: Any, scores: ClassScores, directions: torch.Tensor) -> HeadGradient:

@@ -27,12 +27,10 @@ class NoAnswer:
 
     @property
     def likelihood(self) -> Likelihood:
-        """One label is right."""
         return "categorical"
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """None."""
         return ()
 
     @property

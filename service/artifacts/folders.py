@@ -11,8 +11,8 @@ def artifact_folders(root: Path, name: str | None = None) -> dict[str, Path]:
     """Return the artifacts' folders directly in the root, by name, sorted; none where there is no such root.
 
     A name from a request is compared and never joined to a path, so that ``..``, a slash in any encoding, an absolute
-    path or a NUL is a name that nothing has. A folder or a manifest that is a link out of its place is left out:
-    whoever may put a link into the root may not thereby show the rest of the disk. The root itself may be a link.
+    path or a NUL is a name that nothing has. A folder or a manifest that is a link out of its place is left out. The
+    root itself may be a link.
 
     Args:
         name: of the one folder that is looked into; None: all are.

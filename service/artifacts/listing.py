@@ -1,8 +1,7 @@
 """Artifacts of the root that are not loaded: verified once, and again only when a file of theirs has changed.
 
 A folder is the same while each of its files has the same device, number, size, and times of its last change, and no
-file came or went. A folder that has only just changed is read again at the next look: a file system's clock may be
-too coarse to show a second change.
+file came or went. A folder that has only just changed is read again at the next look.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """How many padded tokens a batch may have: measured on the device at load, by what batches take of memory and time.
 
 Batches of the predictive that takes most memory grow, twice as large each time, until another doubling would take more
-than its share of the free memory, one batch takes too long, or a token gets hardly any faster. What the
-measurement cannot foresee (other programs on the device) runs out of memory as it always could, and is tried again in
-halves (``service.scoring.device``).
+than its share of the free memory, one batch takes too long, or a token gets hardly any faster. A batch that runs out
+of memory all the same is tried again in halves (``service.scoring.device``).
 """
 
 from __future__ import annotations

@@ -65,27 +65,22 @@ class Local:
 
     @property
     def batch_tokens(self) -> int:
-        """Most padded tokens of a batch."""
         return self.device.token_budget
 
     @property
     def backlog(self) -> Backlog:
-        """What waits for the device."""
         queue = self.queue
         return Backlog(queue.rows, queue.tokens, queue.oldest_wait_s(time.monotonic()), queue.held, queue.most)
 
     @property
     def requests(self) -> int:
-        """Requests that have entered and have no answer yet."""
         return len(self.queue.entries)
 
     @property
     def failed(self) -> bool:
-        """Whether the device has failed for good."""
         return self.device.health.fault is not None
 
     def start(self) -> None:
-        """Start the device's thread."""
         self.device.start()
 
     def look(self) -> None:
@@ -93,36 +88,24 @@ class Local:
         self.device.end_if_hung()
 
     def drain(self) -> None:
-        """Let no more requests enter."""
         self.queue.drain()
 
     def stop(self, *, join_timeout_s: float = 0.0) -> None:
-        """Fail what still waits, and end the thread after its current batch."""
         self.device.stop(join_timeout_s=join_timeout_s)
 
     def require_open(self) -> None:
-        """Return if new work is taken; errors as of ``Device.require_open``."""
         self.device.require_open()
 
     def require_responsive(self) -> None:
-        """Return if the device answers; errors as of ``DeviceHealth.require_responsive``."""
         self.device.health.require_responsive()
 
     def check_room(self, caller: str) -> None:
-        """Check that one short row would find room; errors as of ``Admission.check_room``."""
         self.queue.check_room(caller)
 
     def enter(self, entry: Entry, expected: Amount, *, fewest_tokens: int) -> None:
-        """Reserve room; errors as of ``Queue.enter``."""
         self.queue.enter(entry, expected, fewest_tokens=fewest_tokens, now=time.monotonic())
 
     async def submit(self, entry: Entry, ticket: Ticket) -> list[Prediction]:
-        """Return one prediction for each row of a ticket, in order.
-
-        Raises:
-            ArtifactNotLoadedError: nobody holds an artifact of this digest.
-            LaploraError: as of ``Queue.put``, or what the device has in the place of an answer.
-        """
         self.queue.put(entry, ticket, self.loaded(ticket.digest), now=time.monotonic())
         return await asyncio.wrap_future(entry.future)
 
@@ -140,7 +123,6 @@ class Local:
         return predictor
 
     def budget_of(self, model: Model) -> TokenBudget:
-        """Return how large a loaded artifact's batches may be."""
         return self._loader.budget_of(cast("Predictor", model))
 
     def use(self, model: Model, loaded: Sequence[Model]) -> None:

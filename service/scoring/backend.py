@@ -110,6 +110,7 @@ class Backend(Protocol):
         """Return one prediction for each row of a ticket, in order. Cancelling this frees what waits.
 
         Raises:
+            ArtifactNotLoadedError: nobody holds an artifact of this digest.
             BatchTooLargeError, ClientQueueFullError, QueueFullError: as ``Admission.correct``.
             DeadlineError, UnscorableInputError, DeviceMemoryError, DeviceFaultError, DrainingError: there is no answer.
         """

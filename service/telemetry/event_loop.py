@@ -17,9 +17,8 @@ INTERVAL_S = 0.1
 async def watched(observe: Callable[[float], None]) -> AsyncIterator[None]:
     """While this is open, give ``observe`` the seconds by which the running loop is late, ten times a second.
 
-    A loop that is blocked answers nobody, not even whoever asks for its metrics: the block is observed once it is
-    over, in one piece. Exceptions of tasks that nobody awaits are logged without their messages, which may hold
-    a client's text.
+    A block is observed once it is over, in one piece. Exceptions of tasks that nobody awaits are logged without their
+    messages, which may hold a client's text.
     """
     loop = asyncio.get_running_loop()
     kept = loop.get_exception_handler()

@@ -35,12 +35,9 @@ def cross_fit_rows(
 ) -> Fit:
     """Return the posterior of a classifier that was trained on all rows, calibrated by adapters that were not.
 
-    Labels condition out of fold: a row's state and answer that its label corrects are those of its fold's adapter. So
-    the correction is learned from several adapters' states and serves that of all rows, as the temperature does. The
-    folds that judge it are the adapters' own, each corrected by what the others' states taught. These adapters have
-    learned the judged fold's labels, and states tell of it: the loss is a little too low (docs/lab-notes.md). So
-    ``conditioned`` is there for who asks for it, in no pool, and never recommended. The adapter's own answers are
-    honest in every row, as those of the heads beside it are, and their pool is weighed on all.
+    Labels condition out of fold: a row's state and answer that its label corrects are those of its fold's adapter.
+    These adapters have learned the judged fold's labels (docs/lab-notes.md), so ``conditioned`` is in no pool, and
+    never recommended. The adapter's own answers are honest in every row, and their pool is weighed on all.
 
     Args:
         folds: of ``folded_rows``; initial, store, progress: as of ``laplora.fitting.fit.fit_rows``.

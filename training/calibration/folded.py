@@ -30,7 +30,6 @@ class FoldedPosterior:
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """Which blocks each of them covers."""
         return self.posteriors[0].blocks
 
     @property
@@ -40,7 +39,6 @@ class FoldedPosterior:
 
     @property
     def structure(self) -> str:
-        """That of each of them."""
         return self.posteriors[0].structure
 
     def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:

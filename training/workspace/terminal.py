@@ -18,11 +18,9 @@ class Terminal:
     """How a fit of the library tells a job's user where it is (``laplora.progress``)."""
 
     def say(self, line: str) -> None:
-        """Print the line."""
         say(line)
 
     def track(self, items: Sequence[Item], title: str) -> Iterator[Item]:
-        """Yield the items under a bar."""
         yield from progress(items, title)
 
 

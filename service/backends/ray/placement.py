@@ -1,8 +1,7 @@
 """Which replica is to hold which artifacts, where one does not hold them all: rendezvous hashing with bounded room.
 
 Each artifact ranks the replicas by a hash of both names (Thaler and Ravishankar, IEEE/ACM Transactions on Networking
-1998) and takes the first with room. So a replica that comes or goes moves few artifacts but its own, and whoever works
-it out comes to the same.
+1998) and takes the first with room. So a replica that comes or goes moves few artifacts but its own.
 """
 
 from __future__ import annotations

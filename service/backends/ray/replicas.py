@@ -174,7 +174,6 @@ class Replicas:
 
     @property
     def requests(self) -> int:
-        """Requests that have entered and have no answer yet."""
         return len(self._entries)
 
     @property
@@ -183,7 +182,6 @@ class Replicas:
         return False
 
     def start(self) -> None:
-        """Begin to look at the replicas, on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._looking = self._loop.create_task(self._look_forever())
 
@@ -191,11 +189,9 @@ class Replicas:
         """Nothing: replicas look at their own devices."""
 
     def drain(self) -> None:
-        """Let no more requests enter."""
         self._draining = True
 
     def stop(self, *, join_timeout_s: float = 0.0) -> None:
-        """Fail what still waits, and look at the replicas no more."""
         self._draining = True
         for entry in list(self._entries):
             settle(entry.future, error=DrainingError("the server stopped before this request was answered"))
@@ -213,12 +209,10 @@ class Replicas:
             raise DeviceStalledError(f"no replica has answered for {SILENT_S:g} seconds, or no device of one does")
 
     def check_room(self, caller: str) -> None:
-        """Check that one short row would find room; errors as of ``Admission.check_room``."""
         with self._lock:
             self._admission.check_room(caller)
 
     def enter(self, entry: Entry, expected: Amount, *, fewest_tokens: int) -> None:
-        """Reserve room, until the answer is there; errors as of ``Queue.enter``."""
         self.require_open()
         with self._lock:
             entry.reservation = self._admission.reserve(entry.caller, expected, fewest_tokens=fewest_tokens)
@@ -233,13 +227,6 @@ class Replicas:
                 self._admission.close(entry.reservation)
 
     async def submit(self, entry: Entry, ticket: Ticket) -> list[Prediction]:
-        """Return one prediction for each row of a ticket, in order.
-
-        Raises:
-            ArtifactNotLoadedError: nobody holds an artifact of this digest.
-            DeviceFaultError: the replicas that it was sent to were lost.
-            LaploraError: as of ``Admission.correct``, or what a replica has in the place of an answer.
-        """
         model = self._model(ticket.digest)
         self._places.used(ticket.digest)
         if entry.reservation is not None:

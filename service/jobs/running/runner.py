@@ -1,9 +1,8 @@
 """Runs the jobs in the background, chunk by chunk: callers take turns, and so do one caller's jobs.
 
 Two chunks are under way at any time, of one job or of two: while the device is at one, the other is read, tokenised and
-queued behind it. What is under way is on disk before it runs. What was under way when a process ended uncleanly (a lost
-device, a kill) is suspect: the next process tries those rows one by one, with no other chunk beside them, and leaves
-out a row that was alone at several such ends. So no row can keep the server in a restart loop.
+queued behind it. What is under way is on disk before it runs. What was under way when a process ended uncleanly is
+suspect: the next process tries those rows one by one, and leaves out a row that was alone at several such ends.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Uploads that are to be removed, listed in the database: neither a kill nor a store that is away forgets one.
 
-An upload is listed before it goes to its store, and its job's transaction takes it off the list: of what a crash or a
-lost answer leaves, the database alone says whether a job needs it. The end of a job that keeps no rows, and its
-removal, list it again. Whichever server comes by removes what is due.
+An upload is listed before it goes to its store, and its job's transaction takes it off the list. The end of a job that
+keeps no rows, and its removal, list it again. Whichever server comes by removes what is due.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ Where the jobs are in a database that servers share, uploads are in ``laplora-jo
 of them may have: without ``lock`` and ``jobs.sqlite``. Where uploads are in a remote store, what is in the folder is a
 copy for the server that runs the job.
 
-No other file is ever written, moved or removed. A folder that holds other files is refused: whoever named it meant
-another one. Hidden files and ``lost+found`` are left alone.
+No other file is ever written, moved or removed. A folder that holds other files is refused, but for hidden ones and
+``lost+found``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Jobs and their rows' answers in the database: every change is one transaction that is on disk when it returns.
 
 A server writes for a job under its claim, which has a number that grows with each claim of the job, its fence. A write
-under an older fence changes nothing and raises ClaimLostError: whatever a server believes, the last one to claim a job
-is the only one that writes for it.
+under an older fence changes nothing and raises ClaimLostError.
 
 No transaction holds more rows than one chunk of a job, so SQLite's log stays short: the rows of a job that has ended
 or was removed go afterwards, some at a time (``sweep``). No prompt is in the database, nor any part of one. Used from

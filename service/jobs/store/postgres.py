@@ -1,8 +1,8 @@
 """A PostgreSQL that servers share, or a pooler before one: every wait for it ends, and no session has a state.
 
 So transactions of one connection may come to different sessions, as behind PgBouncer in its mode ``transaction``: what
-PostgreSQL is to bound is set in each transaction, for it alone, and no statement is prepared. A network that swallows
-everything is no error of the connection, nor of PostgreSQL: each wait of psycopg has a deadline of its own.
+PostgreSQL is to bound is set in each transaction, for it alone, and no statement is prepared. Each wait of psycopg has
+a deadline of its own.
 """
 
 from __future__ import annotations
