@@ -29,11 +29,9 @@ class LabelTokensRecord(BaseModel):
 
     @property
     def class_count(self) -> int:
-        """Number of classes that it reads."""
         return len(self.token_ids)
 
     def readout(self) -> LabelTokens:
-        """Return the read-out."""
         return LabelTokens(self.token_ids)
 
     def verify(self, name: str, tokenizer: Any, template: PromptTemplate) -> None:
@@ -65,11 +63,9 @@ class LabelSequencesRecord(BaseModel):
 
     @property
     def class_count(self) -> int:
-        """Number of classes that it reads."""
         return len(self.token_ids)
 
     def readout(self) -> LabelSequences:
-        """Return the read-out."""
         return LabelSequences(self.token_ids, self.normalised)
 
     def verify(self, name: str, tokenizer: Any, template: PromptTemplate) -> None:
@@ -94,7 +90,6 @@ class ClassificationHeadRecord(BaseModel):
     alone: bool = Field(description="whether there is no adapter, and head.safetensors in its place")
 
     def readout(self) -> ClassificationHead:
-        """Return the read-out."""
         return ClassificationHead(self.class_count, self.likelihood, self.side, self.trained)
 
     def verify(self, name: str, tokenizer: Any, template: PromptTemplate) -> None:
@@ -119,7 +114,6 @@ class NoAnswerRecord(BaseModel):
     side: Side = Field(description="side of a row that is padded, and of a long text that is cut")
 
     def readout(self) -> NoAnswer:
-        """Return the read-out."""
         return NoAnswer(self.class_count, self.side)
 
     def verify(self, name: str, tokenizer: Any, template: PromptTemplate) -> None:

@@ -73,7 +73,6 @@ class CudaMeter:
         self._devices = devices
 
     def free_bytes(self) -> int:
-        """As ``DeviceMeter``."""
         from laplora.models.shared_base import free_bytes
 
         free = [free_bytes(one) for one in self._devices]
@@ -81,7 +80,6 @@ class CudaMeter:
         return min(one for one in free if one is not None)
 
     def measure(self, run: Callable[[], object]) -> Usage:
-        """As ``DeviceMeter``."""
         import torch
 
         for one in self._devices:
@@ -96,7 +94,6 @@ class CudaMeter:
         return Usage(int(max(peak - was for peak, was in zip(peaks, before, strict=True))), duration_s)
 
     def release(self) -> None:
-        """As ``DeviceMeter``."""
         import torch
 
         torch.cuda.empty_cache()

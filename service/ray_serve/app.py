@@ -105,19 +105,15 @@ class _ScorerReplica:
         exempt_from_collection()
 
     async def load(self, digest: str, folder: str, together: bool) -> Reply:
-        """As ``Scorer.load``."""
         return await self._scorer.load(digest, folder, together)
 
     async def predict(self, ticket: Ticket, folder: str) -> Reply:
-        """As ``Scorer.predict``."""
         return await self._scorer.predict(ticket, folder)
 
     async def make_version(self, digest: str, folder: str, rows: Any, force: bool) -> Reply:
-        """As ``Scorer.make_version``."""
         return await self._scorer.make_version(digest, folder, rows, force)
 
     async def status(self, wanted: dict[str, str], by: str, batches_to: int) -> Status:
-        """As ``Scorer.status``."""
         return self._scorer.status(wanted, by, batches_to)
 
     async def check_health(self) -> None:

@@ -17,7 +17,6 @@ class WholePosterior(JointPosterior):
     """A ``JointPosterior`` without bases: a block's coordinates are its Jacobian, the narrow side running fastest."""
 
     def project_group(self, jacobians: ContrastJacobians, group: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """As ``JointPosterior.project_group``."""
         members = self.groups[group]
         parts = [at_least_float32(jacobians.blocks[i].jacobian).flatten(2) for i in members]
         directions = [self.directions[i].to(part) for i, part in zip(members, parts, strict=True)]
