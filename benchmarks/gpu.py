@@ -89,11 +89,9 @@ class Subject:
 
     @property
     def device(self) -> str:
-        """That the model is on."""
         return str(next(self.adapted.model.parameters()).device)
 
     def record(self, name: str, *rest: Any, **target: Any) -> Record:
-        """Return a figure of this subject."""
         return self.conditions.record(f"{self.title}: {name}", *rest, **target)
 
     def functions(self, rows: int, classes: int = 2) -> dict[str, Callable[[], Any]]:
@@ -147,7 +145,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measured(device: torch.device, layers: int, sizes: Sizes, conditions: Conditions) -> Iterator[Record]:
-    """Yield the records."""
     for model, file in MODELS.items():
         config = load_config(CONFIGS / f"{file}.yaml")
         settings = architecture(config.base.model, num_hidden_layers=layers)

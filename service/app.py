@@ -89,7 +89,6 @@ MakeBackend = Callable[[Settings, Library, Metrics, Sequence[Callable[[BatchRepo
 def local_backend(
     settings: Settings, library: Library, metrics: Metrics, on_batch: Sequence[Callable[[BatchReport], None]]
 ) -> Local:
-    """Return the device of this process."""
     return Local(settings, library, on_batch=on_batch)
 
 

@@ -38,5 +38,4 @@ class _Forwards:
         self.logits[index], self.states[index], self.mask[index] = logits.float(), states.float(), mask
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return them by name."""
         return {"logits": self.logits, "class_mask": self.mask, "states": self.states}

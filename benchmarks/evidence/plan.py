@@ -24,7 +24,6 @@ class Training:
 
     @property
     def train_rows(self) -> int:
-        """Rows that train."""
         return self.budget - self.calibration_rows
 
     @property

@@ -116,12 +116,10 @@ def fields(folder: Path) -> list[Row]:
 
 
 def arc_easy(_: Path) -> list[Row]:
-    """Return ARC-Easy's questions of four choices."""
     return list(_choices("arc_easy", 4))
 
 
 def openbookqa(_: Path) -> list[Row]:
-    """Return OpenBookQA's questions of four choices."""
     return list(_choices("openbookqa", 4))
 
 

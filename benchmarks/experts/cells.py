@@ -49,7 +49,6 @@ class Cell:
 
     @property
     def task(self) -> Task:
-        """The task."""
         return TASKS[self.name]
 
     @property

@@ -46,7 +46,6 @@ training.
 
 
 def render(records: Sequence[Record]) -> str:
-    """Return the page."""
     by_cell: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         by_cell.setdefault((record["method"], record["task"]), []).append(record)

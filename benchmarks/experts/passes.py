@@ -56,7 +56,6 @@ class Passes:
 
     @property
     def adapters(self) -> Path:
-        """The folder of the trained adapter."""
         return self.cell.folder / "adapters"
 
     def has(self, source: Source) -> bool:

@@ -25,7 +25,6 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def render(results: Results) -> str:
-    """Return the page."""
     return "\n".join(
         [
             _HEAD,

@@ -24,7 +24,6 @@ _CODE = ("*.py", "artifacts", "constraints.txt")
 
 
 def today() -> str:
-    """Return the date, UTC."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
@@ -56,14 +55,12 @@ def adapter(folder: Path = ARTIFACT) -> str:
 
 
 def processor() -> str:
-    """Return the processor's name."""
     info = Path("/proc/cpuinfo")
     name = re.search(r"^model name\s*: (.*)", info.read_text(encoding="utf-8") if info.is_file() else "", re.MULTILINE)
     return name[1].strip() if name else platform.processor() or platform.machine()
 
 
 def hardware() -> str:
-    """Return processor and cores."""
     return f"{processor()}, {os.cpu_count()} cores"
 
 

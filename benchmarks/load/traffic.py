@@ -66,7 +66,6 @@ Kind = Callable[[Session, httpx.AsyncClient, random.Random], Awaitable[float]]
 
 
 async def run(session: Session) -> None:
-    """Run clients until ``session.stop``."""
     kinds: list[Kind] = [*[predict] * PREDICTORS, hostile, garbage, vanish, vanish, evaluate, submit_job]
     kinds += [activate] if len(session.names) > 1 else []
     await asyncio.gather(*(_again(kind, session, random.Random(i)) for i, kind in enumerate(kinds)))

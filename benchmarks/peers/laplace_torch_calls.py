@@ -34,7 +34,6 @@ class ClassLogits(nn.Module):
         self.label_ids = tuple(label_ids)
 
     def forward(self, data: Any) -> torch.Tensor:
-        """Return the class logits."""
         ids = data["input_ids"]
         possible = torch.ones(len(ids), len(self.label_ids), dtype=torch.bool)
         batch = Batch(ids, data["attention_mask"], data["position_ids"], possible)

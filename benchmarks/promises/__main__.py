@@ -43,7 +43,6 @@ def results_of(tasks: Sequence[str], runs: Path, draws: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Draw, and write figures and page."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.promises", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -36,7 +36,6 @@ share of test rows whose label set of 90 %, fitted on the labelled rows, holds t
 
 
 def render(results: Mapping[str, Any]) -> str:
-    """Return the page."""
     every = pd.DataFrame(results["figures"])
     records = every[every["rule"] != "upper_bound"].drop(columns=["error"])
     by_task = records.groupby(["target", "rows", "rule", "task"], sort=False).mean(numeric_only=True)

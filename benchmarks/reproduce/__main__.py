@@ -28,7 +28,6 @@ from training.workspace.terminal import say
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
     job = argparse.ArgumentParser(
         prog="python -m benchmarks.reproduce",
         description=__doc__,

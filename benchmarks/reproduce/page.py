@@ -127,7 +127,6 @@ def ensembles_of_seeds(found: Mapping[Path, Record]) -> dict[Pair, dict[str, Any
 
 
 def page_text(records: Sequence[Record], ensembles: Mapping[Pair, Mapping[str, Any]], figure: str) -> str:
-    """Return the page, in Markdown."""
     models = {record["model"] for record in records}
     unrun = [f"`{model}`" for model in MODELS if model not in models]
     structure = ", ".join(sorted({f"`{r['structure']}`" for r in records}))

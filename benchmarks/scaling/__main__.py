@@ -22,7 +22,6 @@ RESULTS, PAGE = Path(__file__).with_name("results.json"), ROOT / "docs" / "ray.m
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, and publish it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--tables", action="store_true", help="measure nothing: write the page from results.json")
     parser.add_argument("--quick", action="store_true", help="a minute; nothing is published")

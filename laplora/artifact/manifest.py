@@ -90,7 +90,6 @@ class TemplateRecord(_Record):
         return self
 
     def template(self) -> PromptTemplate:
-        """Return the template."""
         cut = None if self.cut is None else Cut(self.cut.field, self.cut.side)
         return PromptTemplate(**self.model_dump(exclude={"cut"}), cut=cut)
 
@@ -108,7 +107,6 @@ class PriorRecord(_Record):
     )
 
     def prior(self) -> Prior:
-        """Return the prior."""
         return Prior(self.granularity, self.precision)
 
 

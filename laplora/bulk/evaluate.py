@@ -104,7 +104,6 @@ class EvaluateJob:
     with_answers: bool = False
 
     def start(self) -> Callable[[Sequence[Row]], Iterator[Line]]:
-        """Load the artifact."""
         return partial(self.measure_window, load(self.artifact, self.device))
 
     def examples(self, rows: Iterable[Row]) -> Iterator[Example]:

@@ -128,7 +128,6 @@ class Parts:
                 raise DataError(f"{path}: was changed: remove it, and run again")
 
     def remove(self) -> None:
-        """Remove what a run has written."""
         for path in self.folder.iterdir():
             if _OURS.fullmatch(path.name):
                 path.unlink()

@@ -62,7 +62,6 @@ class ServedHead(AnswersByHead):
 
     @property
     def head(self) -> Head:
-        """The head."""
         return self.fitted
 
 

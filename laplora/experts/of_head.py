@@ -68,7 +68,6 @@ class HeadExpert(AnswersByHead):
 
     @property
     def head(self) -> Head:
-        """The head of all rows."""
         return self.fitted.head
 
     def knows(self, outputs: Outputs) -> torch.Tensor:

@@ -27,7 +27,6 @@ class Scaling:
 
     @staticmethod
     def of(rows: Rows) -> Scaling:
-        """Return the scaling of these rows."""
         moments = {name: _moments(block, rows.class_mask) for name, block in rows.blocks.items()}
         return Scaling(*({name: each[place] for name, each in moments.items()} for place in (0, 1)))
 

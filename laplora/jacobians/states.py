@@ -40,7 +40,6 @@ class States:
         return len(self.hidden)
 
     def take(self, rows: torch.Tensor) -> States:
-        """Return some rows."""
         return States(self.layers, self.hidden[rows], self.contrast_mean[rows])
 
     def after(self, layers: Sequence[int]) -> States:
@@ -50,7 +49,6 @@ class States:
 
 
 def join_states(parts: Sequence[States]) -> States:
-    """Return batches as one."""
     return States(
         parts[0].layers,
         torch.cat([p.hidden for p in parts]),

@@ -53,7 +53,6 @@ class ProjectedJacobians:
     fold: torch.Tensor | None = None
 
     def take(self, rows: torch.Tensor) -> ProjectedJacobians:
-        """Return some rows."""
         some: list[Any] = [None if own is None else own[rows] for own in vars(self).values()]
         return ProjectedJacobians(*some)
 

@@ -68,7 +68,6 @@ class Batch:
         return {name: tensor for name, tensor in vars(self).items() if name != "class_mask" and tensor is not None}
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the batch on a device."""
         positions = None if self.position_ids is None else self.position_ids.to(device)
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), positions, self.class_mask.to(device))
 

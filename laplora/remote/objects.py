@@ -34,7 +34,6 @@ class ObjectStore:
             raise ConfigError(f"{address}: the environment does not say how to reach it, or says it wrongly") from None
 
     def read(self, name: str) -> Iterator[bytes]:
-        """Yield an object's bytes."""
         with self._answering(name):
             _, parts = self._client.read(name)
         while True:

@@ -45,7 +45,6 @@ class LocalFile:
         self.path = path
 
     def exists(self) -> bool:
-        """Return whether it is there."""
         return self.path.exists()
 
     def version(self) -> str:
@@ -85,7 +84,6 @@ class StoredObject:
             raise ConfigError(f"{url}: is in no store that can be used ({error})") from None
 
     def exists(self) -> bool:
-        """Return whether it is there."""
         try:
             self._state()
         except FileNotFoundError:

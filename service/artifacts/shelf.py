@@ -34,7 +34,6 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The artifact's name."""
         return self.model.artifact.name
 
 

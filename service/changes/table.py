@@ -92,7 +92,6 @@ def find(database: Database, change_id: str) -> list[Change]:
 
 
 def every(database: Database) -> list[Change]:
-    """Return all changes."""
     return _read(database, CHANGES.c.id.is_not(None))
 
 

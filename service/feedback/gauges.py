@@ -57,7 +57,6 @@ class CalibrationGauges(Collector):
         return iter(())
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Return the gauges of this moment."""
         yield GaugeMetricFamily("laplora_feedback_kept_rows", "Predictions kept by id.", value=self._kept())
         reports: Sequence[SeriesReport] = ()
         # The other metrics are scraped in the same answer.

@@ -26,11 +26,9 @@ class Amount(NamedTuple):
     text_bytes: int = 0
 
     def plus(self, other: Amount) -> Amount:
-        """Return the sum."""
         return Amount(self.rows + other.rows, self.tokens + other.tokens, self.text_bytes + other.text_bytes)
 
     def less(self, other: Amount) -> Amount:
-        """Return the difference."""
         return Amount(self.rows - other.rows, self.tokens - other.tokens, self.text_bytes - other.text_bytes)
 
 
@@ -86,7 +84,6 @@ class Admission:
         return self._limits.all
 
     def held_by(self, caller: str) -> Amount:
-        """Return what one caller holds."""
         return self._by_caller.get(caller, NOTHING)
 
     def reserve(self, caller: str, wanted: Amount, *, fewest_tokens: int = 0) -> Reservation:

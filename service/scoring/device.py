@@ -59,7 +59,6 @@ class Device:
         self._thread = threading.Thread(target=self._run, name="laplora-device", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def require_open(self) -> None:
@@ -227,7 +226,6 @@ class Device:
 
 
 def _predict(batch: Sequence[QueuedRow]) -> list[Prediction]:
-    """Return a prediction per row."""
     predictor, ask = batch[0].entry.predictor, batch[0].ticket.ask
     assert predictor is not None
     rows = [queued.row for queued in batch]

@@ -35,7 +35,6 @@ class QueuedRow(Waiting):
 
     @property
     def row(self) -> EncodedRow:
-        """The prompt."""
         return self.ticket.rows[self.index]
 
     @property
@@ -80,18 +79,15 @@ class Queue:
 
     @property
     def rows(self) -> int:
-        """Rows that wait."""
         return len(self._waiting)
 
     @property
     def tokens(self) -> int:
-        """Tokens that wait."""
         with self.changed:
             return sum(queued.prompt_tokens for queued in self._waiting.values())
 
     @property
     def most(self) -> Amount:
-        """Most that may wait."""
         return self._admission.limits
 
     @property

@@ -97,7 +97,6 @@ class Access:
         self._answer = answer
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
         if scope["type"] == "http":
             request = Request(scope)
             line = line_of(request.method, request.scope["path"])

@@ -87,7 +87,6 @@ class Keyring:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()

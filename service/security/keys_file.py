@@ -66,7 +66,6 @@ def digest(token: str) -> str:
 
 
 def new_token() -> str:
-    """Return a new token."""
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 

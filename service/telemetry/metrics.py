@@ -171,7 +171,6 @@ class Metrics:
 
     @unfailing("metrics.count_batch")
     def count_batch(self, report: BatchReport) -> None:
-        """Count one run of the device."""
         for outcome in get_args(BatchOutcome):
             self.batches.labels(report.predictive, outcome).inc(outcome == report.outcome)
         self.batch_rows.labels(report.predictive).observe(report.rows)

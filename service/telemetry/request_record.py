@@ -21,7 +21,6 @@ class Stage:
 
     @property
     def ms(self) -> float:
-        """Its milliseconds."""
         return (self.ended - self.begun) * 1000
 
 
@@ -41,7 +40,6 @@ class RequestRecord:
 
     @property
     def stages_ms(self) -> dict[str, float]:
-        """Milliseconds of each stage by name."""
         return {stage.name: stage.ms for stage in self.stages}
 
 

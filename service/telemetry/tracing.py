@@ -56,7 +56,6 @@ class RequestSpan:
 
     @property
     def trace_id(self) -> str:
-        """The trace's id, 32 hexadecimal digits."""
         return f"{self.context.trace_id:032x}"
 
     def at(self, monotonic_s: float) -> int:

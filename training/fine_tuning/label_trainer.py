@@ -203,7 +203,6 @@ class LengthGrouped(Sampler[int]):
         self._lengths, self._step_rows, self._seed, self._epoch = list(lengths), step_rows, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch, from 0."""
         self._epoch = epoch
 
     def __len__(self) -> int:

@@ -30,7 +30,6 @@ class SharedBatches(Sampler[list[int]]):
         self.order, self._batch_size, self._workers = order, batch_size, workers
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch, from 0."""
         self.order.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -46,7 +45,6 @@ class SharedLoader(DataLoader[Any]):
     """Loads the rows of ``SharedBatches``; the Trainer says which epoch it is."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch, from 0."""
         sampler: Any = self.batch_sampler
         sampler.set_epoch(epoch)
 

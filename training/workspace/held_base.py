@@ -12,7 +12,6 @@ class HeldBase:
     """A base model that one step after another puts an adapter on."""
 
     def __init__(self) -> None:
-        """Hold nothing yet."""
         self._held: Any = None
 
     def adapted(self, load: Callable[[], Any], put: Callable[[Any], Any]) -> Any:

@@ -88,7 +88,6 @@ class Run:
 
     @property
     def class_count(self) -> int:
-        """Number of labels."""
         return self.readout.class_count
 
     def classifier(self, model: Any) -> Classifier:
@@ -150,6 +149,5 @@ class Run:
 
 
 def base_spec(config: RunConfig) -> BaseSpec:
-    """Return the configured base model."""
     base = config.base
     return BaseSpec(base.model, base.revision, base.quantization, base.dtype)

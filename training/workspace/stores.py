@@ -46,7 +46,6 @@ class FolderStore:
     def write(
         self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str], made_from: str = ""
     ) -> None:
-        """Write the file whole."""
         if self._passes and name == FROZEN_PASSES:
             return self._passes.write(name, tensors, notes, made_from)
         write_tensors(self._folder / f"{name}.safetensors", tensors, {**notes, "mark": self._of(made_from)})
@@ -64,7 +63,6 @@ class SharedStore:
     """The store of several processes: the first one reads and writes, and tells the others what it read."""
 
     def __init__(self, store: Store, workers: Workers) -> None:
-        """Take the first process's store."""
         self._store, self._workers = store, workers
 
     def read(self, name: str, made_from: str = "") -> Kept | None:
@@ -74,6 +72,5 @@ class SharedStore:
     def write(
         self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str], made_from: str = ""
     ) -> None:
-        """Write in the first process."""
         if self._workers.first:
             self._store.write(name, tensors, notes, made_from)

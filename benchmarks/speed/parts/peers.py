@@ -117,7 +117,6 @@ def even_rows(subject: Subject) -> Subject:
 
 
 def plain_forward(subject: Subject) -> Callable[[], torch.Tensor]:
-    """Return the class logits' function."""
     batch = subject.batch(subject.test)
 
     @torch.no_grad()

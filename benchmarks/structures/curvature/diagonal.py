@@ -46,7 +46,6 @@ def fit_diagonal(_settings: StructureSettings, blocks: tuple[Block, ...], run_pa
 
 
 def no_rows(blocks: Sequence[Block]) -> DiagonalPosterior:
-    """Return the posterior of no rows."""
     zeros = tuple(torch.zeros(b.wide, b.narrow, dtype=torch.float64) for b in blocks)
     return DiagonalPosterior(tuple(blocks), zeros, 0)
 

@@ -56,7 +56,6 @@ def _empty(settings: StructureSettings, blocks: tuple[Block, ...]) -> KroneckerS
 
 
 def empty_token_sums(settings: StructureSettings, blocks: tuple[Block, ...]) -> TokenSums:
-    """Return the sums over no rows."""
     empty = _empty(settings, blocks)
     return TokenSums(**vars(empty), terms=torch.zeros(len(blocks), dtype=torch.float64))
 

@@ -17,7 +17,6 @@ class ReplicaGauges(Collector):
         self._statuses = statuses
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the gauges."""
         tokens = GaugeMetricFamily("laplora_replica_queue_tokens", "Tokens that wait at a replica.", labels=["replica"])
         loaded = GaugeMetricFamily("laplora_replica_artifacts", "Artifacts loaded at a replica.", labels=["replica"])
         for status in self._statuses():

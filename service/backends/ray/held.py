@@ -64,13 +64,11 @@ class Held:
 
     @property
     def digests(self) -> frozenset[str]:
-        """Of what is loaded."""
         with self._lock:
             return frozenset(self._held)
 
     @property
     def predictors(self) -> list[Predictor]:
-        """What is loaded."""
         with self._lock:
             return [one.predictor for one in self._held.values()]
 

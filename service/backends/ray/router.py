@@ -28,7 +28,6 @@ class AnyRouter(RequestRouter):  # type: ignore[misc]
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Return all."""
         return [candidate_replicas]
 
 

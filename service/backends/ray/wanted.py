@@ -32,7 +32,6 @@ class Wanted:
             return True
 
     def end(self, digest: str, *, loaded: bool) -> None:
-        """Note that a load has ended."""
         with self._lock:
             now = self._clock()
             self._running = False

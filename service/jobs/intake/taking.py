@@ -40,7 +40,6 @@ class Taking:
         self._checkers = OneEach(self._checker_threads)
 
     def close(self) -> None:
-        """Check nothing more."""
         self._checker_threads.shutdown(wait=False, cancel_futures=True)
 
     def repeated(

@@ -150,7 +150,6 @@ class Upload:
         self._stopped = True
 
     def close(self) -> None:
-        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1

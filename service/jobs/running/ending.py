@@ -47,7 +47,6 @@ class Ending:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """Let the job fail."""
         if kind_of(error).status == 500:
             log_crash("a job failed", error)
         self.outcome = "failed", {"error": error_detail(error)}

@@ -71,7 +71,6 @@ class Run:
 
     @property
     def tasks(self) -> set[asyncio.Task[None]]:
-        """What is under way."""
         return {*self.chunks, *([] if self.finishing is None else [self.finishing])}
 
     @property

@@ -109,7 +109,6 @@ class Database:
 
     @property
     def raw(self) -> sqlite3.Connection:
-        """SQLite's own connection."""
         connection = self._engine.raw_connection()
         raw = connection.driver_connection
         connection.close()

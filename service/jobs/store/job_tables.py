@@ -40,7 +40,6 @@ class JobTables:
         self.reads, self.claims, self.discards = Reads(database), Claims(database), Discards(database)
 
     def close(self) -> None:
-        """Close the database."""
         self.database.close()
 
     def add(self, job: Job) -> int:
