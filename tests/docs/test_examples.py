@@ -1,7 +1,4 @@
-"""The examples of the pages: configurations are valid, programs and commands exist with their flags.
-
-The requests and programs that need a server are run in test_requests.py.
-"""
+"""The examples of the pages: configurations are valid, programs and commands exist with their flags."""
 
 from __future__ import annotations
 

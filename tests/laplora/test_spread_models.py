@@ -1,8 +1,4 @@
-"""A model over two devices answers, differentiates and is fitted as the same model on one.
-
-The devices are emulated (``emulated_devices``), and accelerate's dispatch is the real one: every tensor that the code
-takes to be where another one is fails here as it would on two GPUs. The numbers are the same bits or nearly.
-"""
+"""A model over two devices answers, differentiates and is fitted as the same model on one."""
 
 from __future__ import annotations
 

@@ -77,10 +77,7 @@ def test_a_stopped_student_continues_and_answers_by_one_pass_what_its_teacher_av
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """On what it learned it is nearer to the teacher's average than the teacher's own forward pass is.
-
-    Its inputs repeat rows that they must not. Words that it did not learn are other rows to a random base.
-    """
+    """On what it learned it is nearer to the teacher's average than the teacher's own forward pass is."""
     rows = rows_of(sentiment_run)
     known = [{"text": rows[part][0]["text"].upper()} for part in ("train", "calibration", "test")]
     file = write_rows(tmp_path / "inputs.jsonl", [*unlabelled(), *known, unlabelled()[0]])

@@ -1,8 +1,4 @@
-"""Families of decoders, each from its true configuration to served answers: trained, fitted, packaged, loaded again.
-
-Two layers, random weights, in 4 bit with float32, in which every processor is fast. SmolLM2's tokenizer stands in for
-each family's own.
-"""
+"""Families of decoders, each from its true configuration to served answers: trained, fitted, packaged, loaded again."""
 
 from __future__ import annotations
 

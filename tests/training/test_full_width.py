@@ -1,11 +1,4 @@
-"""The four large models at their true width: trained a step, fitted, saved, loaded by a server and asked over HTTP.
-
-Each takes a minute or two. What differs between them is also tried on narrow ones (``test_families``).
-
-Two of 32 layers, random weights in 4 bit, float32 beside them. What depends on the width is as in the whole model: the
-packed matrices, the vocabulary that an adapted ``lm_head`` reaches, heads and their groups, rotary embeddings.
-A part of SmolLM2's tokenizer stands in for their own.
-"""
+"""The four large models at their true width: trained a step, fitted, saved, loaded by a server and asked over HTTP."""
 
 from __future__ import annotations
 

@@ -143,10 +143,7 @@ def test_a_base_that_is_not_a_number_is_refused_before_training(
 def test_an_interrupted_fit_ends_like_an_uninterrupted_one(
     run_copy: Path, sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two passes of five batches; bit for bit, because sums are kept in the number format that they are made in.
-
-    A finished fit takes no pass, and so another prior costs none either.
-    """
+    """Two passes of five batches; bit for bit, because sums are kept in the number format that they are made in."""
     original, seen = passes.contrast_jacobians, [0]
 
     def counted(*arguments: Any, **options: Any) -> Any:

@@ -14,10 +14,7 @@ from laplora.files import write_tensors
 
 
 def test_draws_of_sure_rows_all_right_but_the_unsure(tmp_path: Path) -> None:
-    """Half of the rows are sure and right, half are a toss-up and wrong: every rule accepts the sure ones.
-
-    Draws are with replacement, so 450 rows are drawn of 400 too.
-    """
+    """Half of the rows are sure and right, half are a toss-up and wrong: every rule accepts the sure ones."""
     sure = torch.arange(400) % 2 == 0
     spread = torch.rand(400, generator=torch.Generator().manual_seed(0)).double()
     right = torch.where(sure, 0.999 + 0.0009 * spread, 0.45 + 0.04 * spread)

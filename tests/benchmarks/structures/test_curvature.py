@@ -65,10 +65,7 @@ def test_the_diagonal_is_that_of_the_dense_ggn(problem: Problem, prior: Prior) -
 
 
 def test_both_kinds_are_the_exact_ggn_where_it_factorises() -> None:
-    """Equal rows of one token: a factor 1/N too many or too few is off by the number of rows.
-
-    Of rows of several tokens both are held against laplace-torch and bayesian-lora: ``tests/benchmarks/peers``.
-    """
+    """Equal rows of one token: a factor 1/N too many or too few is off by the number of rows."""
     model = tiny_model("llama")
     task = replace(tiny_task(examples=5), rows=[EncodedRow((7,), 3)] * 5)
     ggn = dense.truth(model, task.batch(), task.label_ids).ggn

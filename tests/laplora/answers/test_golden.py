@@ -55,10 +55,7 @@ def test_variances_that_do_not(recorded: list[float], got: list[float] | None, s
 
 
 def test_variances_that_all_move_together_may_move_less() -> None:
-    """Rounding moves one answer's up and another's down; another prior moves all of them one way.
-
-    Those that are too small to change an answer may differ by any factor.
-    """
+    """Rounding moves one answer's up and another's down; another prior moves all of them one way."""
     recorded: list[list[float] | None] = [[2.0, 2.0]] * 4
     replay(recorded, [[2.0 * math.exp(step)] * 2 for step in (0.4, -0.4, 0.3, -0.3)])
     replay(recorded, [[2.0 * math.exp(0.24)] * 2] * 4)

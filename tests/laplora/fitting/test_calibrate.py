@@ -1,7 +1,4 @@
-"""Calibration: what is served is fitted on all rows, what is promised is set on fits that did not see the row.
-
-And the gain over temperature scaling: the difference of two mean NLLs, with an interval of the paired rows.
-"""
+"""Calibration: what is served is fitted on all rows, what is promised is set on fits that did not see the row."""
 
 from __future__ import annotations
 

@@ -89,10 +89,7 @@ def test_the_new_version_answers_as_the_posterior_in_memory(
 
 
 def test_conditioning_and_forgetting_is_never_having_had_the_row(artifact: Path, rows: dict[str, Rows]) -> None:
-    """Conditioning anew without some rows leaves no trace of them, in any file but for the time and the origin.
-
-    And it is undone to the byte; a version as packaged has nothing to undo.
-    """
+    """Conditioning anew without some rows leaves no trace of them, in any file but for the time and the origin."""
     other = Path(shutil.copytree(artifact, artifact.parent / "other"))
     as_packaged, digest = files_of(artifact), read_artifact(artifact).digest
     laplora.condition(artifact, rows["test"], **QUIET, force=True)

@@ -76,10 +76,7 @@ def change(file: Path, **values: object) -> None:
 def test_a_base_with_code_of_its_own_is_refused_and_its_code_not_run(
     with_code: Path, tiny_base_folder: Path, tmp_path: Path
 ) -> None:
-    """Nor that of its tokenizer. The refusal is ours: transformers runs the same folder's code where it is told to.
-
-    Of a kind that transformers has its own class is used: hub models often bring code from before it had.
-    """
+    """Nor that of its tokenizer. The refusal is ours: transformers runs the same folder's code where it is told to."""
     with pytest.raises(ModelError, match="custom code"):
         load_base_model(str(with_code), SPEC, device=CPU)
     names = {"AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizer"]}

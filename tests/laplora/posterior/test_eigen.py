@@ -85,10 +85,7 @@ def test_infinite_prior_precision_is_map(problem: Problem) -> None:
 @pytest.mark.parametrize("inside", [0.0, 0.9, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_covariance_is_symmetric_psd_and_right(kept: int, inside: float, dtype: torch.dtype) -> None:
-    """Whatever the spread of curvatures, and also where the Jacobians lie in the kept span and nothing is left out.
-
-    One block of 12 x 3, of which ``kept`` columns are kept; a share ``inside`` of the Jacobians is in their span.
-    """
+    """Whatever the spread of curvatures, and also where the Jacobians lie in the kept span and nothing is left out."""
     draw = generator(kept)
 
     def normal(*shape: int) -> torch.Tensor:

@@ -148,11 +148,7 @@ def random_posterior(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_covariance_is_symmetric_psd_and_below_the_prior(dtype: torch.dtype) -> None:
-    """Whatever the spread of curvatures, and also where the Jacobians lie in the span and the variance nearly 0.
-
-    There a difference of ``J D J^T`` and its captured part would lose all digits: the prior's variance can be
-    1e13 times the posterior's.
-    """
+    """Whatever the spread of curvatures, and also where the Jacobians lie in the span and the variance nearly 0."""
     # float32 coordinates are off by 1e-7 of the gradient: with the weight of the prior, 1e-6 of its variance is safe.
     rounding = 1e-6 if dtype == torch.float32 else 1e-12
     for seed in range(40):

@@ -30,10 +30,7 @@ def tiny() -> tuple[Any, Any, tuple[Block, ...]]:
 
 
 def test_the_sketch_finds_the_leading_directions(problem: Problem) -> None:
-    """Between nothing and the whole curvature, and the nearer to the best of its rank the more columns it has.
-
-    The tiny model's spectrum falls slowly (the 20th eigenvalue is a tenth of the first), the hard case.
-    """
+    """Between nothing and the whole curvature, and the nearer to the best of its rank the more columns it has."""
     blocks = find_blocks(problem.model, 3)
     rows = rows_of(problem.model, problem.task, batch_size=16)
     ggn = dense_ggn(problem, blocks)

@@ -62,10 +62,7 @@ def test_an_adapter_that_never_moved_ends_at_the_bound() -> None:
 
 @pytest.mark.slow
 def test_validation_choice_beats_a_fine_grid() -> None:
-    """No precision on a fine grid has less held-out NLL, by dense covariance and one-dimensional integrals.
-
-    The held-out labels are drawn from the predictive distribution at precision 3, so that the best one is no bound.
-    """
+    """No precision on a fine grid has less held-out NLL, by dense covariance and one-dimensional integrals."""
     model, train = tiny_model("llama"), tiny_task(examples=20, classes=2)
     found = fit_blocks(model, train, rank=4)
     curvature = dense_ekfac(dense.truth(model, train.batch(), train.label_ids).ggn, basis_by_key(found))

@@ -1,8 +1,4 @@
-"""What scorers on a Ray cluster promise while they are killed, updated and scaled: no request is lost.
-
-``make test`` keeps of it what scorers of the tests' own process can lose (``test_replicas``), and one scorer of a real
-cluster that is killed (``test_serve_on_ray``).
-"""
+"""What scorers on a Ray cluster promise while they are killed, updated and scaled: no request is lost."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Hostile bytes on a real socket, each with the status it gets: framing, headers, methods and paths.
-
-What clients send holds a secret; neither an answer nor the log may.
-"""
+"""Hostile bytes on a real socket, each with the status it gets: framing, headers, methods and paths."""
 
 from __future__ import annotations
 

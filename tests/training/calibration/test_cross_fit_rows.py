@@ -1,7 +1,4 @@
-"""Cross-fitting of a classifier with many classes, of which few directions are computed.
-
-Runs of ``python -m training`` are tested in ``tests/training/test_cross_fit.py``.
-"""
+"""Cross-fitting of a classifier with many classes, of which few directions are computed."""
 
 from __future__ import annotations
 

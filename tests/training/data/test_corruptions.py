@@ -66,10 +66,7 @@ def test_seed_and_row_decide(kind: CorruptionKind) -> None:
     ],
 )
 def test_what_was_measured_with_can_be_made_again(kind: CorruptionKind, question: str) -> None:
-    """Golden: another Python, or a change here, must not quietly change the published figures' inputs.
-
-    A quarter of the 44 letters or 12 words is touched.
-    """
+    """Golden: another Python, or a change here, must not quietly change the published figures' inputs."""
     assert corrupt(QUESTION, kind, 0.25, 0).fields["question"] == question
 
 

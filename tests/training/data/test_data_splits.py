@@ -72,10 +72,7 @@ def test_the_same_on_every_machine() -> None:
 
 
 def test_test_rows_depend_on_the_seed_alone() -> None:
-    """Neither the number of training rows nor their own seed changes them, or the calibration rows.
-
-    Rows that nothing holds out are training rows, in the order that they have.
-    """
+    """Neither the number of training rows nor their own seed changes them, or the calibration rows."""
     first, more = (split(one_pool(100), counts(train, 10, 30), seed=0) for train in (20, 60))
     assert more.train[:20] == first.train
     assert split(one_pool(100), counts(20, 10, 30), seed=1).test != first.test

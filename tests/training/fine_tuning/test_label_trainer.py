@@ -175,10 +175,7 @@ def test_rows_of_like_length_come_together_in_another_order_each_epoch() -> None
 
 
 def test_the_artifact_says_which_step_was_kept_and_how_prompts_were_cut(tiny_base_folder: Path, tmp_path: Path) -> None:
-    """Its posterior is of the rows that were trained on, and every fold keeps a step of its own.
-
-    The template says which field is cut; the loaded predictor makes the rows that were trained on.
-    """
+    """Its posterior is of the rows that were trained on, and every fold keeps a step of its own."""
     file = sentiment_config(
         tmp_path,
         tiny_base_folder,

@@ -43,10 +43,7 @@ def statuses(root: Path, number: int) -> list[int]:
 
 
 def test_a_stopped_run_of_two_goes_on_to_what_one_process_has(root: Path) -> None:
-    """The step that was kept included: every process evaluates all selection rows.
-
-    One that dies ends the others. Only the first speaks and writes: two at once leave half a file to read.
-    """
+    """The step that was kept included: every process evaluates all selection rows."""
     alive, dead = statuses(root, 1)
     assert dead == 9
     assert alive != 0
