@@ -53,16 +53,16 @@ def _compared(answer: Mapping[str, Any], rule: ReviewRule) -> str:
     if rule.threshold is None:
         return f"no threshold reaches {_percent(rule.target_risk)}"
     if rule.guarantee == "upper_bound":
-        err = f"at most {_percent(rule.target_risk)} of the answers are accepted and wrong"
+        err = f"at most {_percent(rule.target_risk)} are accepted and wrong"
         if _other_label(answer) is not None:
             return "only answers on which map_probs agree are accepted"
-    accepted, by = score <= rule.threshold, " by map_probs" if rule.score == "map_entropy" else ""
+    accepted, by = score <= rule.threshold, " (map_probs)" if rule.score == "map_entropy" else ""
     if several or len(answer["probs"]) == 2:
         mine, limit = _figures(_probability(score), _probability(rule.threshold))
         least = " of the least sure label" if several else ""
         return f"{mine}{least}{by} is {'at least' if accepted else 'below'} {limit}, from which {err}"
     mine, limit = _figures(score, rule.threshold)
-    return f"the entropy{by} of {mine} nats is {'at most' if accepted else 'above'} {limit}, up to which {err}"
+    return f"an entropy of {mine} nats{by} is {'at most' if accepted else 'above'} {limit}, up to which {err}"
 
 
 def _probability(entropy: float) -> float:

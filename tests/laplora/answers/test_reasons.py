@@ -33,7 +33,7 @@ def reason(answer: Prediction, threshold: float | None, risk: float = 0.05, **ru
 def test_the_sentence_has_the_figures_that_decided(answer: Prediction) -> None:
     at = entropy(0.91, 0.09)
     assert reason(answer, at) == "0.82 is below 0.91, from which at most 5 % err"
-    assert reason(answer, at, score="map_entropy") == "0.82 by map_probs is below 0.91, from which at most 5 % err"
+    assert reason(answer, at, score="map_entropy") == "0.82 (map_probs) is below 0.91, from which at most 5 % err"
     sure = replace(answer, score=entropy(0.99998, 0.00002), flags=[])
     assert reason(sure, at, 0.125) == "0.99998 is at least 0.91000, from which at most 12.5 % err"
     assert reason(answer, entropy(0.8204, 0.1796)).startswith("0.8200 is below 0.8204")
@@ -47,7 +47,7 @@ def test_the_sentence_has_the_figures_that_decided(answer: Prediction) -> None:
     three = np.array([0.8, 0.1, 0.1])
     arrays = LabelArrays(map_probs=three, probs=three, probs_std=three, calibrated_probs={})
     more = replace(answer, labels=("a", "b", "c"), score=0.6, arrays=arrays)
-    assert reason(more, 0.35) == "the entropy of 0.60 nats is above 0.35, up to which at most 5 % err"
+    assert reason(more, 0.35) == "an entropy of 0.60 nats is above 0.35, up to which at most 5 % err"
 
 
 def test_a_model_alone_that_favours_another_label_is_not_hidden(answer: Prediction) -> None:
