@@ -15,9 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LONGEST = 40
-#: Records, and pages that do not pass yet. The list only shrinks.
-EXEMPT = {"benchmarks/evidence/PLAN.md", "README.md"}
-EXEMPT |= {f"docs/{name}.md" for name in ("five-lines", "results")}
+#: A plan that is not changed after a result, and a page with a sentence that its artifact records. The list only shrinks.
+EXEMPT = {"benchmarks/evidence/PLAN.md", "docs/results.md"}
 #: What not to write, with what to write in its place.
 WORDS = {
     r"strangeness|strangers?": "out-of-distribution score, out-of-distribution input",
