@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LONGEST = 40
-#: A plan that is not changed after a result, and a page with a sentence that its artifact records. The list only shrinks.
+#: A plan that stays as written, and a page with a sentence that its artifact records. The list only shrinks.
 EXEMPT = {"benchmarks/evidence/PLAN.md", "docs/results.md"}
 #: What not to write, with what to write in its place.
 WORDS = {
