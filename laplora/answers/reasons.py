@@ -10,23 +10,23 @@ from laplora.decisions.thresholds import Flag, ReviewRule
 
 #: What the flags say that send a row to review whatever its score is, of a whole answer.
 _FLAGS: Mapping[Flag, Callable[[Mapping[str, Any]], str]] = {
-    "unfamiliar": lambda a: (
-        f"unlike the training rows: {_percent(a['familiarity'] or 0, 2)} of the calibration rows are as unusual"
-    ),
+    "unfamiliar": lambda a: f"unlike the training rows (p = {a['familiarity'] or 0:.2g})",
     "high_epistemic": lambda a: (
-        f"plausible weights disagree by {(a['uncertainty'] or {}).get('epistemic', 0):.2g} nats"
+        f"plausible models disagree (epistemic uncertainty {(a['uncertainty'] or {}).get('epistemic', 0):.2g} nats)"
     ),
     "low_label_mass": lambda a: f"the labels have {a['label_mass'] or 0:.2g} of the model's probability",
     "truncated": lambda a: "the input was cut",
 }
+#: Predictives that correct the fine-tuned model's own answer.
+_CORRECTIONS = ("laplace", "temperature", "conditioned")
 
 
 def decision_reason(answer: Mapping[str, Any], rule: ReviewRule) -> str:
-    """Return why an answer has its decision, such as ``0.82 is below 0.91, from which at most 5 % err``.
+    """Return why an answer has its decision, such as ``0.82 is below 0.91, the threshold for a 5 % error rate``.
 
-    The two figures are probabilities where the row has two labels, or several may be right: then an entropy and a
-    probability say the same. Of more labels they are entropies, nats. Where ``map_probs`` favour another label than
-    ``probs``, the sentence says so.
+    Both figures are probabilities if the row has two labels, or if several may be right: an entropy and a probability
+    then say the same. With more labels they are entropies, nats. The sentence also says if ``map_probs`` favour another
+    label than ``probs``.
 
     Args:
         answer: a whole one (``laplora.answers.written``); rule: what its score was compared with.
@@ -34,12 +34,12 @@ def decision_reason(answer: Mapping[str, Any], rule: ReviewRule) -> str:
     reasons = [_FLAGS[flag](answer) for flag in answer["flags"] if flag in _FLAGS]
     if not reasons or "low_confidence" in answer["flags"]:
         reasons.append(_compared(answer, rule))
-    other = _other_label(answer)
+    other = _other_label(answer) if answer.get("answered_by") in _CORRECTIONS else None
     return ", and ".join(reasons) + ("" if other is None else f"; map_probs favours {other!r}")
 
 
 def _other_label(answer: Mapping[str, Any]) -> str | None:
-    """Return the label that the model alone favours, where one label is right and it is another than the answer's."""
+    """Return the label that the model alone favours, if one label is right and it is not the answer's."""
     at_map = answer["map_probs"]
     if "labels" in answer or at_map is None:
         return None
@@ -49,20 +49,21 @@ def _other_label(answer: Mapping[str, Any]) -> str | None:
 
 def _compared(answer: Mapping[str, Any], rule: ReviewRule) -> str:
     """Return what the score says beside its threshold."""
-    score, several, err = answer["score"], "labels" in answer, f"at most {_percent(rule.target_risk)} err"
+    score, several, target = answer["score"], "labels" in answer, _percent(rule.target_risk)
     if rule.threshold is None:
-        return f"no threshold reaches {_percent(rule.target_risk)}"
+        return f"no threshold reaches {target}"
+    limit = f"the threshold for a {target} error rate"
     if rule.guarantee == "upper_bound":
-        err = f"at most {_percent(rule.target_risk)} are accepted and wrong"
         if _other_label(answer) is not None:
             return "only answers on which map_probs agree are accepted"
-    accepted, by = score <= rule.threshold, " (map_probs)" if rule.score == "map_entropy" else ""
+        limit = f"the threshold for at most {target} accepted and wrong, with {_percent(rule.confidence)} confidence"
+    accepted, source = score <= rule.threshold, " of map_probs" if rule.score == "map_entropy" else ""
     if several or len(answer["probs"]) == 2:
-        mine, limit = _figures(_probability(score), _probability(rule.threshold))
-        least = " of the least sure label" if several else ""
-        return f"{mine}{least}{by} is {'at least' if accepted else 'below'} {limit}, from which {err}"
-    mine, limit = _figures(score, rule.threshold)
-    return f"an entropy of {mine} nats{by} is {'at most' if accepted else 'above'} {limit}, up to which {err}"
+        mine, least = _figures(_probability(score), _probability(rule.threshold))
+        of = " of the least sure label" if several else source
+        return f"{mine}{of} is {'at least' if accepted else 'below'} {least}, {limit}"
+    mine, most = _figures(score, rule.threshold)
+    return f"the entropy{source}, {mine} nats, is {'at most' if accepted else 'above'} {most}, {limit}"
 
 
 def _probability(entropy: float) -> float:
@@ -79,10 +80,13 @@ def _probability(entropy: float) -> float:
 
 
 def _figures(one: float, other: float) -> tuple[str, str]:
-    """Return two figures with as few digits, 2 to 6, as tell them apart, and what is less than 1 from 1."""
+    """Return two figures with as few digits, 2 to 6, as tell them apart, from 0 and from 1."""
     for digits in range(2, 7):
         texts = f"{one:.{digits}f}", f"{other:.{digits}f}"
-        if (texts[0] != texts[1] or one == other) and "1." not in (texts[0][:2], texts[1][:2]):
+        rounded = any(
+            float(text) in (0, 1) and value not in (0, 1) for text, value in zip(texts, (one, other), strict=True)
+        )
+        if not rounded and (texts[0] != texts[1] or one == other):
             break
     return texts
 

@@ -131,7 +131,7 @@ class PredictionOut(Answer):
     """
     decision: Literal["accept", "review"] = Field(examples=["review"])
     """What to do with the answer: use it, or show it to a person."""
-    decision_reason: str = Field(examples=["0.82 is below 0.91, from which at most 5 % err"])
+    decision_reason: str = Field(examples=["0.82 is below 0.91, the threshold for a 5 % error rate"])
     """Why, in one sentence with figures: what the answer has beside what its decision needs, for the target risk. Of
     two labels they are probabilities, of more entropies (nats).
     """

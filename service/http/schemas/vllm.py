@@ -73,7 +73,7 @@ class LaploraDetails(Answer):
     prediction_set: list[str] = Field(description="Conformal set of labels.", examples=[["positive"]])
     flags: list[Flag] = Field(description="Why the answer deserves a look.", examples=[["high_epistemic"]])
     decision: Decision = Field(description="Use the answer, or show it to a person.", examples=["review"])
-    decision_reason: str = Field(examples=["0.82 is below 0.91, from which at most 5 % err"])
+    decision_reason: str = Field(examples=["0.82 is below 0.91, the threshold for a 5 % error rate"])
     """Why, in one sentence with figures: probabilities, of more than two labels entropies, nats."""
     truncated: bool = Field(description="Whether the prompt was cut.", examples=[False])
     prediction_id: str | None = Field(examples=["gJ3mGpXbHk1TzqJm0yQe2A"])

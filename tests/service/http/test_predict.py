@@ -32,7 +32,7 @@ async def test_an_answer_is_short_unless_more_is_asked_for(served: Served) -> No
     assert {**few, "prediction_id": ""} == {name: prediction[name] for name in few} | {"prediction_id": ""}
     left_out = {"id", "logit_covariance", "orders", "labels", "spread_of"}
     assert set(PredictionOut.model_fields) - set(prediction) == left_out
-    assert prediction["decision_reason"] == "0.93 is at least 0.91, from which at most 5 % err"
+    assert prediction["decision_reason"] == "0.93 is at least 0.91, the threshold for a 5 % error rate"
     assert prediction["uncertainty"] == {"total": 0.5, "aleatoric": 0.4, "epistemic": 0.1}
     timing = body["timing_ms"]
     assert all(value >= 0 for value in timing.values())
@@ -85,8 +85,8 @@ async def test_decisions_are_for_the_stated_risk_and_say_so() -> None:
     assert [b["target_risk"] for b in (plain, strict, lenient)] == [0.05, 0.1, 0.2]
     decided = [(b["predictions"][0]["decision"], b["predictions"][0]["decision_reason"]) for b in (strict, lenient)]
     assert decided == [
-        ("review", "0.93 is below 0.95, from which at most 10 % err"),
-        ("accept", "0.93 is at least 0.86, from which at most 20 % err"),
+        ("review", "0.93 is below 0.95, the threshold for a 10 % error rate"),
+        ("accept", "0.93 is at least 0.86, the threshold for a 20 % error rate"),
     ]
     said = {"message": "temperature accepts nothing", "accepts_from": 0.125}
     assert [b.get("nothing_accepted") for b in (plain, strict, lenient)] == [None, said, None]
