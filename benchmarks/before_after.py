@@ -1,25 +1,30 @@
-"""Draw README's picture: which answers of the default artifact's test rows are accepted, before and after.
+"""Draw README's picture: the share of answers that are accepted on eleven tasks, before and after.
 
     python -m benchmarks.before_after
 
-Before: the fine-tuned model alone, whose every answer is used. After: as served, at a target error rate of 5 %. The
-figures are those of the artifact's ``report/evaluation.json``.
+Before: a fine-tuned adapter with temperature scaling. After: the pool with the adapter. Target error rate 5 %, means
+over seeds and draws of ``benchmarks/experts/results.json``.
 """
 
 from __future__ import annotations
 
 import json
+from statistics import fmean
 from typing import Any
 
+from benchmarks.experts.page import error_among_accepted
 from benchmarks.harness.provenance import ARTIFACT, ROOT
 
 PICTURE = ROOT / "docs" / "pictures" / "before_after.svg"
-_LEFT, _WIDTH, _BAR, _STEP = 20, 680, 30, 84
+EXPERTS = ROOT / "benchmarks" / "experts" / "results.json"
+_LEFT, _WIDTH, _BAR, _STEP, _TOP = 110, 420, 11, 34, 44
 #: On white, whatever page it is on.
 _STYLE = """
-text { font: 14px sans-serif; fill: #52606d } .name { fill: #1b2733; font-weight: bold } .end { text-anchor: end }
-.right { fill: #6294c6 } .wrong { fill: #b3261e } .person { fill: #d5dbe1 }
+text { font: 13px sans-serif; fill: #52606d } .name { fill: #1b2733 } .end { text-anchor: end }
+.title { font-weight: bold }
+.before { fill: #9aa5b1 } .after { fill: #2f6fb0 } .wrong { fill: #b3261e } .rest { fill: #eef1f4 }
 """
+_BARS = {"temperature": "before", "pool": "after"}
 
 
 def shares(accepted: dict[str, int], rows: int) -> str:
@@ -36,35 +41,51 @@ def both(methods: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
     return {"rows": alone["rows"], "wrong": round(alone["rows"] * (1 - alone["accuracy"]))}, after
 
 
-def picture(methods: dict[str, Any]) -> str:
-    """Return the picture as SVG, of metrics by method."""
-    rows, parts = methods["map"]["rows"], []
-    titles = ("Before: the fine-tuned model alone", "After: served by laplora, target error 5 %")
-    for number, (title, accepted) in enumerate(zip(titles, both(methods), strict=True)):
-        top = 16 + number * _STEP
-        parts.append(f'<text class="name" x="{_LEFT}" y="{top + 12}">{title}</text>')
-        parts.append(f'<text class="end" x="{_LEFT + _WIDTH}" y="{top + 12}">{shares(accepted, rows)}</text>')
-        counts = {
-            "right": accepted["rows"] - accepted["wrong"],
-            "wrong": accepted["wrong"],
-            "person": rows - accepted["rows"],
+def accepted_by_task() -> dict[str, dict[str, tuple[float, float]]]:
+    """Return by task and bar the mean share of answers that are accepted, and of these that are wrong."""
+    found: dict[str, dict[str, list[Any]]] = {}
+    for record in json.loads(EXPERTS.read_text(encoding="utf-8")):
+        if record["method"] in _BARS:
+            found.setdefault(record["task"], {}).setdefault(_BARS[record["method"]], []).append(record)
+    return {
+        task: {
+            bar: (fmean(one["accepted"] for one in records), error_among_accepted(records) or 0.0)
+            for bar, records in bars.items()
         }
-        left = float(_LEFT)
-        for kind, count in counts.items():
-            width = _WIDTH * count / rows
-            place = f'x="{left:.1f}" y="{top + 22}" width="{width:.1f}" height="{_BAR}"'
-            parts.append(f'<rect class="{kind}" {place}/>')
-            left += width
-    bottom = 16 + 2 * _STEP
-    key = {"right": "accepted and right", "wrong": "accepted and wrong", "person": "sent to a person"}
-    for number, (kind, meaning) in enumerate(key.items()):
-        x = _LEFT + 170 * number
+        for task, bars in found.items()
+    }
+
+
+def picture(tasks: dict[str, dict[str, tuple[float, float]]]) -> str:
+    """Return the picture as SVG, of what ``accepted_by_task`` returns."""
+    ordered = sorted(tasks.items(), key=lambda task: -task[1]["after"][0])
+    parts = ['<text class="title" x="10" y="20">Answers accepted at a target error of 5 %</text>']
+    for number, (task, bars) in enumerate(ordered):
+        top = _TOP + number * _STEP
+        parts.append(f'<text class="name end" x="{_LEFT - 8}" y="{top + 15}">{task}</text>')
+        for place, kind in enumerate(("before", "after")):
+            share, wrong = bars[kind]
+            y, width = top + place * _BAR, _WIDTH * share
+            for of, x, wide in (
+                ("rest", _LEFT, float(_WIDTH)),
+                (kind, _LEFT, width * (1 - wrong)),
+                ("wrong", _LEFT + width * (1 - wrong), width * wrong),
+            ):
+                parts.append(f'<rect class="{of}" x="{x:.1f}" y="{y}" width="{wide:.1f}" height="{_BAR - 1}"/>')
+        parts.append(f'<text x="{_LEFT + _WIDTH + 8}" y="{top + 15}">{_change(bars)}</text>')
+    bottom = _TOP + len(ordered) * _STEP + 6
+    key = {"before": "adapter with temperature scaling", "after": "laplora", "wrong": "accepted and wrong"}
+    for x, (kind, meaning) in zip((10, 262, 350), key.items(), strict=True):
         parts.append(f'<rect class="{kind}" x="{x}" y="{bottom}" width="12" height="12"/>')
         parts.append(f'<text x="{x + 18}" y="{bottom + 11}">{meaning}</text>')
-    said = " ".join(f"{title}: {shares(one, rows)}." for title, one in zip(titles, both(methods), strict=True))
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH + 2 * _LEFT} {bottom + 28}" role="img">'
-    words = f"<title>Answers accepted before and after</title>\n<desc>{said}</desc>\n<style>{_STYLE}</style>"
+    said = " ".join(f"{task}: {_change(bars)}." for task, bars in ordered)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDTH + 130} {bottom + 24}" role="img">'
+    words = f"<title>Share of answers accepted before and after</title>\n<desc>{said}</desc>\n<style>{_STYLE}</style>"
     return "\n".join([head, f'{words}<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>", ""])
+
+
+def _change(bars: dict[str, tuple[float, float]]) -> str:
+    return f"{100 * bars['before'][0]:.0f} to {100 * bars['after'][0]:.0f} %"
 
 
 def recorded() -> dict[str, Any]:
@@ -74,4 +95,4 @@ def recorded() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(picture(recorded()), encoding="utf-8")
+    PICTURE.write_text(picture(accepted_by_task()), encoding="utf-8")

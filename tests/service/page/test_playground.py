@@ -40,7 +40,10 @@ def test_both_answers_stand_side_by_side_and_what_to_do_is_said(visited: Visit) 
     alone = "; map_probs favours 'negative'."
     for risk, said in (
         ("20", f"Use it: positive 0.93 is at least 0.86, the threshold for a 20 % error rate{alone}"),
-        ("1", f"A person should look 0.931 is below 0.997, the threshold for a 1 % error rate{alone} From 12.5 % on some are"),
+        (
+            "1",
+            f"A person should look 0.931 is below 0.997, the threshold for a 1 % error rate{alone} From 12.5 % on some",
+        ),
     ):
         visited.page.get_by_label("Of accepted answers, at most").fill(risk)
         visited.ask("87000")
