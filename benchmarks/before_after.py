@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.experts.page import error_among_accepted
-from benchmarks.harness.provenance import ARTIFACT, ROOT
+from benchmarks.harness.provenance import ROOT
 
 PICTURE = ROOT / "docs" / "pictures" / "before_after.svg"
 EXPERTS = ROOT / "benchmarks" / "experts" / "results.json"
@@ -25,20 +25,6 @@ text { font: 13px sans-serif; fill: #52606d } .name { fill: #1b2733 } .end { tex
 .before { fill: #9aa5b1 } .after { fill: #2f6fb0 } .wrong { fill: #b3261e } .rest { fill: #eef1f4 }
 """
 _BARS = {"temperature": "before", "pool": "after"}
-
-
-def shares(accepted: dict[str, int], rows: int) -> str:
-    """Return the share that is accepted, and the error among it, in words."""
-    return f"{accepted['rows'] / rows:.1%} accepted, {accepted['wrong'] / accepted['rows']:.1%} of them wrong".replace(
-        "%", " %"
-    )
-
-
-def both(methods: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
-    """Return what is accepted before and after, of metrics by method."""
-    (after,) = (values["accepted"] for values in methods.values() if "accepted" in values)
-    alone = methods["map"]
-    return {"rows": alone["rows"], "wrong": round(alone["rows"] * (1 - alone["accuracy"]))}, after
 
 
 def accepted_by_task() -> dict[str, dict[str, tuple[float, float]]]:
@@ -86,12 +72,6 @@ def picture(tasks: dict[str, dict[str, tuple[float, float]]]) -> str:
 
 def _change(bars: dict[str, tuple[float, float]]) -> str:
     return f"{100 * bars['before'][0]:.0f} to {100 * bars['after'][0]:.0f} %"
-
-
-def recorded() -> dict[str, Any]:
-    """Return the default artifact's metrics by method."""
-    methods: dict[str, Any] = json.loads((ARTIFACT / "report" / "evaluation.json").read_text(encoding="utf-8"))
-    return methods
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import Any
 
 from documents import ROOT, read, row
 
-from benchmarks import before_after
 from benchmarks.experts.page import compared, error_among_accepted
 from benchmarks.harness.provenance import ARTIFACT
 
@@ -46,21 +45,27 @@ def artifact() -> str:
     return "\n".join(["\n", *head, *(f"| {one} |" for one in rows), "\n"])
 
 
+def _recorded() -> dict[str, Any]:
+    """Return the default artifact's metrics by method."""
+    return dict(json.loads((ARTIFACT / "report" / "evaluation.json").read_text(encoding="utf-8")))
+
+
 def kept() -> str:
     """Return what the default artifact accepts of its test rows at 5 %, beside the model alone."""
-    before, after = before_after.both(before_after.recorded())
-    wrong, kept_wrong = (100 * one["wrong"] / one["rows"] for one in (before, after))
-    share = 100 * after["rows"] / before["rows"]
+    methods = _recorded()
+    (after,) = (values["accepted"] for values in methods.values() if "accepted" in values)
+    rows, wrong = methods["map"]["rows"], 100 * (1 - methods["map"]["accuracy"])
+    share, kept_wrong = 100 * after["rows"] / rows, 100 * after["wrong"] / after["rows"]
     return (
-        f"The fine-tuned model alone is wrong on {wrong:.1f} % of {before['rows']} test rows. At a target error of "
-        f"5 %, laplora accepts {share:.1f} % of them, and {kept_wrong:.1f} % of these are wrong"
+        f"The fine-tuned model alone is wrong on {wrong:.1f} % of {rows} test rows. At a target error of 5 %, laplora "
+        f"accepts {share:.1f} % of them, and {kept_wrong:.1f} % of these are wrong"
     )
 
 
 def at_its_word() -> str:
     """Return what would be accepted of the default artifact's test rows where the model says 95 %."""
-    word, rows = before_after.recorded()["map"]["at_its_word"], before_after.recorded()["map"]["rows"]
-    return before_after.shares(word, rows)
+    word, rows = (_recorded()["map"][one] for one in ("at_its_word", "rows"))
+    return f"{100 * word['rows'] / rows:.1f} % accepted, {100 * word['wrong'] / word['rows']:.1f} % of them wrong"
 
 
 def _experts() -> dict[tuple[str, str], list[Any]]:
