@@ -8,7 +8,7 @@ from typing import Any
 
 from laplora.decisions.thresholds import Flag, ReviewRule
 
-#: What the flags say that send a row to review whatever its score is, of a whole answer.
+#: Why a flag sends a row to review whatever its score is, of a whole answer.
 _FLAGS: Mapping[Flag, Callable[[Mapping[str, Any]], str]] = {
     "unfamiliar": lambda a: f"unlike the training rows (p = {a['familiarity'] or 0:.2g})",
     "high_epistemic": lambda a: (
@@ -56,7 +56,9 @@ def _compared(answer: Mapping[str, Any], rule: ReviewRule) -> str:
     if rule.guarantee == "upper_bound":
         if _other_label(answer) is not None:
             return "only answers on which map_probs agree are accepted"
-        limit = f"the threshold for at most {target} accepted and wrong, with {_percent(rule.confidence)} confidence"
+        limit = (
+            f"the threshold for at most {target} accepted and wrong, with {_percent(rule.confidence or 0)} confidence"
+        )
     accepted, source = score <= rule.threshold, " of map_probs" if rule.score == "map_entropy" else ""
     if several or len(answer["probs"]) == 2:
         mine, least = _figures(_probability(score), _probability(rule.threshold))

@@ -19,7 +19,8 @@ _OTHERS: Final = {
     "risk": "options.target_risk",
     "return_covariance": "options.covariance",
     "return_variance": "options.variance",
-    **dict.fromkeys(("input", "texts", "instances", "data", "examples", "sequences", "queries"), "LIST"),
+    **dict.fromkeys(("input", "inputs", "items", "rows", "messages", "texts", "instances", "data", "examples"), "LIST"),
+    **dict.fromkeys(("sequences", "queries", "pool"), "LIST"),
 }
 
 
