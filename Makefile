@@ -13,7 +13,7 @@ MINUTES ?= 20
 
 help:
 	@echo "make setup                    install everything into .venv; the others install what they need alone"
-	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
+	@echo "make demo                     serve the default artifact and ask it three questions; PORT=8123 if $(PORT) is taken"
 	@echo "make test [ARGS=...]          run the tests, all but the exhaustive ones; ARGS go to pytest"
 	@echo "make test-exhaustive          these too, and all that is drawn: before a release"
 	@echo "make test-fast                without a model, a process, what computes for seconds, and benchmarks/"

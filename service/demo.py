@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -36,6 +37,10 @@ def main() -> int:
     parser.add_argument("--port", default=8000, type=int, help="TCP port (default: 8000)")
     options = parser.parse_args()
     url = f"http://127.0.0.1:{options.port}"
+    with socket.socket() as probe:
+        if not probe.connect_ex(("127.0.0.1", options.port)):
+            print(f"port {options.port} is taken: make demo PORT={options.port + 1}", file=sys.stderr)
+            return 1
     print(f"starting the server on {options.artifact} (the first time, the base model is fetched)", flush=True)
     # Without keys: nobody but this machine can reach it.
     flags = ["--artifact", str(options.artifact), "--host", "127.0.0.1", "--port", str(options.port), "--auth", "off"]
@@ -110,15 +115,9 @@ def show(url: str, inputs: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _row(prediction: Mapping[str, Any]) -> tuple[str, ...]:
-    label, alone = prediction["label"], prediction.get("map_probs")
-    return (
-        prediction["id"],
-        label,
-        f"{alone[label]:.3f}" if alone else "-",
-        f"{prediction['probs'][label]:.3f}",
-        prediction["decision"],
-        prediction["decision_reason"],
-    )
+    name, label, decision, reason = (prediction[one] for one in ("id", "label", "decision", "decision_reason"))
+    alone = f"{prediction['map_probs'][label]:.3f}" if prediction.get("map_probs") else "-"
+    return name, label, alone, f"{prediction['probs'][label]:.3f}", decision, reason
 
 
 if __name__ == "__main__":
