@@ -18,7 +18,6 @@ from benchmarks.harness.provenance import ROOT
 PICTURE = ROOT / "docs" / "pictures" / "before_after.svg"
 EXPERTS = ROOT / "benchmarks" / "experts" / "results.json"
 _LEFT, _WIDTH, _BAR, _STEP, _TOP = 110, 420, 11, 34, 44
-#: On white, whatever page it is on.
 _STYLE = """
 text { font: 13px sans-serif; fill: #52606d } .name { fill: #1b2733 } .end { text-anchor: end }
 .title { font-weight: bold }

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from laplora.commands import console
-from laplora.data.columns import LabelledTexts, columns_of, find_label, find_text, labelled_texts
-from laplora.data.records import Record, read_records
+from laplora.data.records import read_records
 from laplora.errors import ArtifactWriteError, ConfigError
 from laplora.progress import Bars, Silent
 
 if TYPE_CHECKING:
+    from laplora.data.columns import LabelledTexts
     from laplora.fitting.heads import HeadsPosterior
     from laplora.report.records import Report
 
@@ -63,14 +63,16 @@ def quick(
     them, and is measured by heads that do not know it. Beside the artifact FOLDER stands FOLDER.report.html, which
     shows texts.
     """
+    from laplora.data.columns import columns_of, find_label, find_text, labelled_texts
+
     if not 0 < target_risk < 1:
         raise ConfigError(f"--target-risk {target_risk}: expected an error rate between 0 and 1, such as 0.05")
     folder = out or file.with_name(re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-._")[:64] or "classifier")
     page, terminal = folder.with_name(f"{folder.name}.report.html"), sys.stdin.isatty() and sys.stderr.isatty()
-    records = read_records(file)
+    columns = columns_of(records := read_records(file))
     _check_free(folder, page, replace)
-    text = text or find_text(records) or _asked("text", records, terminal)
-    label = label or find_label(records, text) or _asked("label", records, terminal)
+    text = text or find_text(records) or _asked("text", columns, terminal)
+    label = label or find_label(records, text) or _asked("label", columns, terminal)
     found = labelled_texts(file, records, text, label)
     template = f"{_words(text)}: {{text}}\n{_words(label)}:"
     counts = Counter(row["label"] for row in found.rows)
@@ -83,24 +85,24 @@ def quick(
     if not yes and not terminal:
         raise ConfigError(
             "there is no terminal to ask whether that is right: give --yes if it is, or --text COLUMN --label COLUMN "
-            f"--yes with two of {_listed(records)}"
+            f"--yes with two of {_listed(columns)}"
         )
     posterior = _fitted(found, template, base, device, target_risk, yes)
     _write_results(_written(posterior, file, folder, page, base), folder, found.rows[0]["text"])
 
 
-def _asked(what: str, records: Sequence[Record], terminal: bool) -> str:
+def _asked(what: str, columns: Sequence[str], terminal: bool) -> str:
     """Return the column that the user names; ConfigError where there is nobody to ask."""
     if not terminal:
-        raise ConfigError(f"several columns, or none, may be the {what}: give --{what} with one of {_listed(records)}")
+        raise ConfigError(f"several columns, or none, may be the {what}: give --{what} with one of {_listed(columns)}")
     named = ""
-    while named not in columns_of(records):
-        named = str(typer.prompt(f"Which column has the {what}? One of {_listed(records)}", err=True))
+    while named not in columns:
+        named = str(typer.prompt(f"Which column has the {what}? One of {_listed(columns)}", err=True))
     return named
 
 
-def _listed(records: Sequence[Record]) -> str:
-    return ", ".join(repr(name[:32]) for name in columns_of(records))
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(repr(name[:32]) for name in columns)
 
 
 def _words(column: str) -> str:
