@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 from statistics import fmean
-from typing import Any
 
-from benchmarks.experts.page import error_among_accepted
+from benchmarks.experts.page import cells_of, error_among_accepted
 from benchmarks.harness.provenance import ROOT
 
 PICTURE = ROOT / "docs" / "pictures" / "before_after.svg"
@@ -28,17 +27,12 @@ _BARS = {"temperature": "before", "pool": "after"}
 
 def accepted_by_task() -> dict[str, dict[str, tuple[float, float]]]:
     """Return by task and bar the mean share of answers that are accepted, and of these that are wrong."""
-    found: dict[str, dict[str, list[Any]]] = {}
-    for record in json.loads(EXPERTS.read_text(encoding="utf-8")):
-        if record["method"] in _BARS:
-            found.setdefault(record["task"], {}).setdefault(_BARS[record["method"]], []).append(record)
-    return {
-        task: {
-            bar: (fmean(one["accepted"] for one in records), error_among_accepted(records) or 0.0)
-            for bar, records in bars.items()
-        }
-        for task, bars in found.items()
-    }
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for (method, task), records in cells_of(json.loads(EXPERTS.read_text(encoding="utf-8"))).items():
+        if method in _BARS:
+            shares = fmean(one["accepted"] for one in records), error_among_accepted(records) or 0.0
+            found.setdefault(task, {})[_BARS[method]] = shares
+    return found
 
 
 def picture(tasks: dict[str, dict[str, tuple[float, float]]]) -> str:

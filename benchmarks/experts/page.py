@@ -45,10 +45,16 @@ training.
 """
 
 
-def render(records: Sequence[Record]) -> str:
+def cells_of(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+    """Return the records of all seeds by method and task."""
     by_cell: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         by_cell.setdefault((record["method"], record["task"]), []).append(record)
+    return by_cell
+
+
+def render(records: Sequence[Record]) -> str:
+    by_cell = cells_of(records)
     parts = [
         _HEAD.format(seeds=", ".join(map(str, SEEDS))),
         "## NLL, nats\n",

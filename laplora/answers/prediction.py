@@ -56,9 +56,7 @@ class LabelArrays(_Compared):
 
 @dataclass(frozen=True, eq=False)
 class PosteriorSpread(_Compared):
-    """The spread of ``laplace``: ``std`` (classes,) of each probability over the weights; the parts of its entropy,
-    nats.
-    """
+    """The spread of ``laplace``: ``std`` (classes,) of each probability over the weights; its entropy's parts, nats."""
 
     std: Array
     aleatoric: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from laplora.decisions.thresholds import Flag, ReviewRule
@@ -68,6 +69,7 @@ def _compared(answer: Mapping[str, Any], rule: ReviewRule) -> str:
     return f"the entropy{source}, {mine} nats, is {'at most' if accepted else 'above'} {most}, {limit}"
 
 
+@lru_cache(maxsize=64)  # of a threshold, once for all rows
 def _probability(entropy: float) -> float:
     """Return the larger of the two probabilities whose entropy is this many nats."""
     low, high = 0.5, 1.0

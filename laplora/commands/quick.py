@@ -136,12 +136,10 @@ def _fitted(
     location, start = locate_base(spec, progress=console.say), time.monotonic()
     model = load_base_model(location, spec, device=resolve_device(device)).model
     classifier = Classifier(model, load_tokenizer(location), template, found.labels)
-    rows, seconds = (
-        read_rows(found.rows, classifier, "label"),
-        time.monotonic() - start,
-    )  # of loading, to come once more
+    rows = read_rows(found.rows, classifier, "label")
+    loading = time.monotonic() - start  # the artifact loads the model once more
     passes = expert_passes(classifier, (), settings.experts.encoder, console.say)
-    seconds += _seconds(passes, rows, settings)
+    seconds = loading + _seconds(passes, rows, settings)
     shown = f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
     console.say(f"about {shown} on this machine, measured on a few of these rows")
     if not yes and not typer.confirm("Go on?", default=True, err=True):

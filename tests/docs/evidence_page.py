@@ -13,7 +13,7 @@ from typing import Any
 
 from documents import ROOT, read, row
 
-from benchmarks.experts.page import compared, error_among_accepted
+from benchmarks.experts.page import cells_of, compared, error_among_accepted
 from benchmarks.harness.provenance import ARTIFACT
 
 PAGES = ("docs/evidence.md", "README.md")
@@ -69,11 +69,7 @@ def at_its_word() -> str:
 
 
 def _experts() -> dict[tuple[str, str], list[Any]]:
-    """Return the records of all seeds by method and task."""
-    by_cell: dict[tuple[str, str], list[Any]] = {}
-    for record in json.loads(read("benchmarks/experts/results.json")):
-        by_cell.setdefault((record["method"], record["task"]), []).append(record)
-    return by_cell
+    return cells_of(json.loads(read("benchmarks/experts/results.json")))
 
 
 def _mean_accepted(tasks: list[list[Any]]) -> tuple[float, float]:

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 
 from laplora.answers.reasons import decision_reason
 from laplora.answers.written import FULL, Shown
-from laplora.decisions.thresholds import ReviewRule
 from service.errors import RowsNotKeptError, UploadChangedError
 from service.jobs.store.disk import Disk
 from service.jobs.store.numbers import read_answer
@@ -50,10 +49,7 @@ class AnsweredRow:
 
     @cached_property
     def answer(self) -> dict[str, Any] | None:
-        """The answer, as of POST /predict without logits; None where the row could not be scored.
-
-        Of a job from before there were reasons it has none.
-        """
+        """The answer, as of POST /predict, without logits or an older job's reason; None of a row without a score."""
         if self.scored is None or self.scored.answer is None:
             return None
         answer = read_answer(self.scored.answer, self.about.labels)
@@ -61,10 +57,8 @@ class AnsweredRow:
         choices = self.columns.get("choices") if "choices" in self.about.fields else None
         label = answer["label"]
         answer["label_text"] = choices[self.about.labels.index(label)] if isinstance(choices, list) else label
-        if self.about.rule is not None:
-            # A newer server may have kept more of it.
-            rule = ReviewRule.model_validate(self.about.rule, extra="ignore")
-            answer["decision_reason"] = decision_reason(answer, rule)
+        if self.about.review_rule is not None:
+            answer["decision_reason"] = decision_reason(answer, self.about.review_rule)
         return answer
 
 

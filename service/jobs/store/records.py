@@ -10,12 +10,14 @@ import json
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel
 
 from laplora.answers.evaluation import method_scores
 from laplora.answers.labels import LabelNames, Truth
+from laplora.decisions.thresholds import ReviewRule
 
 Status = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -234,6 +236,11 @@ class About(BaseModel):
     columns: tuple[str, ...]
     content: str | None = None
     rule: dict[str, Any] | None = None
+
+    @cached_property
+    def review_rule(self) -> ReviewRule | None:
+        """The rule, read once for all rows; a newer server may have kept more of it."""
+        return None if self.rule is None else ReviewRule.model_validate(self.rule, extra="ignore")
 
     @property
     def label_names(self) -> LabelNames:
