@@ -82,8 +82,8 @@ def rooms(picture: Picture) -> None:
         [("remote", "hub, object stores, web servers")],
         [
             ("linearised", "the symbols"),
-            ("files, progress,\nstrict_json", "whole files, strict JSON"),
-            ("workers,\nray_cluster", "share rows"),
+            ("files", "on disk"),
+            ("execution", "processes"),
         ],
         [("errors", "one tree"), ("head", "arrays alone")],
     )
@@ -289,7 +289,7 @@ def pictures() -> dict[str, str]:
     """Return the SVG of each picture, by its name."""
     made = {}
     for draw, width, height in (
-        (rooms, 972, 1162),
+        (rooms, 972, 1146),
         (request, 900, 300),
         (training_run, 900, 300),
         (artifact, 900, 330),

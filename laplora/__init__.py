@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from laplora.decisions.review import accept_threshold
     from laplora.decisions.temperature import fit_temperature, temperature_probs
     from laplora.decisions.uncertainty import FLAGS, Uncertainty, decompose
+    from laplora.execution.workers import Workers
     from laplora.fitting.calibrated import CalibratedPosterior
     from laplora.fitting.entry import fit
     from laplora.fitting.evaluation import Measured
@@ -76,7 +77,6 @@ if TYPE_CHECKING:
     from laplora.prompts.rows import EncodedRow
     from laplora.prompts.templates import TEMPLATES, PromptTemplate
     from laplora.settings import FitSettings
-    from laplora.workers import Workers
 
 __version__ = "0.1.0"
 
@@ -204,7 +204,7 @@ _HOMES = {
     "posterior.structures": ("STRUCTURES", "fit_posterior"),
     "posterior.subset": ("select_blocks",),
     "decisions.uncertainty": ("FLAGS", "Uncertainty", "decompose"),
-    "workers": ("Workers",),
+    "execution.workers": ("Workers",),
 }
 
 

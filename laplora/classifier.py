@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from laplora.errors import ConfigError, ModelError, NonFiniteError
+from laplora.execution.workers import ALONE, Workers
 from laplora.models.classifier_head import check_ending, check_length, is_adapted
 from laplora.models.held_weights import non_finite
 from laplora.models.lora import check_enabled, is_classifier
@@ -27,7 +28,6 @@ from laplora.readouts.base import ReadOut
 from laplora.readouts.choice import ReadOutName, choose_readout
 from laplora.readouts.classification_head import ClassificationHead, check_order
 from laplora.readouts.label_sequences import LabelSequences
-from laplora.workers import ALONE, Workers
 
 Result = TypeVar("Result")
 

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
 from laplora.errors import ConfigError
+from laplora.execution.progress import Silent
+from laplora.execution.workers import ALONE, Workers
 from laplora.features.store import Forgetful, Kept
 from laplora.fitting import passes
 from laplora.fitting.passes import fit_curvature
@@ -24,9 +26,7 @@ from laplora.fitting.projected import project_split
 from laplora.fitting.rows import read_rows
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import Prior, block_precisions
-from laplora.progress import Silent
 from laplora.settings import FitSettings
-from laplora.workers import ALONE, Workers
 from training.workspace.stores import SharedStore
 
 LABELS = ("bill", "card", "app", "loan", "other")

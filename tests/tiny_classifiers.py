@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import PAD, SETTINGS, VOCABULARY, _exact_norms, _randomise, generator
 
 import laplora
+from laplora.execution.progress import Silent
 from laplora.features.expert_passes import ExpertPasses
 from laplora.features.outputs import HeadSource, Outputs
 from laplora.features.sentence_encoder import SentenceEncoder
-from laplora.progress import Silent
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow, Side, collate
 

@@ -12,11 +12,12 @@ import torch
 from laplora.artifact.head_files import read_heads
 from laplora.artifact.manifest import EXPERTS, FAMILIARITY, POSTERIOR, REPORT_PAGE
 from laplora.classifier import Classifier, without_adapter
+from laplora.execution.workers import ALONE
 from laplora.familiarity.file import read_familiarity_for
 from laplora.familiarity.percentile import is_unfamiliar
 from laplora.features.expert_passes import ExpertPasses, expert_passes
 from laplora.features.outputs import HeadSource
-from laplora.files import write_json, write_tensors
+from laplora.files.atomic import write_json, write_tensors
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.evaluation import Gain, RowProbs, evaluate_predictives, gain_over_temperature, outputs_of
 from laplora.fitting.projected import split_tensors
@@ -32,7 +33,6 @@ from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch
 from laplora.report.names import display_name
 from laplora.report.records import Rows
-from laplora.workers import ALONE
 from training.calibration.order_average import OrderGain, order_averages
 from training.config import RunConfig
 from training.report.evaluation import print_table, write_report

@@ -16,10 +16,10 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from laplora.errors import NonFiniteError
-from laplora.files import write_json
+from laplora.execution.workers import Workers
+from laplora.files.atomic import write_json
 from laplora.models.adapters import save_adapter
 from laplora.prompts.rows import collate
-from laplora.workers import Workers
 from training.config import RunConfig, config_hash_fields
 from training.fine_tuning.label_trainer import LabelTrainer, callbacks_of, training_arguments
 from training.fine_tuning.new_adapter import add_adapter

@@ -23,7 +23,7 @@ from laplora.classifier import MAX_TOKENS, Classifier
 from laplora.data.labelled import Task
 from laplora.errors import ConfigError
 from laplora.features.store import digest
-from laplora.files import file_sha256
+from laplora.files.atomic import file_sha256
 from laplora.fitting.rows import read_rows
 from laplora.models.base import BaseSpec, load_tokenizer, locate_base, resolve_device
 from laplora.models.hashes import weights_hash

@@ -11,12 +11,12 @@ from typing import Any
 
 from laplora.artifact.encoders import encoder_record
 from laplora.artifact.manifest import EXPERTS, MANIFEST
-from laplora.files import write_json
+from laplora.execution.workers import ALONE
+from laplora.files.atomic import write_json
 from laplora.fitting.entry import fit_as_it_is
 from laplora.fitting.evaluation import evaluated
 from laplora.fitting.saving import Parts
 from laplora.settings import FitSettings
-from laplora.workers import ALONE
 from training.package import made_by_another, write_of_run
 from training.report.evaluation import print_table, write_report
 from training.report.page import configuration, provenance, write_pages

@@ -12,9 +12,9 @@ from laplora.answers.golden_inputs import golden_inputs
 from laplora.artifact.describing import describe, summary
 from laplora.artifact.manifest import MANIFEST
 from laplora.artifact.readout_records import readout_record
+from laplora.execution.workers import ALONE
 from laplora.fitting.saving import Parts, fitted_fields, read_fit, write_artifact
 from laplora.models.hashes import tokenizer_hash, weights_hash
-from laplora.workers import ALONE
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import configuration_digest
 from training.workspace.provenance import frozen_inputs

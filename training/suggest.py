@@ -10,7 +10,7 @@ from typing import Any
 
 from laplora.data.labelled import Task, read_inputs
 from laplora.errors import DataError
-from laplora.files import write_whole
+from laplora.files.atomic import write_whole
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 from laplora.selection.suggest import SUGGESTED, Suggestion, check_fields

@@ -16,7 +16,7 @@ from benchmarks.evidence.plan import EARLY_EPOCHS, EPOCHS
 from benchmarks.evidence.tasks import SMALL, Task
 from laplora.classifier import Classifier
 from laplora.errors import NonFiniteError
-from laplora.files import write_json, write_tensors
+from laplora.files.atomic import write_json, write_tensors
 from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base
 from laplora.models.quiet import quiet_loading
 from laplora.predictive.lora_weights import lora_parameters

@@ -24,7 +24,7 @@ from benchmarks.experts.methods import METHODS
 from benchmarks.experts.page import PAGE, render
 from benchmarks.experts.passes import Passes
 from benchmarks.experts.scores import RESULTS, keep, read, scored, write
-from laplora.files import write_whole
+from laplora.files.atomic import write_whole
 from laplora.prompts.examples import label_tensor
 
 RUNS = Path("runs") / "experts"

@@ -19,12 +19,12 @@ from benchmarks.evidence.adapters import load_classifier, put, train
 from benchmarks.evidence.gather import forward_outputs
 from benchmarks.experts.cells import Cell, Rows
 from laplora.classifier import Classifier
+from laplora.execution.progress import Silent
 from laplora.experts.base import Expert, Outputs
 from laplora.features.expert_passes import ExpertPasses
 from laplora.features.sentence_encoder import load_sentence_encoder
-from laplora.files import write_tensors
+from laplora.files.atomic import write_tensors
 from laplora.linearised import class_log_probs
-from laplora.progress import Silent
 from laplora.prompts.examples import Example
 
 #: The adapter's logits and last states; the base's states, and its answer by label tokens; a sentence encoder's

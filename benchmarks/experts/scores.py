@@ -13,7 +13,7 @@ from safetensors import safe_open
 from benchmarks.experts.cells import Cell
 from benchmarks.experts.methods import Answers
 from laplora.decisions.review import fit_thresholds
-from laplora.files import write_tensors, write_whole
+from laplora.files.atomic import write_tensors, write_whole
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.groups import mean_and_error
 from laplora.metrics.scores import row_nll

@@ -20,7 +20,7 @@ from benchmarks.experts.__main__ import RUNS
 from benchmarks.experts.cells import DEVELOPING, SEEDS, Cell
 from benchmarks.promises.page import PAGE, RESULTS, render
 from benchmarks.promises.populations import METHODS, ROWS, TARGETS, figures, population
-from laplora.files import write_whole
+from laplora.files.atomic import write_whole
 
 
 def results_of(tasks: Sequence[str], runs: Path, draws: int) -> dict[str, Any]:

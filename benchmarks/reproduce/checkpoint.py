@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from laplora.classifier import without_adapter
 from laplora.features.store import digest, rows_digest
-from laplora.files import write_tensors
+from laplora.files.atomic import write_tensors
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.evaluation import outputs_of
 from laplora.fitting.fit import Fit, fit_rows

@@ -26,7 +26,7 @@ from benchmarks.reproduce.tables import (
     without_skill,
 )
 from laplora.errors import ConfigError
-from laplora.files import write_json
+from laplora.files.atomic import write_json
 
 #: What the seeds of one model and task have in common.
 _SHARED = ("base", "quantization", "steps", "batch_size", "learning_rate", "targets", "structure", "rows", "settings")

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.reproduce.checkpoint import Answers
 from laplora.features.store import digest
-from laplora.files import write_json
+from laplora.files.atomic import write_json
 from laplora.metrics.scores import bootstrap_interval, evaluate_probs, row_nll
 from training.config import RunConfig, config_hash_fields
 from training.report.rounding import rounded

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.harness.provenance import ROOT
 from benchmarks.harness.record import conditions_here
 from benchmarks.scaling.replicas import engines_table, measure
-from laplora.files import write_whole
+from laplora.files.atomic import write_whole
 from training.report.markdown import fill
 
 RESULTS, PAGE = Path(__file__).with_name("results.json"), ROOT / "docs" / "ray.md"

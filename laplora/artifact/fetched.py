@@ -24,7 +24,7 @@ from laplora.errors import (
     ArtifactWriteError,
     DownloadError,
 )
-from laplora.files import file_sha256, write_json
+from laplora.files.atomic import file_sha256, write_json
 from laplora.models.checkpoints import MOST_BYTES as MOST_BASE_BYTES
 from laplora.models.wheels import cache_root, file_lock
 from laplora.remote.address import Address, is_address, is_plain, parse_address

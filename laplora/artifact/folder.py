@@ -31,7 +31,7 @@ from laplora.errors import (
     ArtifactWriteError,
     ConfigError,
 )
-from laplora.files import FULL_DISK, file_sha256, folder_mode
+from laplora.files.atomic import FULL_DISK, file_sha256, folder_mode
 
 #: Most bytes of a manifest. It is read whole; every other file by the size that the manifest states.
 MAX_MANIFEST_BYTES = 16 * 2**20

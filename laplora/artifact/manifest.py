@@ -16,6 +16,7 @@ from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, ConfigError
 from laplora.familiarity.percentile import is_unfamiliar
 from laplora.features.outputs import FeatureSource, HeadSource
+from laplora.files.strict_json import is_nested_within, strict_json
 from laplora.linearised import Likelihood
 from laplora.models.base import BaseSpec
 from laplora.posterior.base import Prior
@@ -25,7 +26,6 @@ from laplora.predictive.kinds import (
 )
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS
 from laplora.prompts.templates import Cut, PromptTemplate
-from laplora.strict_json import is_nested_within, strict_json
 
 FORMAT_VERSION = 8
 MANIFEST = "manifest.json"

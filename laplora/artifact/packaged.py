@@ -14,7 +14,7 @@ from pathlib import Path
 from laplora.artifact.folder import Artifact, file_records, new_artifact, read_artifact, write_manifest
 from laplora.artifact.manifest import EXPERTS, GOLDEN, MANIFEST, REPORT_PAGE, SCORES, Manifest, parse_manifest
 from laplora.errors import ArtifactCorruptError, ArtifactWriteError, ConfigError
-from laplora.files import file_sha256, write_whole
+from laplora.files.atomic import file_sha256, write_whole
 
 #: Folder of what the packaged version had in place of the conditioned one's files.
 PACKAGED = "packaged"

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from laplora.errors import ConfigError, DataError
-from laplora.files import write_whole
+from laplora.files.atomic import write_whole
 
 #: A row's line with its end, and whether it has no answer.
 Line = tuple[bytes, bool]

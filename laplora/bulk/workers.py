@@ -18,7 +18,7 @@ from laplora.bulk.parts import Finished, Line, Parts, finished
 from laplora.bulk.rows import Block, Source
 from laplora.data.lines import Row
 from laplora.errors import ConfigError, LaploraError, first_line
-from laplora.ray_cluster import cluster, import_ray, machines
+from laplora.execution.ray_cluster import cluster, import_ray, machines
 from laplora.remote.places import place_of
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Worker:
 
     def work(self, block: Block) -> bytes:
         """Return a block as ``finished`` does; errors are the job's and the source's."""
-        from laplora.workers import torch_threads
+        from laplora.execution.workers import torch_threads
 
         with torch_threads(self._threads):
             lines = self._lines = self._lines or self._start()

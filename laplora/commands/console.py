@@ -80,7 +80,7 @@ def write(line: str) -> None:
 
 def write_page(file: Path, page: str | bytes) -> None:
     """Write an HTML file; ConfigError: it cannot be written."""
-    from laplora.files import write_whole
+    from laplora.files.atomic import write_whole
 
     try:
         write_whole(file, page)

@@ -84,7 +84,7 @@ def predict(
 
 def _standard_input(predictor: Predictor, how: How, window: int, threads: int | None) -> tuple[int, int]:
     """Answer standard input, a window of lines at a time; return how many there are, and how many have no answer."""
-    from laplora.workers import torch_threads
+    from laplora.execution.workers import torch_threads
 
     bad = total = 0
     out = sys.stdout.buffer

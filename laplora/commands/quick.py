@@ -18,7 +18,7 @@ import typer
 from laplora.commands import console
 from laplora.data.records import read_records
 from laplora.errors import ArtifactWriteError, ConfigError
-from laplora.progress import Bars, Silent
+from laplora.execution.progress import Bars, Silent
 
 if TYPE_CHECKING:
     from laplora.data.columns import LabelledTexts
@@ -168,7 +168,7 @@ def _seconds(passes: Any, rows: Sequence[Any], settings: Any) -> float:
 
 def _written(posterior: HeadsPosterior, file: Path, folder: Path, page: Path, base: str) -> Report:
     """Write the artifact, which brings the report without texts, and the report with them; return it."""
-    from laplora.files import file_sha256
+    from laplora.files.atomic import file_sha256
     from laplora.fitting.cross_fitted import cross_fitted_report
     from laplora.report.page import html
     from laplora.report.verdict import judge

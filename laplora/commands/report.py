@@ -100,7 +100,7 @@ def _page(measured: Evaluated, data: Path, how: How, texts: bool) -> bytes:
 
 
 def _provenance(artifact: Artifact, data: Path, how: How) -> dict[str, str]:
-    from laplora.files import file_sha256
+    from laplora.files.atomic import file_sha256
 
     manifest = artifact.manifest
     return {

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from laplora.data.parquet import parquet_file, parquet_rows
 from laplora.errors import DataError
-from laplora.strict_json import strict_json
+from laplora.files.strict_json import strict_json
 
 #: File name endings and how such a file is read.
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}

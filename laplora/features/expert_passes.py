@@ -20,7 +20,7 @@ from laplora.readouts.no_answer import NoAnswer
 
 
 class Tracks(Protocol):
-    """Watches loops, as ``laplora.progress`` does."""
+    """Watches loops, as ``laplora.execution.progress`` does."""
 
     def track(self, items: Sequence[list[int]], title: str) -> Iterator[list[int]]:
         """Yield items, and show how many are done."""

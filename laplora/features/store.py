@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
+from laplora.execution.progress import Progress
 from laplora.features.expert_passes import ExpertPasses
 from laplora.features.outputs import Outputs
-from laplora.progress import Progress
 from laplora.prompts.examples import Example
 
 #: Tensors and what was noted beside them, by name.

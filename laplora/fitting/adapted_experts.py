@@ -19,6 +19,7 @@ from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.manifest import RecommendedRecord
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError, LaploraError, warn
+from laplora.execution.progress import Progress
 from laplora.experts.adapter import AsGiven, of_rows
 from laplora.experts.base import Blocks, Expert, FeatureSource, Labelled, Outputs, losses_of
 from laplora.experts.laplace import Laplace, logged
@@ -46,7 +47,6 @@ from laplora.pool.choice import costs_of
 from laplora.pool.fine_tuning import FineTuning, fine_tuning
 from laplora.pool.pool import Pool, fit_pool
 from laplora.predictive.kinds import PredictiveName
-from laplora.progress import Progress
 from laplora.prompts.examples import Example
 from laplora.readouts.label_sequences import LabelSequences
 from laplora.settings import FitSettings

@@ -17,6 +17,7 @@ from laplora.classifier import Classifier
 from laplora.decisions.conformal import fit_label_sets, fit_present_sets
 from laplora.decisions.review import fit_thresholds
 from laplora.errors import warn
+from laplora.execution.progress import Progress
 from laplora.experts.base import Labelled
 from laplora.fitting.projected import SplitOutputs
 from laplora.linearised import PosteriorPredictive, contrast_mean, entropy
@@ -31,7 +32,6 @@ from laplora.predictive.kinds import (
     predictive_probs,
 )
 from laplora.prior.validation import choose_by_validation
-from laplora.progress import Progress
 from laplora.prompts.examples import Example
 from laplora.prompts.option_order import restore_logits, reverse_choices
 from laplora.prompts.rows import Batch

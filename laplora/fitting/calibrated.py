@@ -24,9 +24,10 @@ from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, REPORT_PAGE, Manifes
 from laplora.artifact.readout_records import readout_record
 from laplora.classifier import Classifier, batches
 from laplora.errors import ConfigError, ModelError
+from laplora.execution.progress import Progress
 from laplora.experts.base import Expert, Outputs
 from laplora.features.sentence_encoder import SentenceEncoder
-from laplora.files import write_whole
+from laplora.files.atomic import write_whole
 from laplora.fitting.evaluation import Measured, evaluated, outputs_of_rows
 from laplora.fitting.fit import Fit
 from laplora.fitting.learning import learn, learned_fit
@@ -53,7 +54,6 @@ from laplora.predictive.batch_outputs import AdaptedModel, check_evaluating
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.lora_weights import lora_parameters, weight_checksums
 from laplora.predictor import Predictor
-from laplora.progress import Progress
 from laplora.selection.suggest import Suggestion, suggest
 from laplora.settings import FitSettings
 

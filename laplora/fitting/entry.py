@@ -12,6 +12,7 @@ import torch
 from laplora.answers.golden_inputs import COUNT
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, warn
+from laplora.execution.progress import Progress, shown_by
 from laplora.features.expert_passes import ExpertPasses, expert_passes
 from laplora.features.store import Forgetful, Store, kept_outputs
 from laplora.fitting.calibrated import CalibratedPosterior
@@ -30,7 +31,6 @@ from laplora.fitting.rows import (
     without_twins,
 )
 from laplora.predictive.lora_weights import lora_parameters, read_weights
-from laplora.progress import Progress, shown_by
 from laplora.prompts.examples import Example
 from laplora.settings import FitSettings
 

@@ -15,6 +15,7 @@ from laplora.artifact.manifest import PredictiveRecord
 from laplora.classifier import Classifier, batches
 from laplora.decisions.conformal import ConformalScore, label_sets, present_sets
 from laplora.decisions.uncertainty import review_score
+from laplora.execution.progress import Progress
 from laplora.experts.adapter import by_label, point
 from laplora.experts.answering import at_mode
 from laplora.experts.base import Outputs
@@ -34,7 +35,6 @@ from laplora.pool.served import NO_EXPERTS, ServedExperts
 from laplora.posterior.base import Posterior, Prior
 from laplora.predictive.kinds import PREDICTIVES, PredictiveName
 from laplora.predictor import Predictor
-from laplora.progress import Progress
 from laplora.prompts.examples import Example, label_tensor
 
 #: Of the column of the model's own answers.

@@ -11,12 +11,12 @@ import torch
 from laplora.artifact.manifest import FamiliarityRecord
 from laplora.classifier import Classifier
 from laplora.errors import ModelError, warn
+from laplora.execution.progress import Progress
 from laplora.familiarity.ood_score import OodScore, fit_ood_score
 from laplora.familiarity.percentile import Familiarity, false_alarms, watched_layers
 from laplora.features.store import Store, rows_digest
 from laplora.fitting.projected import ProjectedSplit, state_tensors, states_of
 from laplora.jacobians.states import States, StateTape, decoder_layers, join_states, pooling_of
-from laplora.progress import Progress
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.rows import Batch
 from laplora.settings import FitSettings

@@ -12,6 +12,7 @@ from laplora.artifact.head_files import KeptRows
 from laplora.artifact.manifest import ManyClassesRecord
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
+from laplora.execution.progress import Progress, Silent
 from laplora.experts.base import Expert, Labelled
 from laplora.experts.of_head import HeadExpert
 from laplora.features.store import Forgetful, Store
@@ -38,7 +39,6 @@ from laplora.posterior.subset import select_blocks
 from laplora.predictive.kinds import PredictiveName
 from laplora.prior.choices import choose_priors, served_choice, squared_distances
 from laplora.prior.search import PriorChoice
-from laplora.progress import Progress, Silent
 from laplora.prompts.examples import Example
 from laplora.settings import FitSettings
 

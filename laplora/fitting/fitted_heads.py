@@ -23,6 +23,7 @@ from laplora.artifact.manifest import (
     RecommendedRecord,
 )
 from laplora.errors import DataError, warn
+from laplora.execution.progress import Progress
 from laplora.experts.adapter import AsGiven, as_given, point
 from laplora.experts.base import Labelled, Outputs, losses_of
 from laplora.experts.familiar import familiarity_of
@@ -35,7 +36,6 @@ from laplora.linearised import PosteriorPredictive
 from laplora.pool.choice import Choice, choose, costs_of
 from laplora.pool.pool import Pool, fit_pool
 from laplora.pool.served import ServedExperts
-from laplora.progress import Progress
 from laplora.settings import FitSettings
 
 #: Of an expert.

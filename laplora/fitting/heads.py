@@ -13,11 +13,12 @@ from laplora.answers.review_scores import score_tensors
 from laplora.artifact.encoders import encoder_record, unsaved_encoder
 from laplora.artifact.manifest import SCORES
 from laplora.errors import ConfigError, DataError
+from laplora.execution.progress import Progress
 from laplora.experts.adapter import AsGiven
 from laplora.experts.base import Labelled, Outputs, losses_of
 from laplora.experts.of_head import HeadExpert
 from laplora.features.expert_passes import ExpertPasses
-from laplora.files import write_json, write_tensors
+from laplora.files.atomic import write_json, write_tensors
 from laplora.fitting.calibrated import ONE_AT_A_TIME, CalibratedPosterior, Inputs
 from laplora.fitting.fitted_heads import FittedHeads, forgotten, learned
 from laplora.fitting.rows import groups_of, read_rows, warn_of_conflicts
@@ -26,7 +27,6 @@ from laplora.head.folds import folds_of_new
 from laplora.pool.pool import Pool
 from laplora.predictive.batch_outputs import AdaptedModel
 from laplora.predictive.kinds import PREDICTIVES
-from laplora.progress import Progress
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.groups import question_of
 from laplora.settings import FitSettings

@@ -23,6 +23,7 @@ from laplora.artifact.head_files import KeptRows, expert_fields
 from laplora.artifact.manifest import Manifest, RecommendedRecord
 from laplora.classifier import Classifier, batches
 from laplora.errors import ConfigError, DataError, warn
+from laplora.execution.progress import Progress, Silent
 from laplora.experts.adapter import AsGiven, of_rows
 from laplora.experts.base import Expert, Labelled, Outputs, losses_of
 from laplora.experts.familiar import familiarity_of
@@ -41,7 +42,6 @@ from laplora.pool.pool import Pool
 from laplora.pool.served import POOLED, ServedExperts
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictor import Predictor
-from laplora.progress import Progress, Silent
 from laplora.prompts.examples import Example, label_tensor
 from laplora.settings import CalibrationSettings
 

@@ -32,14 +32,14 @@ from laplora.artifact.packaged import (
     packaged_manifest,
 )
 from laplora.errors import ConfigError
-from laplora.files import write_json, write_tensors
+from laplora.execution.progress import Progress, shown_by
+from laplora.files.atomic import write_json, write_tensors
 from laplora.fitting.calibrated import ONE_AT_A_TIME, CalibratedPosterior
 from laplora.fitting.fit import Fit
 from laplora.fitting.learning import Learned, LoadedClassifier, Run, check_count, learn
 from laplora.fitting.rows import read_rows
 from laplora.fitting.saving import TOLERANCE, VARIANCE_TOLERANCE
 from laplora.predictor import Predictor
-from laplora.progress import Progress, shown_by
 from laplora.prompts.examples import Example
 
 

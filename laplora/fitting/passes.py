@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from laplora.classifier import Classifier, batches
+from laplora.execution.progress import Progress
+from laplora.execution.workers import Workers
 from laplora.features.store import Store
 from laplora.fitting.projected import project_split, split_of, split_tensors
 from laplora.jacobians.blocks import Block, ContrastJacobians
@@ -26,11 +28,9 @@ from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.posterior.passes import State, StructureSettings
 from laplora.posterior.structures import fit_posterior, needs_sums
 from laplora.predictive.lora_weights import lora_parameters
-from laplora.progress import Progress
 from laplora.prompts.examples import Example, label_tensor
 from laplora.readouts.label_tokens import LabelTokens
 from laplora.settings import FitSettings
-from laplora.workers import Workers
 
 #: How often a state is kept, seconds.
 SAVE_EVERY_S = 30.0

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from laplora.classifier import Classifier
+from laplora.execution.progress import Progress
 from laplora.fitting.rows import groups_of
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import States, StateTape, join_states, pooling_of
@@ -18,7 +19,6 @@ from laplora.posterior.binary import binary_projected
 from laplora.posterior.many_classes import choose_of
 from laplora.predictive.binary_rows import binary_logits
 from laplora.predictive.kinds import PredictiveName, has_jacobians
-from laplora.progress import Progress
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.rows import Batch
 

@@ -37,7 +37,7 @@ from laplora.artifact.manifest import (
 )
 from laplora.errors import warn
 from laplora.familiarity.file import familiarity_tensors
-from laplora.files import write_json, write_tensors
+from laplora.files.atomic import write_json, write_tensors
 from laplora.fitting.calibrate import Calibrated
 from laplora.fitting.fit import Fit
 from laplora.fitting.projected import split_tensors

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import nn
 
 from laplora.errors import ArtifactCorruptError, ModelError, first_line
-from laplora.files import write_json, write_tensors
+from laplora.files.atomic import write_json, write_tensors
 from laplora.models.classifier_head import head_weights, trained_linears
 from laplora.models.lora import adapter_name, check_settings, is_classifier, lora_layers
 from laplora.models.probe import check_adapted

@@ -23,7 +23,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from laplora.errors import ConfigError, DownloadError, ModelError, StoreUnreachableError
-from laplora.files import write_json
+from laplora.files.atomic import write_json
 from laplora.models.hashes import INDEX, WHOLE, indexed_shards
 from laplora.models.wheels import Progress, cache_root, file_lock, report
 from laplora.remote.address import Address, parse_address

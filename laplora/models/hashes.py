@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from laplora.errors import ModelError
-from laplora.files import write_whole
+from laplora.files.atomic import write_whole
 from laplora.models.wheels import cache_root
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from laplora.errors import DownloadError
-from laplora.files import file_sha256
+from laplora.files.atomic import file_sha256
 
 Progress = Callable[[str], None]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from laplora.errors import ConfigError, DataError, needs
-from laplora.files import file_sha256, write_whole
+from laplora.files.atomic import file_sha256, write_whole
 from laplora.remote.client import State, StoreClient, StoreError
 
 #: Bytes that one request to a store asks for.

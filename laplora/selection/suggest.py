@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 
 class Tracker(Protocol):
-    """Yields items while it shows how far it is; ``laplora.progress.Progress.track`` is one."""
+    """Yields items while it shows how far it is; ``laplora.execution.progress.Progress.track`` is one."""
 
     def __call__(self, items: Sequence[Item], title: str) -> Iterator[Item]:
         """Yield every item."""

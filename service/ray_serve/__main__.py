@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from laplora.errors import ConfigError, LaploraError, first_line
-from laplora.ray_cluster import connect, import_ray
+from laplora.execution.ray_cluster import connect, import_ray
 from service.exit_status import ExitStatus
 from service.ray_serve.cluster import Cluster, Flags, Sizes
 from service.settings import Settings

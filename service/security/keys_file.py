@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from laplora.errors import ConfigError
-from laplora.files import write_whole
+from laplora.files.atomic import write_whole
 from service.security.callers import Scope
 
 #: What every token starts with, so that a scanner for leaked secrets knows one.

@@ -18,7 +18,7 @@ from server_process import server_process
 
 from benchmarks.harness.provenance import ARTIFACT
 from laplora.artifact.folder import read_artifact
-from laplora.files import file_sha256
+from laplora.files.atomic import file_sha256
 
 PAGES = ("README.md", "docs/api.md", "docs/protocols.md", "docs/quick-start.md", "docs/serving.md")
 FAKE_SERVER = ROOT / "tests" / "service" / "fake_server.py"

@@ -12,7 +12,7 @@ from tiny_runs import FinishedRun, job
 
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import POSTERIOR
-from laplora.files import file_sha256
+from laplora.files.atomic import file_sha256
 from laplora.metrics.scores import evaluate_probs
 from laplora.predictor import Predictor
 from laplora.report.names import display_name

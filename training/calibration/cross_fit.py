@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from laplora.classifier import Classifier
+from laplora.execution.progress import Progress, Silent
 from laplora.features.store import Forgetful, Store
 from laplora.fitting.adapted_experts import fit_answering, fit_beside, labelled_rows, possible_conditioning
 from laplora.fitting.calibrate import OUT_OF_FOLD
@@ -17,7 +18,6 @@ from laplora.fitting.projected import Fitted, SplitOutputs
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.subset import select_blocks
 from laplora.prior.choices import choose_priors, served_choice, squared_distances
-from laplora.progress import Progress, Silent
 from laplora.prompts.examples import Example
 from laplora.settings import FitSettings
 from training.calibration.fold_adapters import FoldAdapter, folded_rows

@@ -13,6 +13,7 @@ import torch
 
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError
+from laplora.execution.progress import Progress
 from laplora.features.store import Store, rows_digest
 from laplora.fitting.familiarity import familiar_layers, forward_states, ood_score_to
 from laplora.fitting.passes import fit_curvature
@@ -21,7 +22,6 @@ from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Posterior
 from laplora.predictive.cross_fitting import fold_rows
 from laplora.predictive.lora_weights import Weights, in_place, lora_parameters
-from laplora.progress import Progress
 from laplora.prompts.examples import Example
 from laplora.prompts.groups import row_groups
 from laplora.settings import FitSettings

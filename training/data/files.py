@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from laplora.data.labelled import Task, examples_of, without_gaps
 from laplora.data.records import read_records
 from laplora.errors import ConfigError
-from laplora.files import file_sha256
+from laplora.files.atomic import file_sha256
 from laplora.prompts.templates import TEMPLATES, PromptTemplate
 from training.data.examples import ROLES, Pool, Role, Source
 

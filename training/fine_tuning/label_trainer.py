@@ -24,10 +24,10 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import EvalLoopOutput
 
 from laplora.errors import DataError, NonFiniteError, first_line
+from laplora.execution.workers import ALONE, Workers
 from laplora.models.adapters import save_adapter
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
-from laplora.workers import ALONE, Workers
 from training.config import OptimizerConfig, RunConfig
 from training.fine_tuning.one_device import OneDeviceArguments
 from training.fine_tuning.shared_steps import Collate, SharedBatches, in_forward, shared_loader

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler
 
-from laplora.workers import Workers
+from laplora.execution.workers import Workers
 
 #: Makes a batch of rows, by the names of its parts.
 Collate = Callable[[Sequence[Any]], dict[str, Any]]

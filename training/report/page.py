@@ -17,7 +17,7 @@ from laplora.artifact.describing import installed_versions
 from laplora.artifact.manifest import POSTERIOR, REPORT_PAGE, SCORES
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
 from laplora.features.store import rows_digest
-from laplora.files import file_sha256, write_whole
+from laplora.files.atomic import file_sha256, write_whole
 from laplora.fitting.calibrate import Calibrated
 from laplora.fitting.evaluation import RowOutputs
 from laplora.fitting.saving import FitRecord

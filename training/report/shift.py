@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from laplora.errors import ConfigError
-from laplora.files import write_json
+from laplora.files.atomic import write_json
 from laplora.linearised import entropy
 from laplora.metrics import scores
 from laplora.metrics.detection import detection

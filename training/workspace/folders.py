@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from laplora.errors import ConfigError
-from laplora.files import folder_mode, write_json
+from laplora.files.atomic import folder_mode, write_json
 from training.config.folders import CONFIG, configuration_digest, owner
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import distributed
 
 from laplora.errors import ConfigError
+from laplora.execution.workers import ALONE, Workers
 from laplora.models.base import resolve_device
 from laplora.models.spread import Spread
-from laplora.workers import ALONE, Workers
 from training.config import BaseConfig
 from training.workspace.launcher import launched
 

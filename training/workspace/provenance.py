@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from laplora.features.store import digest, rows_digest
-from laplora.files import file_sha256
+from laplora.files.atomic import file_sha256
 from laplora.models.hashes import weights_hash
 from laplora.prompts.templates import PromptTemplate
 from training.workspace.folds import fold_runs

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from laplora.errors import ConfigError, LaploraError, first_line, warnings_said
-from laplora.ray_cluster import cluster, import_ray, machines
+from laplora.execution.ray_cluster import cluster, import_ray, machines
 from training.workspace.launcher import launched_rank
 from training.workspace.terminal import say
 

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, NonFiniteError
+from laplora.execution.workers import ALONE, Workers
 from laplora.models.base import BaseSpec, load_base_model
 from laplora.models.held_weights import non_finite
 from laplora.models.spread import Spread, input_device
@@ -21,7 +22,6 @@ from laplora.prompts.rows import Batch, EncodedRow, collate
 from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.label_tokens import LabelTokens
 from laplora.settings import ExpertSettings, FitSettings
-from laplora.workers import ALONE, Workers
 from training.config import RunConfig
 from training.data.examples import Splits
 from training.workspace.held_base import HeldBase

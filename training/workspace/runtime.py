@@ -8,9 +8,10 @@ from functools import partial
 from laplora.answers.golden_inputs import golden_inputs
 from laplora.artifact.folder import check_replaceable
 from laplora.errors import ConfigError, DownloadError, warn
+from laplora.execution.workers import ALONE, Workers
 from laplora.features.expert_passes import suiting
 from laplora.features.sentence_encoder import load_text_encoding
-from laplora.files import write_json
+from laplora.files.atomic import write_json
 from laplora.fitting.fit import check_class_weights
 from laplora.fitting.rows import check_independent
 from laplora.models.base import load_tokenizer, locate_base
@@ -18,7 +19,6 @@ from laplora.models.spread import first_device
 from laplora.prompts.templates import PromptTemplate, default_verbalizers
 from laplora.readouts.choice import named_readout
 from laplora.settings import ExpertSettings
-from laplora.workers import ALONE, Workers
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import owner
 from training.data.examples import Splits

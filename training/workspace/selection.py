@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from laplora.files import write_json
+from laplora.files.atomic import write_json
 from training.config import RunConfig
 from training.data.examples import Splits
 from training.data.splitting import with_selection

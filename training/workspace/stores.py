@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from laplora.execution.workers import Workers
 from laplora.features.store import FROZEN_PASSES, Kept, Store
-from laplora.files import write_tensors
-from laplora.workers import Workers
+from laplora.files.atomic import write_tensors
 from training.workspace.provenance import base_inputs
 from training.workspace.run import Run
 

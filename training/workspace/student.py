@@ -16,7 +16,7 @@ from laplora.data.labelled import examples_of, read_inputs
 from laplora.data.records import read_records
 from laplora.errors import ConfigError, DataError
 from laplora.features.store import digest, rows_digest
-from laplora.files import file_sha256
+from laplora.files.atomic import file_sha256
 from laplora.predictive.kinds import PREDICTIVES, PredictiveName
 from laplora.prompts.examples import Example
 from training.config import RunConfig

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from laplora.answers.prediction import Prediction
 from laplora.classifier import batches
 from laplora.features.store import rows_digest
-from laplora.files import write_json
+from laplora.files.atomic import write_json
 from laplora.fitting.learning import LoadedClassifier
 from laplora.linearised import class_probs, class_weighted_log_likelihood
 from laplora.predictive.lora_weights import in_place, lora_parameters, read_weights

@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 class Terminal:
-    """How a fit of the library tells a job's user where it is (``laplora.progress``)."""
+    """How a fit of the library tells a job's user where it is (``laplora.execution.progress``)."""
 
     def say(self, line: str) -> None:
         say(line)

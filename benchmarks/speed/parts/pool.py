@@ -25,6 +25,7 @@ from benchmarks.speed.parts.server import WORDS
 from laplora.artifact.head_files import expert_fields
 from laplora.classifier import Classifier
 from laplora.errors import DownloadError
+from laplora.execution.progress import Silent
 from laplora.experts.answering import AnswersByHead
 from laplora.experts.base import Labelled, Outputs
 from laplora.experts.of_head import LAST, fit_head
@@ -40,7 +41,6 @@ from laplora.models.quiet import quiet_loading
 from laplora.pool.served import POOLED, ServedExperts
 from laplora.predictive.lora_weights import lora_parameters
 from laplora.predictor import Predictor
-from laplora.progress import Silent
 from laplora.prompts.examples import Example
 from laplora.settings import FitSettings
 

@@ -30,7 +30,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from laplora.files import FULL_DISK
+from laplora.files.atomic import FULL_DISK
 from service.errors import JobsUnavailableError, StorageFullError
 from service.jobs.store.remote import RemoteUploads
 

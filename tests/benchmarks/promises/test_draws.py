@@ -10,7 +10,7 @@ import torch
 from benchmarks.experts.cells import Cell
 from benchmarks.promises.__main__ import results_of
 from benchmarks.promises.page import render
-from laplora.files import write_tensors
+from laplora.files.atomic import write_tensors
 
 
 def test_draws_of_sure_rows_all_right_but_the_unsure(tmp_path: Path) -> None:

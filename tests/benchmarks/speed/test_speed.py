@@ -15,12 +15,12 @@ from benchmarks.harness.subject import random_batch, with_classes
 from benchmarks.harness.timing import Ratio
 from benchmarks.speed import __main__ as job
 from benchmarks.speed.parts import fit, overload, pool, predict
+from laplora.execution.progress import Silent
 from laplora.features.outputs import Outputs
 from laplora.fitting.fitted_heads import learned
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Prior, block_precisions
 from laplora.predictive.batch_outputs import AdaptedModel, batch_outputs
-from laplora.progress import Silent
 from laplora.prompts.rows import Batch
 from laplora.readouts.label_tokens import LabelTokens
 from laplora.settings import FitSettings

@@ -21,7 +21,7 @@ from laplora.bulk.rows import Source
 from laplora.bulk.workers import Start, Workers, worked
 from laplora.data.lines import Row
 from laplora.errors import ConfigError, LaploraError, ModelError
-from laplora.ray_cluster import cluster
+from laplora.execution.ray_cluster import cluster
 
 pytest.importorskip("ray")
 pytestmark = [

@@ -14,7 +14,7 @@ from shown_states import familiarity_of, states_of
 from laplora.errors import ArtifactCorruptError
 from laplora.familiarity.file import familiarity_tensors, read_familiarity
 from laplora.familiarity.percentile import Familiarity
-from laplora.files import write_tensors
+from laplora.files.atomic import write_tensors
 
 HIDDEN, LAYERS = 12, (1, 3)
 

@@ -14,11 +14,11 @@ from tiny_tokenizer import encoder_tokenizer, tiny_tokenizer
 
 import laplora
 from laplora.errors import DataError, InvalidInputError, NonFiniteError, TooManyTokensError
+from laplora.execution.progress import Silent
 from laplora.features.encoding import FeatureEncoding
 from laplora.features.expert_passes import ExpertPasses
 from laplora.features.outputs import Outputs
 from laplora.features.sentence_encoder import SentenceEncoder, TextEncoding
-from laplora.progress import Silent
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import TEMPLATES

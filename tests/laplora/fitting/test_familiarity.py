@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import laplora
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import FAMILIARITY, HEAD
+from laplora.execution.progress import Silent
 from laplora.fitting.familiarity import forward_states
 from laplora.predictor import Predictor
-from laplora.progress import Silent
 from laplora.prompts.examples import Example
 from laplora.prompts.templates import TEMPLATES
 from laplora.settings import FitSettings

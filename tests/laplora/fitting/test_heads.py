@@ -21,10 +21,10 @@ from transformers import BertConfig, BertModel
 import laplora
 from laplora.answers.review_scores import ReviewScores
 from laplora.errors import ConfigError, DataError, DownloadError, LaploraWarning, ModelError
+from laplora.execution.progress import Silent
 from laplora.features import expert_passes
 from laplora.fitting.cross_fitted import accepted_rows, cross_fitted_report
 from laplora.fitting.rows import read_rows
-from laplora.progress import Silent
 from laplora.report.page import html
 from laplora.report.verdict import judge
 from laplora.sklearn import LaploraClassifier

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 import laplora
 from laplora.answers.review_scores import read_scores, score_tensors
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError
-from laplora.files import write_tensors
+from laplora.files.atomic import write_tensors
 from laplora.fitting.rows import read_rows
 from laplora.linearised import log_likelihood
 from laplora.models.classifier_head import output_layer

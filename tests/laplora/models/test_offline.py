@@ -18,7 +18,7 @@ import torch
 
 from laplora.errors import DownloadError
 from laplora.features.sentence_encoder import load_sentence_encoder
-from laplora.files import file_sha256
+from laplora.files.atomic import file_sha256
 from laplora.models import offline
 from laplora.models.offline import OFFLINE_ENCODERS, OFFLINE_MODELS, OfflineModel, ensure_encoder, ensure_model
 from laplora.models.wheels import Wheel, cache_root, ensure_wheel

@@ -14,7 +14,7 @@ from ray_processes import finetune_and_die, refuse
 from tiny_runs import sentiment_config
 
 from laplora.errors import ConfigError, LaploraError
-from laplora.ray_cluster import cluster
+from laplora.execution.ray_cluster import cluster
 from training.__main__ import main
 from training.config import load_config
 from training.finetune import finetune

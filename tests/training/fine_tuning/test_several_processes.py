@@ -13,8 +13,8 @@ from alike_runs import NATS, check_alike, check_measured_alike, read
 from tiny_runs import FinishedRun, sentiment_config
 
 from laplora.errors import ConfigError
+from laplora.execution.workers import Workers
 from laplora.predictor import Predictor
-from laplora.workers import Workers
 from training.__main__ import main
 from training.fine_tuning.label_trainer import LengthGrouped
 from training.fine_tuning.shared_steps import SharedBatches

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from laplora.files import write_whole
+from laplora.files.atomic import write_whole
 
 
 @pytest.mark.parametrize("content", ["ä\n", b"\xff"])

@@ -71,8 +71,8 @@ class Machine(NamedTuple):
 
 def machines(ray: Any) -> list[Machine]:
     """Return the machines that the cluster has now, whatever else works on them."""
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Machine(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in found]
+    resources = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return [Machine(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in resources]
 
 
 def _check_reachable(address: str) -> None:

@@ -75,8 +75,7 @@ class Workers:
 
     def joined(self, *lists: list[Any]) -> tuple[list[Any], ...]:
         """Return each list with what every process has in it, by rank."""
-        found = self.gathered(lists)
-        return tuple([item for of_process in column for item in of_process] for column in zip(*found, strict=True))
+        return tuple([item for part in column for item in part] for column in zip(*self.gathered(lists), strict=True))
 
     def broadcast(self, work: Callable[[], Item]) -> Item:
         """Return what the first process gets of its work; the others do none. What it raises is raised in all."""
