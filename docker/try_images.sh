@@ -20,8 +20,10 @@ build() { # NAME ARGUMENT...
         --tag "localhost/laplora-$name" --file "docker/$name.Dockerfile" .
     container=$(buildah from "localhost/laplora-$name")
     buildah run "$container" -- grep -q '^torch,' /usr/share/doc/laplora/licences.csv
+    echo "laplora-$name: $(buildah images --format '{{.Size}}' "localhost/laplora-$name") in $((SECONDS - began)) s, of these MiB"
+    buildah run --user root "$container" -- \
+        find /opt/venv /var/lib/laplora /app /artifacts -maxdepth 0 -exec du -xsm {} ';' 2>/dev/null || true
     buildah rm "$container" >/dev/null
-    echo "laplora-$name: $(buildah images --format '{{.Size}}' "localhost/laplora-$name") in $((SECONDS - began)) s"
 }
 
 innermost() { # of a chain of processes: buildah stops at SIGTERM without a word to what it runs
@@ -42,7 +44,7 @@ serve() { # in a network of its own, where only the loopback interface is
     until curl -sf "$url/health/ready"; do kill -0 $buildah; sleep 1; done
     echo && echo "ready after $SECONDS s"
     curl -sf "$url/predict" -H "authorization: Bearer $token" -H 'content-type: application/json' \
-        -d '{"inputs": [{"text": "a warm , funny and beautifully acted film ."}]}' | grep -o '"label":"positive"'
+        -d '{"inputs": [{"text": "Which nerve moves the tongue?"}]}' | grep -o '"label":"medicine"'
     kill -TERM "$(innermost $buildah)"
     wait $buildah || status=$?
     echo "left with status $status"
