@@ -161,7 +161,7 @@ __all__ = [
     "temperature_probs",
 ]
 
-#: Where the names that cost an import live.
+#: The modules of the names that cost an import.
 _HOMES = {
     "classifier": ("Classifier",),
     "fitting.calibrated": ("CalibratedPosterior",),

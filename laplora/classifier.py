@@ -70,9 +70,8 @@ class Classifier:
                 is (``AutoModel``), for heads on its states. Nothing of it is changed but its mode, which becomes
                 evaluation.
             tokenizer: the model's.
-            template: the prompt with ``{field}`` placeholders; ``{choices}`` takes a list of options. Of a prompt that
-                is too long the longest text is cut, at its right, and not the words between; a ``PromptTemplate`` says
-                otherwise by ``cut``.
+            template: the prompt with ``{field}`` placeholders; ``{choices}`` takes a list of options. If a prompt is
+                too long, the end of its longest text is cut, unless a ``PromptTemplate`` sets ``cut``.
             labels: their names, in class order; or by name the text after the prompt that stands for the label, its
                 leading space included (``{"refund request": " A"}``). A name stands for itself, after a space where the
                 template does not end in one.
@@ -129,12 +128,12 @@ class Classifier:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is; of one that is spread over several devices where its inputs and logits are."""
+        """The model's device; if it is spread over several devices, that of its inputs and logits."""
         return input_device(base_of(self.model))
 
     @property
     def place(self) -> str | Spread:
-        """Where to load a model like it, as ``Predictor.load`` takes it."""
+        """The device or the spread of the model, as ``Predictor.load`` takes it."""
         return spread_of(base_of(self.model)) or str(self.device)
 
     def block_devices(self, names: Iterable[str]) -> dict[str, torch.device] | None:
@@ -143,7 +142,7 @@ class Classifier:
 
     @cached_property
     def token_bounds(self) -> TokenBounds:
-        """What is certain about a prompt's tokens before it is tokenised."""
+        """Bounds on a prompt's tokens that are known before it is tokenised."""
         return token_bounds(self.tokenizer)
 
     @cached_property

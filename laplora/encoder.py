@@ -1,8 +1,7 @@
 """An artifact without its weights: from inputs to rows of token ids, and from predictions to decisions.
 
-What is here needs the artifact's folder and the base model's tokenizer alone. So requests can be encoded on a machine
-without a device, and predicted on another one that has the weights (``laplora.predictor``).
-"""
+It needs only the artifact's folder and the base model's tokenizer. So requests can be encoded on a machine without a
+device, and predicted on another one that has the weights (``laplora.predictor``)."""
 
 from __future__ import annotations
 
@@ -105,7 +104,7 @@ class Encoder:
 
     @cached_property
     def token_bounds(self) -> TokenBounds:
-        """What is certain about a prompt's tokens before it is tokenised."""
+        """Bounds on a prompt's tokens that are known before it is tokenised."""
         return token_bounds(self._tokenizer)
 
     @cached_property
@@ -134,8 +133,7 @@ class Encoder:
     def sample_row(self, tokens: int | None = None) -> EncodedRow:
         """Return a row of made-up text, such as a first one that everything is tried with; of so many tokens if given.
 
-        What a sentence encoder reads of it stays as short as it is.
-        """
+        A sentence encoder's part of it keeps its length."""
         (first, *_) = synthetic_inputs(self._template, self.artifact.manifest.labels)
         row = self.encode(first, truncate=True)
         if tokens is None:

@@ -37,7 +37,7 @@ class LaploraError(Exception):
 
 
 class LaploraWarning(UserWarning):
-    """What is done otherwise than it was asked for, or is worth less than it looks. The figures are still sound."""
+    """A request that is met differently, or a result that is worth less than it looks. The figures are still sound."""
 
 
 def warn(line: str) -> None:
@@ -134,7 +134,7 @@ class DownloadError(LaploraError):
 
 
 class StoreUnreachableError(DownloadError):
-    """A store, hub or web server that does not answer, or fails. What it has may be there still."""
+    """A store, hub or web server that does not answer, or fails. Its content may still exist."""
 
 
 class ArtifactError(LaploraError):
@@ -154,7 +154,7 @@ class ArtifactIncompatibleError(ArtifactError):
 
 
 class ArtifactWriteError(ArtifactError):
-    """An artifact that cannot be written: no room, or something else in its place. What was there stays."""
+    """An artifact that cannot be written: no disk space, or something else in its place. The old content stays."""
 
 
 class GoldenMismatchError(ArtifactError):

@@ -10,7 +10,7 @@ C-1 contrasts ``z = Q^T f``:
 the training loss is ``H = sum_n J_n^T Lambda_n J_n`` with ``J_n = dz_n / dtheta``. Under the posterior of a prior
 precision ``lambda`` the contrasts are Gaussian, ``z ~ N(Q^T f, J (lambda I + H)^-1 J^T)`` (equation 12 there).
 
-Where several labels of a row may be right (``bernoulli``), each has a probability of its own, ``p = sigmoid(f)``. The
+If several labels of a row may be right (``bernoulli``), each has a probability of its own, ``p = sigmoid(f)``. The
 logits have no common shift then, and all of the above holds with ``Q`` the identity and ``Lambda = diag(p (1 - p))``.
 
 ``class_mask`` is (batch, classes) bool everywhere: true for a row's possible classes, the first c >= 2 of each row.
@@ -27,7 +27,7 @@ import torch
 
 from laplora.errors import ConfigError, DataError
 
-#: Of labels given the logits: one label of a row is right (softmax), or each label on its own (one sigmoid each).
+#: The likelihood of labels given logits: one label of a row is right (softmax), or several (one sigmoid each).
 Likelihood = Literal["categorical", "bernoulli"]
 
 
@@ -130,7 +130,7 @@ def class_weighted_log_likelihood(
 ) -> torch.Tensor:
     """Return (batch,) float64 ``w_y log softmax(f + log w)_y``, nats, of one right label a row.
 
-    Where labels are drawn with probabilities p and a row counts as often as its label's weight says, the labels' shares
+    If labels are drawn with probabilities p and a row counts as often as its label's weight says, the labels' shares
     are those of ``w p``. The expectation of this is largest where ``softmax(f + log w)`` has these shares, which is
     where ``softmax(f) = p``: weights change what a misfit costs, not what the logits mean (logit adjustment, Menon et
     al., arXiv 2007.07314).

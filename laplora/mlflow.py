@@ -7,9 +7,9 @@
     model.predict(pandas.DataFrame({"text": ["a gripping film ."]}))
 
 A row of the answer has ``label``, ``decision`` ("accept" or "review"), ``flags``, ``prediction_set`` and ``epistemic``
-(nats), and for each label NAME ``map_probs.NAME``, ``probs.NAME`` and ``probs_std.NAME``. Missing is what there is none
-of: the spread of one set of weights, or a label that is no choice of a question. Where several labels of a row may be
-right, ``label`` is the most probable one, and ``labels`` are those above 0.5.
+(nats), and for each label NAME ``map_probs.NAME``, ``probs.NAME`` and ``probs_std.NAME``. A value is missing if it does
+not exist: the spread of one set of weights, or a label that is no choice of a question. If several labels of a row may
+be right, ``label`` is the most probable one, and ``labels`` are those above 0.5.
 
 The artifact is copied into the model; its base model is not, and is found as ``Predictor.load`` finds it. Needs the
 extra ``mlflow``. The model's requirements name the packages that laplora needs, and not laplora: that is installed from
@@ -41,7 +41,7 @@ from laplora.answers.prediction import Prediction
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.predictor import Predictor
 
-#: What ``model_config`` may have, with the defaults; ``mlflow.pyfunc.load_model`` can override them.
+#: The keys of ``model_config``, with their defaults; ``mlflow.pyfunc.load_model`` can override them.
 CONFIG: Mapping[str, Any] = {"device": "auto", "predictive": None, "truncate": False, "batch_size": 16}
 #: Packages that laplora needs to answer, and those that a quantized base model needs beside them.
 _NEEDED = ("torch", "transformers", "peft", "safetensors", "scipy", "pydantic", "filelock", "pandas", "numpy")
@@ -77,7 +77,7 @@ def log_model(artifact: str | Path, name: str, *, config: Mapping[str, Any] | No
 
 
 class ServedModel:
-    """What ``mlflow.pyfunc.load_model`` wraps: the predictor of an artifact, asked with data frames."""
+    """The model that ``mlflow.pyfunc.load_model`` wraps: an artifact's predictor, which takes data frames."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self._config = {**CONFIG, **config}

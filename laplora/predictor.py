@@ -178,7 +178,7 @@ class Predictor(Encoder):
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
-        """Where its base is: ``device`` first, and those that it is spread over."""
+        """The devices of its base: ``device`` first, then those that it is spread over."""
         others = {parameter.device for parameter in self._adapted.model.parameters()} - {self.device}
         return self.device, *sorted(others, key=str)
 
@@ -335,7 +335,7 @@ class Predictor(Encoder):
     def device_tokens(self, row: EncodedRow) -> int:
         """Return the tokens that a row counts as where batches are kept small: those that the model runs on for it.
 
-        They are its own and, where labels are texts, those of the labels. Where several labels may be right, each has
+        They are its own and, where labels are texts, those of the labels. If several labels may be right, each has
         Jacobians of its own: above ``MANY_LABELS`` of them a row counts as more.
         """
         readout = self._adapted.readout

@@ -4,7 +4,7 @@
     classifier.fit(texts, labels).predict_proba(new_texts)
     cross_val_score(classifier, texts, labels, scoring="neg_log_loss")
 
-Where several labels of a row may be right, ``y`` is scikit-learn's indicator matrix of 0 and 1, (rows, labels), and so
+If several labels of a row may be right, ``y`` is scikit-learn's indicator matrix of 0 and 1, (rows, labels), and so
 is ``predict``; ``score`` is then the share of rows of which every label is right.
 
 Needs scikit-learn: ``pip install 'laplora[sklearn]'``. ``fit`` fits the posterior of a model that is fine-tuned already
@@ -99,7 +99,7 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
         Args:
             X: texts, for a template with one field; or dicts of the template's fields, or a data frame with them.
-            y: (rows,) labels: names, or numbers. Numbers count ``labels``, where those are given. Where several may be
+            y: (rows,) labels: names, or numbers. Numbers count ``labels``, where those are given. If several may be
                 right, (rows, labels) of 0 and 1: an array, a data frame or a sparse matrix.
             groups: (rows,) what rows share that belong together, as of ``laplora.fit``; None: equal prompts alone.
 
@@ -139,7 +139,7 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     def predict_proba(self, X: Any) -> np.ndarray[Any, Any]:
         """Return (rows, classes) float64 the probabilities, columns in the order of ``classes_``; rows sum to 1.
 
-        Where several labels may be right, a column has the probability that its label is present.
+        If several labels may be right, a column has the probability that its label is present.
 
         Raises:
             sklearn.exceptions.NotFittedError: before ``fit``.
@@ -154,7 +154,7 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     def predict(self, X: Any) -> np.ndarray[Any, Any]:
         """Return (rows,) the most probable class of each row, as ``y`` had it.
 
-        Where several labels may be right: (rows, labels) int64, 1 at those of probability above 0.5.
+        If several labels may be right: (rows, labels) int64, 1 at those of probability above 0.5.
         """
         probs = self.predict_proba(X)
         if self._several:

@@ -18,7 +18,7 @@ from laplora.prompts.templates import PromptTemplate
 
 #: Packages whose versions shape an artifact, beside torch.
 PACKAGES = ("laplora", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
-#: Of an evaluation, what a manifest holds of each method.
+#: The fields of an evaluation that a manifest records for each method.
 _METRICS = ("rows", "accuracy", "nll", "ece", "brier", "auroc_error", "auprc_error", "aurc")
 
 

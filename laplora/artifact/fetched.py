@@ -39,7 +39,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class FetchRules:
-    """What may be fetched for the address of an artifact.
+    """Limits on what may be fetched for the address of an artifact.
 
     Attributes:
         allowed_bases: base models that it may have beside those that any may (``laplora.artifact.allowed_bases``).
@@ -53,7 +53,7 @@ class FetchRules:
     most_base_bytes: int = MOST_BASE_BYTES
 
 
-#: What holds unless the caller says otherwise.
+#: The rules unless the caller gives others.
 DEFAULT_RULES = FetchRules()
 
 
@@ -82,8 +82,8 @@ def fetch_artifact(
 ) -> Path:
     """Return the folder in the cache that has an artifact, fetched where it is not there yet, every file verified.
 
-    Where the address is pinned and the cache has it, nobody is asked. The whole files that a killed process had fetched
-    are kept, and the next one goes on.
+    If the address is pinned and cached, nothing is fetched. Complete files that a killed process fetched are kept for
+    the next one.
 
     Args:
         cache: as of ``cache_root``; progress: told what is done.

@@ -37,7 +37,7 @@ from laplora.files.atomic import FULL_DISK, file_sha256, folder_mode
 MAX_MANIFEST_BYTES = 16 * 2**20
 #: Beside a folder of the cache that was fetched from elsewhere: from where. No artifact can have this name.
 FETCHED = ".fetched.json"
-#: What to do in place of changing one.
+#: The advice in place of changing one.
 PULL_FIRST = "copy it with 'laplora pull URL --to FOLDER', and work on that folder"
 
 
@@ -172,7 +172,7 @@ def new_artifact(target: Path) -> Iterator[Path]:
     try:
         with partial_folder(target) as partial:
             yield partial
-            # What was copied, or written by safetensors, has other permissions than the process gives.
+            # Copies, and files that safetensors wrote, have other permissions than the process gives.
             mode = folder_mode(partial)
             for item in [partial, *partial.rglob("*")]:
                 item.chmod(mode if item.is_dir() else mode & 0o666)

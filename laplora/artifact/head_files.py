@@ -215,7 +215,7 @@ def read_kept_rows(path: Path, manifest: Manifest, served: ServedExperts) -> Kep
     return KeptRows(experts, labelled, log_probs, by_fold)  # type: ignore[arg-type]
 
 
-#: Of ``Labelled``.
+#: The columns of ``Labelled``.
 _COLUMNS = ("labels", "class_mask", "groups", "folds", "honest")
 
 

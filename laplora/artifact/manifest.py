@@ -40,13 +40,13 @@ ADAPTER_FOLDER = "adapter"
 HEAD = "head.safetensors"
 #: Heads that answer, by name.
 ExpertName = Literal["conditioned", "frozen", "encoder", "options"]
-#: What a pool can have.
+#: The possible members of a pool.
 MemberName = Literal["adapter", "conditioned", "frozen", "encoder", "options"]
 #: Most weight of an expert in a pool: no labels ask for as much, and its square is a number.
 MAX_WEIGHT = 1e6
 #: Most levels of a manifest: deeper ones can be read, and not be written or listed again.
 MAX_NESTING = 64
-#: What an artifact may be called.
+#: The pattern of an artifact's name.
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 #: An adapter's files; never the pickled one that PEFT would fall back to.
 ADAPTER_FILES = (f"{ADAPTER_FOLDER}/adapter_config.json", f"{ADAPTER_FOLDER}/adapter_model.safetensors")
@@ -122,7 +122,7 @@ class CalibrationRecord(_Record):
 
 
 class FamiliarityRecord(_Record):
-    """What says how like the training rows an input is, in ``familiarity.safetensors``."""
+    """The out-of-distribution score and its reference rows, in ``familiarity.safetensors``."""
 
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         description="whose states under the adapter are compared; none where each head compares its own features, in "
@@ -273,7 +273,7 @@ class Manifest(_Record):
 
     @property
     def sources(self) -> tuple[HeadSource, ...]:
-        """What passes give for its heads, beside the adapter's."""
+        """The sources of features that its heads need, beside the adapter."""
         found = {one.source for one in self.experts.values()}
         return tuple(source for source in get_args(HeadSource) if source in found)
 
@@ -285,7 +285,7 @@ class Manifest(_Record):
 
     @property
     def likelihood(self) -> Likelihood:
-        """Of a row's labels: ``bernoulli`` where several may be right."""
+        """The likelihood of a row's labels: ``bernoulli`` if several may be right."""
         return self.readout.readout().likelihood
 
     @property

@@ -1,8 +1,7 @@
 """An artifact that new labels have conditioned, and the version of it that was packaged, which it keeps.
 
-Labels change little of an artifact: ``CHANGED``, and the manifest. Of these files the packaged version's lie in the
-folder ``packaged/``, so that every conditioning begins with the same version and can be undone to the byte.
-"""
+Labels change little of an artifact: ``CHANGED``, and the manifest. The folder ``packaged/`` keeps the packaged version
+of these files, so that every conditioning begins with it and can be undone exactly."""
 
 from __future__ import annotations
 
@@ -20,11 +19,11 @@ from laplora.files.atomic import file_sha256, write_whole
 PACKAGED = "packaged"
 #: Its manifest: another name than the artifact's own, which alone is in no manifest.
 PACKAGED_MANIFEST = f"{PACKAGED}/artifact.json"
-#: What conditioning replaces.
+#: The files that conditioning replaces.
 CHANGED = (GOLDEN, SCORES, EXPERTS)
-#: What conditioning adds: its figures.
+#: The file that conditioning adds: its metrics.
 REPORT = "report/condition.json"
-#: What conditioning changes of a manifest.
+#: The fields of a manifest that conditioning changes.
 _CHANGED_FIELDS = {
     *("name", "created", "experts", "familiarity", "calibration", "predictives", "recommended", "metrics", "data"),
     *("versions", "files"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch takes seconds to load, which help and completion need
 
     #: An input's rows, one for each order that it is asked in.
     Question = tuple[EncodedRow, ...]
-    #: Of a question, and where that averages orders the one in the user's own order.
+    #: The answer to a question, and if it averages orders, the one in the user's order.
     Answer = tuple[Prediction, Prediction | None]
 
 #: Rows that are answered together, in batches of like length: as many whoever answers them, so that figures are equal.
@@ -127,8 +127,7 @@ def answer_all(
 def _answers(predictor: Predictor, questions: Sequence[Question], how: How) -> list[Answer | LaploraError]:
     """Return an answer per question, or the error of one without a finite answer.
 
-    Where there is one, which of them being unknown, they are answered in halves: for one in 256 sixteen more calls.
-    """
+    If one answer is not finite, the questions are answered in halves to find it: 16 more calls for one in 256."""
     from laplora.predictive.kinds import SPREADLESS
 
     rows, most = [row for question in questions for row in question], predictor.batch_tokens

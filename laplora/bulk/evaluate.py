@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What labelled rows say of an artifact.
+    """An artifact's metrics on labelled rows.
 
     Attributes:
         methods: metrics by method, as ``POST /evaluate`` gives them.

@@ -27,7 +27,7 @@ Line = tuple[bytes, bool]
 Read = TypeVar("Read")
 _RUN, _LOCK = "run.json", ".lock"
 _BLOCK = re.compile(r"\d{6}\.jsonl")
-#: What a run writes, also what was being written when it was killed.
+#: The names of a run's files, and of partial files that a killed run left.
 _OURS = re.compile(r"\d{6}\.jsonl|run\.json|\.(\d{6}\.jsonl|run\.json)\.[0-9a-f]{16}")
 
 

@@ -1,8 +1,7 @@
 """The rows of JSON Lines, CSV or Parquet, in windows that are batched together, and in blocks of windows.
 
-Where windows and blocks begin depends on the source alone, never on who works on them. So every row is in the same
-batch however many workers there are, and has the same answer to the last bit on processors of one kind.
-"""
+The source alone decides where windows and blocks begin, never the workers. So every row is in the same batch however
+many workers there are, and has the same answer to the last bit on processors of one kind."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """One run over the blocks of a source, whatever is done to its rows: in this process, or by actors of Ray Data.
 
-What is finished stays, what is not is worked on. Each worker loads the artifact once.
-"""
+Finished blocks stay, unfinished ones are computed. Each worker loads the artifact once."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 #: How often a block is begun that kills its workers, before the run ends. Ray would begin it for ever.
 _TRIES = 4
-#: What the bytes of an error begin with.
+#: The prefix of an error's bytes.
 _ERROR = b"error "
 
 #: Loads what is needed, once a worker, and returns what makes the lines of a window of rows, one each and in order. It

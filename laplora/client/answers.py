@@ -122,7 +122,7 @@ class ConditionFigures(Record):
 
 
 class Conditioned(Record):
-    """What labels changed. Figures are of the new rows, none answered by its own label.
+    """The effect of new labels. Metrics are on the new rows, each answered without its own label.
 
     Attributes:
         artifact: the new version; previous: digest of the one before.
@@ -173,7 +173,7 @@ class MethodMetrics(Record):
 
     ``over_temperature`` compares its NLL with temperature scaling's, and is None for that one and without it.
 
-    Where several labels may be right, they are over all labels of all inputs. Then ``labels`` has those of each label,
+    If several labels may be right, they are over all labels of all inputs. Then ``labels`` has those of each label,
     and ``exact_match`` is the share of inputs of which every label is right; else both are None.
     """
 
@@ -199,7 +199,7 @@ class SuggestedInput(Record):
     Attributes:
         row: its place in the request, from 0.
         gain: what its label is expected to tell about the model's weights, nats.
-        predicted, probs, entropy, familiarity: of the answer now; entropy in nats. Where several labels may be right,
+        predicted, probs, entropy, familiarity: of the answer now; entropy in nats. If several labels may be right,
             ``predicted`` is a tuple of those present.
     """
 
@@ -243,7 +243,7 @@ class MeasuredSets(Record):
 
 
 class PredictionSets(Record):
-    """What an artifact's prediction sets promise.
+    """The guarantee of an artifact's prediction sets.
 
     Attributes:
         nominal_coverage: share of inputs like the calibration rows whose set is to hold the true label.

@@ -101,8 +101,8 @@ class Client:
 
         Args:
             inputs: each has the template's fields (``text``; ``question`` and ``choices``; or ``prompt``), and an
-                ``id`` if you like. For the other arguments see POST /predict on the service's page. What a short answer
-                does not have is None.
+                ``id`` if you like. For the other arguments see POST /predict on the service's page. Fields that a short
+                answer lacks are None.
             timeout_s: how long the service may take for one request. It drops what still waits by then.
             progress: true shows a bar. A function is called with the number of inputs answered since its last call.
 
@@ -150,7 +150,7 @@ class Client:
 
         Args:
             labels: by ``prediction_id``, or pairs of both; where several may be right, each is the list of those that
-                are. Where it raises, earlier batches have been recorded.
+                are. If it raises, earlier batches have been recorded.
         """
 
         def tell(batch: Sequence[Mapping[str, str]]) -> tuple[FeedbackResult, ...]:
@@ -173,7 +173,7 @@ class Client:
     ) -> Evaluated:
         """Return the metrics of every predictive on inputs with their true ``label``, sent as one request.
 
-        Where several labels may be right, ``label`` is the list of those that are.
+        If several labels may be right, ``label`` is the list of those that are.
 
         Raises as ``predict``.
         """
@@ -221,8 +221,7 @@ class Client:
 
         Args:
             inputs: as of ``evaluate``, however many, or the path of a JSON Lines file of them. An input without
-                ``label`` is answered, and not measured. What it has beside the template's fields is kept beside its
-                answer.
+                ``label`` is answered, and not measured. Its other fields are kept beside its answer.
             bins, resamples, seed: of the metrics; None: the service's.
             keep_rows: whether the service keeps every row and its answer with the job; None: it does.
             idempotency_key: the same key again gives the same job. None: one new job, however often it is sent.

@@ -11,7 +11,7 @@ from laplora.client.failures import DETAILS, ChangeFailedError
 
 
 class Change(Record):
-    """Of POST /artifacts/NAME/load and its like, and of GET /changes/ID."""
+    """The answer to GET /changes/ID, and to POST /artifacts/NAME/load and similar requests."""
 
     id: str
     kind: str

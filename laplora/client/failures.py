@@ -16,7 +16,7 @@ from typing import Any
 
 from laplora.errors import LaploraError
 
-#: What the service says of an error beside its message.
+#: The fields of an error beside its message.
 DETAILS = ("code", "field", "limit", "got", "problems", "problems_count", "lines", "lines_bad")
 
 

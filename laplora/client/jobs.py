@@ -37,7 +37,7 @@ class BadRow(Record):
 
 
 class JobAnswers(Record):
-    """What the answers of a job say, with labels or without.
+    """A summary of a job's answers, with labels or without.
 
     Attributes:
         rows: that have an answer; decisions, set_sizes: of these, by decision and by labels in the prediction set.

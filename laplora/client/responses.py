@@ -21,7 +21,7 @@ Answer = TypeVar("Answer")
 
 
 class Predicted(Record):
-    """Of POST /predict."""
+    """The answer to POST /predict."""
 
     artifact: Artifact
     predictive: dict[str, Any] | None = None

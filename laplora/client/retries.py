@@ -16,7 +16,7 @@ from laplora.errors import ConfigError
 class Retries:
     """When to try again: after 429, 503, and connections that were refused or broke, also behind a proxy (502).
 
-    Inputs may be scored twice. What is refused the second time (``unload``) is sent again only where it did nothing.
+    Inputs may be scored twice. ``unload``, which is refused the second time, is only repeated if it had no effect.
 
     Attributes:
         tries: in all; 1 never tries again.

@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 
-#: Of what is handed on every flag is another program's.
+#: Every flag of these commands belongs to another program.
 _HANDED_ON: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     "add_help_option": False,

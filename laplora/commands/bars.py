@@ -17,7 +17,7 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-#: What a bar can be of: the numbers of ``laplora.metrics.scores.Evaluation``, and of the ECE's noise.
+#: The metrics that can have a threshold: those of ``laplora.metrics.scores.Evaluation``, and of the ECE's noise.
 METRICS = (
     "accuracy",
     "nll",

@@ -1,4 +1,4 @@
-"""What all commands share: exit statuses, lines for people, and the options that they have in common."""
+"""The exit statuses, messages and options that all commands share."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ def predict(
 ) -> None:
     """Answer inputs: JSON Lines on standard input, as of POST /predict, to JSON Lines on standard output.
 
-    With --data and --out it is a file of any size, by one worker or by many. What is finished is kept beside the
-    output, and the same command goes on from there.
+    With --data and --out it is a file of any size, by one worker or by many. Finished parts are kept beside the output,
+    and the same command continues.
 
     Each line has one input, and answers keep their order: a label, the probabilities, whether to accept it and why.
     A line that cannot be answered becomes {"line": N, "error": {...}}, and the exit status is 1. Blank lines are

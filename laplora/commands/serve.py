@@ -18,7 +18,7 @@ from laplora.errors import ConfigError, install
 from laplora.remote.address import is_address
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
-#: What says who may ask, by flag and by variable; where one is given, it decides alone.
+#: The flags and variables that grant access; if one is given, it decides alone.
 _WHO_MAY_ASK = ("--auth", "--keys", "--host")
 #: On a cluster that runs already its own address holds, and what a variable says here reaches no node.
 _ON_A_CLUSTER = ("--auth", "--keys")

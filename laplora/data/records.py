@@ -17,7 +17,7 @@ from laplora.files.strict_json import strict_json
 #: File name endings and how such a file is read.
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 _SHOWN_PROBLEMS = 5
-#: What a file of UTF-8 may begin with.
+#: The byte order mark of UTF-8.
 MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _AS_UTF8 = "save it as UTF-8, in a spreadsheet as 'CSV UTF-8'"

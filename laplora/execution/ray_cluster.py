@@ -63,7 +63,7 @@ def connect(ray: Any, cpus: int, *, object_store_bytes: int = OBJECT_STORE_BYTES
 
 
 class Machine(NamedTuple):
-    """What a machine of a cluster hands out."""
+    """The resources that a machine of a cluster offers."""
 
     cpus: int
     gpus: int

@@ -78,7 +78,7 @@ class Workers:
         return tuple([item for part in column for item in part] for column in zip(*self.gathered(lists), strict=True))
 
     def broadcast(self, work: Callable[[], Item]) -> Item:
-        """Return what the first process gets of its work; the others do none. What it raises is raised in all."""
+        """Return the first process's result; the others do no work. Its exception is raised in all."""
         if self.count == 1:
             return work()
         answer: list[Any] = [None, None]
@@ -96,8 +96,7 @@ class Workers:
     def in_turn(self, work: Callable[[], Item]) -> Item:
         """Return each process's own result of work that the first one ends before the others begin.
 
-        What the first one raises is raised in all.
-        """
+        An exception of the first one is raised in all."""
         if self.count == 1:
             return work()
         own: list[Item] = []

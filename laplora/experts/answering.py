@@ -68,9 +68,8 @@ class ServedHead(AnswersByHead):
 def at_mode(answers: Predictive) -> PosteriorPredictive:
     """Return a head's probabilities at its mode, which ``held_out`` is of, with the spread of their average.
 
-    Precisions are chosen for answers at the mode. Where features part the labels, the spread is nearly that of a wide
-    prior, far more than such answers allow: no more is told of it than a mean of these probabilities could have.
-    """
+    Precisions are chosen for answers at the mode. If features separate the labels, the spread is nearly that of a wide
+    prior. It is therefore capped at the most that a mean of these probabilities could have."""
     probs = answers.log_probs.exp()
     total = entropy(probs) + (entropy(1 - probs) if answers.likelihood == "bernoulli" else 0)
     std = answers.std.minimum((probs * (1 - probs)).sqrt())

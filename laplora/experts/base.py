@@ -1,8 +1,7 @@
-"""What an expert reads, and what it gives.
+"""The interface of an expert: its inputs and its answers.
 
-An expert answers inputs from the outputs of a pass. Of the labelled rows it keeps *honest* log probabilities: those of
-a row are made without its label, or that of any other row of its group. Thresholds, label sets and the choice among
-experts rest on these alone.
+An expert answers inputs from the outputs of a pass. It keeps *honest* log probabilities of the labelled rows: those of
+a row are made without the labels of its group. Thresholds, label sets and the choice among experts rest on these alone.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from laplora.features.outputs import LogProbSource as LogProbSource
 from laplora.features.outputs import Outputs as Outputs
 from laplora.linearised import Likelihood, PosteriorPredictive
 
-#: Of ``Labelled``.
+#: The columns of ``Labelled``.
 _COLUMNS = ("labels", "class_mask", "groups", "folds", "honest")
 
 
@@ -32,7 +31,7 @@ class Labelled:
         class_mask: (rows, classes) bool.
         groups: (rows,) int64, rows of one number belong together and no fold parts them.
         folds: (rows,) int64, in which fold a row is left out: the same of every expert.
-        honest: (rows,) bool, rows that no adapter was trained on. What stands on an adapter is honest there alone.
+        honest: (rows,) bool, rows that no adapter was trained on. Answers that use an adapter are only honest there.
 
     Raises:
         DataError: columns of different length, or a group that folds part.
@@ -78,7 +77,7 @@ class Expert(Protocol):
 
     @property
     def name(self) -> str:
-        """What answers name as their predictive."""
+        """The name of the predictive in answers."""
 
     @property
     def held_out(self) -> torch.Tensor:

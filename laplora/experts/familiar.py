@@ -21,7 +21,7 @@ from laplora.jacobians.states import States
 def compared(blocks: Blocks, class_mask: torch.Tensor) -> States:
     """Return which states of a head's features are compared, of options their means.
 
-    Of a base they are those behind the text but for the last layer's, or the last layer's last token; else all.
+    For a base, they are the states after the text without the last layer's, or the last layer's last token; else all.
     """
     names = sorted(blocks.keys() - {"scores"}, key=lambda name: (name.partition(".")[0], len(name), name))
     after = [name for name in names if name.startswith("after.")]

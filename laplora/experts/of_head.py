@@ -1,4 +1,4 @@
-"""What every expert with a head shares: its fit on labelled rows, its answers, and labels that come or go later.
+"""The common parts of experts with a head: the fit on labelled rows, answers, and labels that come or go later.
 
 A head without an offset does not look at an adapter: all labelled rows train it, and its answers are honest in all of
 them. One with an offset corrects log probabilities of an adapter, which are honest on some rows alone: these train it.

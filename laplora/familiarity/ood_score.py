@@ -1,8 +1,8 @@
 """An out-of-distribution score: how far an input's states are from the training rows, less how decided its logits are.
 
-Distances notice inputs of another kind. Where a head reads the text alone, an input of the same kind with none of the
-labels ends nearer to the training rows, and there the logits tell more: they are spread less. So with ``d`` the
-distance after a layer, ``p`` the labels' probabilities and ``u`` uniform ones, the score is
+Distances notice inputs of another kind. If a head only reads the text, an input of the same kind with an unknown label
+lies nearer to the training rows. Its logits then tell more: they are spread less. So with ``d`` the distance after a
+layer, ``p`` the labels' probabilities and ``u`` uniform ones, the score is
 
     ``mean over layers of log d^2(x)  -  w KL(u || p)``,    ``KL(u || p) = log sum_c exp f_c - log C``
 
@@ -25,7 +25,7 @@ from laplora.jacobians.states import States
 from laplora.linearised import contrast_logits
 from laplora.metrics.checks import check_finite
 
-#: Of the weight by which both terms vary alike over the training rows.
+#: A share of the weight by which both terms vary alike over the training rows.
 _SHARE = 0.5
 #: Logits that vary less over the training rows, in nats, are constant but for rounding.
 _CONSTANT = 1e-6

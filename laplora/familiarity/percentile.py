@@ -5,7 +5,7 @@ Vovk, Gammerman and Shafer 2005; Bates et al., arXiv 2104.08279)
 
     ``(1 + calibration rows whose score is at least as high) / (1 + calibration rows)``
 
-from just above 0, farther than all of them, to 1. Of a new row like the calibration rows, it is at most ``a`` with
+from just above 0, farther than all of them, to 1. For a new row like the calibration rows, it is at most ``a`` with
 probability at most ``a``. So a flag that is raised where it is at most ``a`` is raised on at most that share of them.
 """
 
@@ -21,7 +21,7 @@ from laplora.jacobians.states import States
 
 @dataclass(frozen=True)
 class Familiarity:
-    """What says how familiar an input is.
+    """The out-of-distribution score of an input, and the reference rows that make it a p-value.
 
     Attributes:
         score: of an input.

@@ -28,7 +28,7 @@ class Tracks(Protocol):
 
 @dataclass(frozen=True)
 class ExpertPasses:
-    """What runs a classifier's inputs for its experts, which are named after the sources of ``of_rows``."""
+    """Runs a classifier's inputs for its experts, which are named after the sources of ``of_rows``."""
 
     classifier: Classifier
     of_rows: FeaturePasses
@@ -54,7 +54,7 @@ class ExpertPasses:
 
     @property
     def encoder(self) -> SentenceEncoder | None:
-        """Of the expert ``encoder``; None without it."""
+        """The sentence encoder of the expert ``encoder``; None without it."""
         return self.of_rows.encoder
 
     def encode(self, inputs: Mapping[str, Any], *, truncate: bool = True) -> EncodedRow:

@@ -37,8 +37,8 @@ def pooled_states(
     They are by name (batch, hidden) float32 on the CPU, at each layer L, counted from 1: ``fields.L``, the mean over
     the tokens of the fields' own texts; of decoders ``after.L``, that over the template's words after the last field,
     and ``last.L``, at the last token; of encoders ``first.L``, at the first token. The last layer's states are after
-    the final norm. Where no token of a row is a field's, as of a prompt whose fields were cut away, ``fields.L`` is the
-    mean over all its tokens; where none is after them, ``after.L`` is that of the last token.
+    the final norm. If no token of a row is a field's, such as in a prompt whose fields were cut away, ``fields.L`` is
+    the mean over all its tokens; if none follows them, ``after.L`` is that of the last token.
 
     Args:
         roles: of each row's tokens; names: of ``poolings``.
@@ -50,9 +50,9 @@ def pooled_states(
     pooled, blocks = {name: dict[int, torch.Tensor]() for name in weights}, dict[str, torch.Tensor]()
 
     def note(number: int, hidden: torch.Tensor) -> None:
-        # Of a prompt with several texts behind it, in as many copies: its first copy, without the texts.
+        # A prompt with several texts after it comes in as many copies: take the first, without the texts.
         hidden = hidden[:: len(hidden) // len(batch), : batch.input_ids.shape[1]]
-        # What is at padding may be anything, NaN too.
+        # Values at padding are arbitrary, NaN too.
         hidden = hidden.masked_fill(~batch.attention_mask.to(hidden.device).bool()[:, :, None], 0)
         for name, of_tokens in weights.items():
             pooled[name][number] = torch.einsum("bt,bth->bh", of_tokens.to(hidden), hidden).float().cpu()

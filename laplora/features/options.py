@@ -1,4 +1,4 @@
-"""What the base without adapter says of each option of a question: its likelihood, and states at its tokens.
+"""Features of each option of a question under the base without adapter: its likelihood, and states at its tokens.
 
 One pass runs a question once, with the tokens of all its options behind it. Each option sees the question and itself
 alone, at the positions that it would have without the others (tree attention; Miao et al., arXiv 2305.09781). Models
@@ -64,7 +64,7 @@ def _pass(model: Any, questions: Sequence[Question], pad_token_id: int, with_sta
 
 @dataclass(frozen=True)
 class _Places:
-    """Where a batch's tokens are: of its options, one after another, and of the batch as one row of tokens.
+    """Positions of a batch's tokens: of its options, one after another, and of the batch as one row of tokens.
 
     Attributes:
         option_of, positions: (batch, tokens) int64, -1 at padding, 0 in the beginning, then 1 for the first option and

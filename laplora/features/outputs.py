@@ -1,4 +1,4 @@
-"""What passes over rows give, and experts read."""
+"""The outputs of passes over rows, which experts read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HeadSource = Literal["frozen", "encoder", "options"]
 
 @dataclass(frozen=True)
 class Outputs:
-    """What passes over rows gave, on the CPU.
+    """The outputs of passes over rows, on the CPU.
 
     Attributes:
         class_mask: (rows, classes) bool, true at a row's possible classes.

@@ -22,7 +22,7 @@ from laplora.models.spread import input_device
 from laplora.prompts.rows import Batch, EncodedRow, collate
 from laplora.readouts.base import ReadOut
 
-#: What to do where the base's numbers overflow.
+#: The advice if the base's numbers overflow.
 _BASE = "load the base in bfloat16 or float32"
 #: Which part of a row a source reads.
 _READ = {"frozen": "roles", "encoder": "encoder_ids", "options": "options"}
@@ -62,8 +62,8 @@ class FeaturePasses:
     def of_batch(self, rows: Sequence[EncodedRow]) -> Outputs:
         """Return what rows give that ``FeatureEncoding`` encoded for these sources; they run as one padded batch.
 
-        What a row gives does not depend on those beside it, but for rounding. Features of options do not depend on the
-        order of a question's options.
+        A row's outputs do not depend on the rows beside it, except for rounding. Features of options do not depend on
+        the order of a question's options.
 
         Raises:
             DataError: rows that were encoded for other sources.

@@ -34,7 +34,7 @@ _POOLINGS: dict[str, Literal["cls", "mean"]] = {"cls_token": "cls", "mean_tokens
 
 @dataclass(frozen=True, eq=False)
 class TextEncoding:
-    """What a sentence encoder's texts are tokenised by: it needs no weights.
+    """The tokenizer of a sentence encoder: it needs no weights.
 
     Attributes:
         name: as it was asked for.

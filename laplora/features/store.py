@@ -1,4 +1,4 @@
-"""Where a fit keeps what it has computed, so that one that was stopped continues."""
+"""Keeps the outputs of a fit's passes, so that a stopped fit continues."""
 
 from __future__ import annotations
 

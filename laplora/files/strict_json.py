@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-#: Of a whole number, the sign included. Python refuses more too, and tells of its own setting.
+#: The most digits of a whole number, with its sign. Python refuses more too, but its message names a Python setting.
 _MOST_DIGITS = 4300
 
 

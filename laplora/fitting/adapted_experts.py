@@ -4,8 +4,7 @@
 trained none. The heads that do not look at it are trained by all labelled rows, and honest in all. ``pooled`` is
 their pool. Thresholds, label sets, scores and the choice of what is served rest on rows where every expert is honest.
 
-Where adapters of folds answer every row (``OUT_OF_FOLD``), ``conditioned`` is in no pool, and never chosen.
-"""
+If adapters of folds answer every row (``OUT_OF_FOLD``), ``conditioned`` is in no pool, and never chosen."""
 
 from __future__ import annotations
 
@@ -56,7 +55,7 @@ MOST = 300_000
 
 
 class Answering(NamedTuple):
-    """What answers for a model with an adapter.
+    """The predictives of a model with an adapter.
 
     Attributes:
         settings: without what could not be fitted.

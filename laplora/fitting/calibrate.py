@@ -37,10 +37,10 @@ from laplora.prompts.option_order import restore_logits, reverse_choices
 from laplora.prompts.rows import Batch
 from laplora.settings import CalibrationSettings, FitSettings
 
-#: What calibration rows are called in an artifact.
+#: The names of calibration rows in an artifact.
 HELD_OUT, OUT_OF_FOLD = "calibration", "out_of_fold"
 
-#: What is said of an answer's spread, where it is not that of the posterior over LoRA weights.
+#: A note on an answer's spread, if it is not that of the posterior over LoRA weights.
 _SPREAD = {
     "laplace": "",
     "map": "No LoRA posterior is in this answer: it has no spread",
@@ -48,7 +48,7 @@ _SPREAD = {
 }
 _OF_HEADS = "No LoRA posterior is in this answer: its spread is that of the heads"
 
-#: Of what answers.
+#: The name of a predictive.
 Name = TypeVar("Name", bound=str)
 #: Gives the prior, chosen on some calibration rows only.
 PriorOf = Callable[[torch.Tensor], Prior]
@@ -57,7 +57,7 @@ FoldPredictive = Callable[[torch.Tensor, torch.Tensor], PosteriorPredictive]
 
 
 class Calibrated(BaseModel):
-    """What an artifact records of its calibration split."""
+    """An artifact's record of its calibration."""
 
     calibration: CalibrationRecord
     predictives: dict[PredictiveName, PredictiveRecord]
@@ -85,8 +85,8 @@ def recorded(
     Args:
         held_out: by name, each row's under what was fitted without it.
         labels: (rows,) int64; together: as of ``fit_thresholds``.
-        entropies: as of ``fit_thresholds``. Where none is given they are those of ``held_out`` as they are: fits of
-            folds compare, and a row that trained the served fit is no rank to compare with.
+        entropies: as of ``fit_thresholds``. If none is given, they are those of ``held_out``: fits of folds compare,
+            and a row that trained the served fit is no rank to compare with.
         temperatures: other than 1; label_mass: (rows,); None: 1.
     """
     fit_sets = fit_label_sets if together == 1 else fit_present_sets

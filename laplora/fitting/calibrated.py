@@ -1,4 +1,4 @@
-"""What ``laplora.fit`` returns: a classifier whose answers are calibrated, in memory."""
+"""The result of ``laplora.fit``: a classifier whose answers are calibrated, in memory."""
 
 from __future__ import annotations
 
@@ -140,9 +140,8 @@ class CalibratedPosterior:
     def experts(self) -> dict[str, Expert]:
         """By name the ways to answer, with their honest log probabilities of ``fit.labelled``.
 
-        The heads that ``settings.experts`` named are trained on training and calibration rows, and honest in all. What
-        stands on the adapter is NaN in training rows. ConfigError for one that learned later labels.
-        """
+        The heads that ``settings.experts`` named are trained on training and calibration rows, and honest in all.
+        Answers that use the adapter are NaN in training rows. ConfigError for one that learned later labels."""
         if self._fitted is not None:
             raise ConfigError(
                 "this posterior learned later labels, and experts are those of the fit: ask the fitted one"
@@ -200,8 +199,8 @@ class CalibratedPosterior:
     ) -> Array:
         """Return (inputs, labels) float64 the probabilities, 0 at labels that an input cannot have, as of ``predict``.
 
-        Columns are in the order of ``classifier.labels``. Where several labels may be right, each is of its presence.
-        """
+        Columns are in the order of ``classifier.labels``. If several labels may be right, each is the probability that
+        the label is present."""
         answers = self.predict(inputs, predictive, truncate=truncate, batch_size=batch_size)
         return probabilities(answers, self.classifier.class_count)
 
@@ -226,8 +225,7 @@ class CalibratedPosterior:
     ) -> CalibratedPosterior:
         """Return the posterior that learned from further labels, without training; this one stays as it is.
 
-        A conditioned one begins again at the fit: give all rows that it is to know. What a row that is left out taught
-        is forgotten.
+        A conditioned one begins again at the fit: give all rows that it should learn from, also the earlier ones.
 
         Args:
             rows: labelled rows, 20 or more, of which none trained or calibrated the model.

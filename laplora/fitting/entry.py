@@ -52,16 +52,16 @@ def fit(
 ) -> CalibratedPosterior | HeadsPosterior:
     """Return a classifier's posterior over its weights, calibrated: probabilities, sets and decisions to act on.
 
-    Of a model as it is, without adapter or trained head, the weights are those of heads on its states. Nothing is
+    For a model as it is, without adapter or trained head, the weights are those of heads on its states. Nothing is
     calibrated on rows kept apart then: every row trains, and is judged by heads without its fold.
 
     Args:
         rows: the labelled rows that the model was fine-tuned on: dicts with the template's fields and a label, in a
-            list or an iterator; a pandas data frame; a ``datasets.Dataset``. Of a model as it is all labelled rows.
+            list or an iterator; a pandas data frame; a ``datasets.Dataset``. For a model as it is, all labelled rows.
         calibration: labelled rows that it was **not** fine-tuned on. They choose the prior precision, the
             temperatures, the thresholds and the label sets, each cross-fitted, and would promise too much of rows that
             it knows. ``"split"`` says that it was fine-tuned on none of ``rows``: a fifth, or a share between 0 and 1,
-            is held out of the curvature and calibrates. Of a model as it is: None.
+            is held out of the curvature and calibrates. For a model as it is: None.
         settings: of the posterior, the calibration and the predictives.
         initial_adapter: folder, or weights by block name, of the LoRA adapter before fine-tuning, the centre of the
             prior. None: zero; it matters for a prior chosen by evidence alone.

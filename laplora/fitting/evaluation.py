@@ -37,7 +37,7 @@ from laplora.predictive.kinds import PREDICTIVES, PredictiveName
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example, label_tensor
 
-#: Of the column of the model's own answers.
+#: The column of the model's own answers.
 _AT_MAP = "at_map"
 #: Rows of a pass.
 _BATCH = 8
@@ -46,7 +46,7 @@ _COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_error")
 
 @dataclass(frozen=True)
 class RowOutputs:
-    """What a fit gives on rows.
+    """The outputs of a fit on rows.
 
     Attributes:
         outputs: of the adapter; read: what the fit's heads read; heads: those.
@@ -104,7 +104,7 @@ def outputs_of_rows(classifier: Classifier, fit: Fit, examples: Sequence[Example
 
 @dataclass(frozen=True)
 class RowProbs:
-    """What every predictive gives on labelled rows, without the covariances that it was made of.
+    """The probabilities of every predictive on labelled rows, without covariances.
 
     Attributes:
         probs: by predictive (rows, classes); map_probs: (rows, classes), MAP's; None where a model has no answer.
@@ -182,7 +182,7 @@ def evaluate_predictives(
 ) -> tuple[dict[str, Evaluation], dict[str, SetQuality], dict[str, LabelsQuality]]:
     """Return the metrics and the quality of the label sets of every predictive.
 
-    Sets are as served: those of inputs that are ``unfamiliar``, (inputs,) bool, hold every possible label. Where
+    Sets are as served: those of inputs that are ``unfamiliar``, (inputs,) bool, hold every possible label. If
     several labels may be right, the rows of the metrics are one for each input and label, and those of each label come
     beside them; else the last is empty.
     """
@@ -250,7 +250,7 @@ def gain_over_temperature(rows: RowProbs, name: PredictiveName) -> Gain | None:
 class Measured:
     """Metrics by predictive; ``sets`` are the conformal label sets'. NLL in nats, ECE over 15 bins.
 
-    Where several labels may be right, a row of the metrics is one label of an input. Then ``labels`` are their names,
+    If several labels may be right, a row of the metrics is one label of an input. Then ``labels`` are their names,
     in order, and ``by_label`` has by predictive the metrics of each; else both are empty. ``unfamiliar`` is the share
     of inputs that are flagged so, and have sets of every label; None where nothing says which. ``gain`` is that of the
     recommended predictive over temperature scaling; None where that is temperature scaling. ``answers`` are that

@@ -27,7 +27,7 @@ _MOST = 4000
 
 @dataclass(frozen=True)
 class Familiar:
-    """What was fitted."""
+    """The fitted out-of-distribution score."""
 
     familiarity: Familiarity
     record: FamiliarityRecord

@@ -45,7 +45,7 @@ from laplora.settings import FitSettings
 
 @dataclass(frozen=True)
 class Fit:
-    """What was fitted.
+    """The result of a fit.
 
     Attributes:
         choices: every prior choice that is reported; served: the one of them that answers.

@@ -38,7 +38,7 @@ from laplora.pool.pool import Pool, fit_pool
 from laplora.pool.served import ServedExperts
 from laplora.settings import FitSettings
 
-#: Of an expert.
+#: The name of an expert.
 Named = TypeVar("Named", bound=str)
 
 
@@ -74,7 +74,7 @@ class FittedHeads:
 
     @property
     def served(self) -> ServedExperts:
-        """What an artifact has of them: an expert that the pool left out goes, unless it is what answers."""
+        """The experts that an artifact keeps: those in the pool, and the one that answers."""
         weights = {} if self.pool is None else self.pool.weights
         kept = {name: of for name, of in self.experts.items() if not weights or name in {*weights, self.choice.name}}
         return ServedExperts(kept, weights, {name: self.familiar[name] for name in kept if name in self.familiar})

@@ -1,4 +1,4 @@
-"""What ``laplora.fit`` returns for a model as it is: heads on its states, calibrated."""
+"""The result of ``laplora.fit`` for a model as it is: heads on its states, calibrated."""
 
 from __future__ import annotations
 

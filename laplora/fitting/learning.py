@@ -47,7 +47,7 @@ from laplora.settings import CalibrationSettings
 
 #: Runs a pass through the model: at once, or between a server's requests.
 Run = Callable[[Callable[[], Any]], Any]
-#: What the rows behind an artifact's thresholds are called where it learned of labels.
+#: The name of the rows behind an artifact's thresholds if it learned from later labels.
 LABELS = "labels"
 #: Rows that run together.
 _BATCH = 8
@@ -55,7 +55,7 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Learned:
-    """What new labels make of an artifact.
+    """An artifact's parts after it learned from new labels.
 
     Attributes:
         kept: all labelled rows, the new ones behind those before; experts: the heads with their pool.

@@ -166,7 +166,7 @@ def condition(
         ConditioningError: the labels make the answers worse (``Comparison.worse``), without ``force``.
         DataError: rows that cannot be used; ConfigError: an artifact that keeps no rows or has no head, or too many
             rows.
-        ArtifactError, ModelError: an artifact that cannot be loaded or written. What is there stays.
+        ArtifactError, ModelError: an artifact that cannot be loaded or written. The old content stays.
     """
     shown = shown_by(progress)
     target = Path(artifact if out is None else out)

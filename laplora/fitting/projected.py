@@ -1,4 +1,4 @@
-"""What the posterior sees of a split's rows, computed once and kept; the means and covariances that are made of it."""
+"""The posterior's inputs from a split's rows, computed once and kept; the means and covariances that follow."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def project_split(
 ) -> ProjectedSplit:
     """Return a split's projected Jacobians, logits, label mass and states after some layers, on the CPU.
 
-    Where several labels may be right, an input is as many binary rows as there are labels, with one row of states.
+    If several labels may be right, an input is as many binary rows as there are labels, with one row of states.
     """
     model, readout = classifier.model, classifier.readout
     pooling = pooling_of(readout.side, tokens)
@@ -168,8 +168,7 @@ def states_of(tensors: Mapping[str, torch.Tensor]) -> States:
 class Fitted:
     """One adapter's posterior under its prior, and a split's rows as it sees them, in the split's row order.
 
-    Of out-of-fold rows it is that of several adapters, one prior for all.
-    """
+    For out-of-fold rows, it is that of several adapters, with one prior for all."""
 
     posterior: Covariances
     prior: Prior

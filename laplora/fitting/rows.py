@@ -37,7 +37,7 @@ def read_rows(
             its own names of them.
         label_field: name of the label, whose value is a label's name or its number from 0; None: rows without labels,
             which may be texts where the template has one field.
-            Where several labels may be right: a list of them, which may be empty, or a vector of 0 and 1 by label. A
+            If several labels may be right: a list of them, which may be empty, or a vector of 0 and 1 by label. A
             list of as many 0 and 1 as there are labels is the vector.
         what: what messages call a row.
         groups: name of the field that has a row's group; None: rows of no group.
@@ -190,7 +190,7 @@ def split_rows(
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Return rows for the curvature and rows for calibration, a share of each label, in their order.
 
-    Where several labels may be right it is that share of all rows. Groups, (rows,) int64, are of their first row's
+    If several labels may be right it is that share of all rows. Groups, (rows,) int64, are of their first row's
     label and are not parted.
 
     Raises:

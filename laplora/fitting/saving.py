@@ -51,10 +51,9 @@ from laplora.predictive.kinds import PREDICTIVES
 from laplora.predictor import Predictor
 from laplora.prior.search import PriorChoice
 
-#: How far a replayed probability may be from the recorded one. Activations in bfloat16 are rounded differently by
-#: every processor and kernel: up to 0.20 was seen. What this lets through is
-#: compared besides: hashes of base, quantization and tokenizer, and the variances. Float32 differs by the order of
-#: sums.
+#: How far a replayed probability may be from the recorded one. Activations in bfloat16 are rounded differently by every
+#: processor and kernel: up to 0.20 was seen. Other checks catch what this misses: hashes of base, quantization and
+#: tokenizer, and the variances. Float32 differs by the order of sums.
 TOLERANCE = {"bfloat16": 0.25, "float32": 2e-3}
 #: The same of the logarithm of a variance: 0.57 was seen in bfloat16, of an answer with ten times the others' variance.
 VARIANCE_TOLERANCE = {"bfloat16": 1.0, "float32": 0.05}
@@ -63,12 +62,12 @@ FAMILIARITY_TOLERANCE = {"bfloat16": 0.25, "float32": 0.02}
 
 #: Gives an answer per input.
 Answers = Callable[[Sequence[Mapping[str, Any]]], list[Prediction]]
-#: What a fit wrote beside its tensors.
+#: The file of a fit's record.
 FIT = "fit.json"
 
 
 class FitRecord(BaseModel):
-    """What a fit writes beside its tensors.
+    """The record of a fit beside its tensors.
 
     Attributes:
         served: the prior that answers, one of ``choices``.

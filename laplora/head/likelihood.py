@@ -1,4 +1,4 @@
-"""What labels say of logits: one label of a row is right (softmax), or each label on its own (one sigmoid each).
+"""The likelihood of labels given logits: one label of a row is right (softmax), or several (one sigmoid each).
 
 ``logits`` and ``targets`` are (rows, classes) float64, ``class_mask`` (rows, classes) bool. A target is a probability:
 1 at a row's label, or soft. With ``p`` the probabilities, the gradient of a row's log-likelihood in its logits is

@@ -19,7 +19,7 @@ from laplora.head.spaces import Solve, Space
 _STEPS, _PRODUCTS = 100, 2000
 #: Decrease of the objective before the last step at which a mode is found, nats in all: what is left is far less.
 EXACT = 1e-12
-#: Of that decrease, the share down to which a step is solved.
+#: A step is solved down to this share of that decrease.
 _SOLVED = 1e-6
 #: Largest residual of a step, as a share of the gradient.
 _LOOSEST = 0.1

@@ -60,7 +60,7 @@ class Predictive:
             expected_entropy: (rows,) mean entropy, nats; under ``bernoulli`` summed over the labels.
         variance: (rows, classes) of the logits, of one softmax less their mean over the possible classes, nats^2.
         leverage: (rows,) trace of the covariance that the blocks give the logits, without the constant, over that
-            before any row, in (0, 1]: near 1, no fitted row is alike. Of one direction's inputs it is the same.
+            before any row, in (0, 1]: near 1, no fitted row is alike. It is equal for all inputs along one direction.
     """
 
     likelihood: Likelihood

@@ -1,8 +1,8 @@
 """The two spaces in which a head is solved: its rows, by the Gram matrix, or its features. The smaller one is taken.
 
 Logits are ``F = base + A u`` with ``A = [Z_b sqrt(v_b)]`` of standardised blocks ``Z_b`` and weights ``u`` of unit
-prior variance. What is minimised is ``|u|^2 / 2 - sum_n log p(y_n | F_n)``. By features a vector is ``u`` itself. By
-rows it is ``alpha`` with ``u = A^T alpha``, all products go through ``K = A A^T = sum_b v_b Z_b Z_b^T``, and the inner
+prior variance. The objective is ``|u|^2 / 2 - sum_n log p(y_n | F_n)``. By features a vector is ``u`` itself. By rows
+it is ``alpha`` with ``u = A^T alpha``, all products go through ``K = A A^T = sum_b v_b Z_b Z_b^T``, and the inner
 product of two vectors is ``a^T K b``: conjugate gradients then take one product with K a step.
 
 Vectors are (rows or features, classes) float64; of options (rows * options or features, 1). A constant feature of its
@@ -38,7 +38,7 @@ _MOST_MOMENTS = 3000
 _FEW = 16
 #: Mean curvature from which it is used, for float32 rounds by its inverse, and the least of a row as a share of it.
 _CURVED, _LEAST_SHARE = 0.01, 0.5
-#: What a preconditioner makes of a vector, and the image of that.
+#: A preconditioner's product with a vector, and the image of that.
 Solve = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -85,7 +85,7 @@ class Designs:
 
 
 class RowSpace:
-    """Vectors are alpha, (rows, classes). Where ``keep`` is on, products are of float32."""
+    """Vectors are alpha, (rows, classes). With ``keep``, products are float32."""
 
     exact: bool
     variances: torch.Tensor
@@ -255,8 +255,7 @@ def space_of(designs: Designs, *, exact: bool, keep: bool = False) -> Space:
 def times(matrix: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Return ``matrix @ columns`` float64, made in the matrix's number format.
 
-    Of a few columns it is two to five times as fast by their transpose, in which each is contiguous.
-    """
+    A few columns are two to five times as fast by their transpose, in which each is contiguous."""
     return (columns.T.to(matrix.dtype) @ matrix.T).T.double()
 
 

@@ -20,8 +20,8 @@ def block_jacobian(
     """Return a block's Jacobians, from its linear's inputs and output gradients.
 
     Args:
-        inputs: (batch, tokens, in), or (batch, in) where the linear runs once a row, as a head does. Where a row is
-            scored by several runs, the batch is that of the runs.
+        inputs: (batch, tokens, in), or (batch, in) where the linear runs once a row, as a head does. If several runs
+            score a row, the batch is that of the runs.
         deltas: (directions, batch, last tokens, out), or (directions, batch, out); zero at padding and at every token
             before the last ones.
         mask: (batch, tokens), 1 at real tokens.

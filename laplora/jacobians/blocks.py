@@ -1,4 +1,4 @@
-"""What the method works on: trained matrices as blocks, and a batch's Jacobians with respect to them."""
+"""The method's inputs: trained matrices as blocks, and a batch's Jacobians with respect to them."""
 
 from __future__ import annotations
 

@@ -3,9 +3,8 @@
 Examples of a batch do not interact, so one backward pass of ``sum_n q_c^T f(x_n)`` gives, at each LoRA linear, the
 gradient ``delta`` (batch, tokens, out) of every example at once. With the linear's input ``x`` (batch, tokens, in) an
 example's Jacobian is ``delta^T x`` summed over tokens. For decoders like Llama's the pass is written out
-(``laplora.jacobians.reverse``). For others torch differentiates with respect to activations, contrast by contrast. Of a
-linear head alone the Jacobian is its input: there is no backward pass at all.
-"""
+(``laplora.jacobians.reverse``). For others torch differentiates with respect to activations, contrast by contrast. The
+Jacobian of a linear head alone is its input: there is no backward pass at all."""
 
 from __future__ import annotations
 
@@ -89,7 +88,7 @@ _DECIDED: WeakKeyDictionary[nn.Module, ReversePass] = WeakKeyDictionary()
 def reverse_pass(model: Any, readout: ReadOut | None = None) -> ReversePass:
     """Return how a model's Jacobians are computed, decided at the first call.
 
-    Where the written-out pass covers the decoder, it is compared with automatic differentiation on one short batch; a
+    If the written-out pass covers the decoder, it is compared with automatic differentiation on one short batch; a
     warning says why it is not used.
 
     Args:

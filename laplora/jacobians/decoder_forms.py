@@ -1,4 +1,4 @@
-"""What form a decoder's layers have, read from its modules once: the written-out reverse pass runs over this record.
+"""The form of a decoder's layers, read from its modules once: the written-out reverse pass runs over this record.
 
 With root mean square norms ``n`` (Zhang and Sennrich, arXiv 1910.07467), each of which may be absent, a layer is
 
@@ -35,7 +35,7 @@ _NORM_OFFSETS = {
     "Gemma3DecoderLayer": 1.0,
 }
 _Names = tuple[str | None, ...]
-#: Where a layer may have norms, and their names in three kinds of layers: before the branches, after them, or both.
+#: The places of a layer's norms, and their names in three kinds of layers: before the branches, after them, or both.
 _PLACES = ("before_attention", "after_attention", "before_mlp", "after_mlp")
 _BEFORE: _Names = ("input_layernorm", None, "post_attention_layernorm", None)
 _AFTER: _Names = (None, "post_attention_layernorm", None, "post_feedforward_layernorm")

@@ -19,7 +19,7 @@ from laplora.models.lora import lora_of, runs_lora
 
 @dataclass(frozen=True)
 class Adapted:
-    """What one adapted linear's Jacobians are made of; gradients are zero at tokens before the last ones.
+    """The factors of one adapted linear's Jacobians; gradients are zero at tokens before the last ones.
 
     Attributes:
         inputs: (batch, tokens, in), of the linear; None where ``lora_A``'s Jacobian is not wanted.

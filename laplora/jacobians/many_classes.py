@@ -25,7 +25,7 @@ from laplora.errors import ConfigError
 from laplora.jacobians.blocks import Choose, Directions
 from laplora.linearised import class_probs, contrasts
 
-#: Share of a uniform distribution in the probabilities that choose an answer's directions. Where all but a few are 0,
+#: Share of a uniform distribution in the probabilities that choose an answer's directions. If all but a few are 0,
 #: rounding would choose the others.
 _UNIFORM = 0.01
 #: Added to K's diagonal, relative to its mean: labels may share a token's direction.

@@ -1,7 +1,6 @@
-"""What one forward pass shows of an input: hidden states after some layers, a vector for each text, and the logits.
+"""The states of an input in one forward pass: hidden states after some layers, a vector for each text, and the logits.
 
-They are what familiarity (``laplora.familiarity``) sees.
-"""
+The out-of-distribution score (``laplora.familiarity``) compares them."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from laplora.errors import ModelError
 from laplora.linearised import contrast_mean
 from laplora.prompts.rows import Side
 
-#: What stands for a text: the mean of its states at so many last real tokens, or at all of them.
+#: The vector that stands for a text: the mean of its states at so many last real tokens, or at all of them.
 Pooling = int | Literal["mean"]
 
 
@@ -61,8 +60,8 @@ class StateTape(ExitStack[None]):
 
     Args:
         attention_mask: (batch, tokens), of the batch that will run, on the model's device.
-        pooling: over the tokens. Where a read-out runs a prompt with several texts behind it, the last tokens are
-            those of the prompt.
+        pooling: over the tokens. If a read-out runs a prompt with several texts after it, the last tokens are those of
+            the prompt.
         skipped: tokens at each row's start that the pass does not run (``laplora.models.beginning``); of rows that are
             padded on the left and pooled by their last tokens.
 
@@ -96,14 +95,14 @@ class StateTape(ExitStack[None]):
         tokens = self._mask.shape[1] - self._skipped
         if len(hidden) % rows or hidden.shape[1] < tokens:
             return  # a probe of the model, which the first Jacobians make before the pass itself
-        # Of a prompt with several texts behind it, in as many copies: its first copy, without the texts.
+        # A prompt with several texts after it comes in as many copies: take the first, without the texts.
         hidden = hidden[:: len(hidden) // rows, :tokens].detach()
         mask = self._mask.to(hidden.device)
         if self._pooling != "mean":
             places = last_real(mask)[:, None] - torch.arange(self._pooling, device=mask.device)
             mask = mask.gather(1, places.clamp_min(0)) * (places >= self._skipped)
             hidden = hidden[torch.arange(rows)[:, None], (places - self._skipped).clamp_min(0)]
-        # What is at padding may be anything, NaN too.
+        # Values at padding are arbitrary, NaN too.
         self._noted[place] = hidden.float().masked_fill(mask[:, :, None] == 0, 0).sum(1) / mask.sum(1, keepdim=True)
 
     def states(self, logits: torch.Tensor) -> States:

@@ -1,4 +1,4 @@
-"""Checks of the tensors that metrics and decisions take. What passes comes back on the CPU, in float64 or int64.
+"""Checks of the tensors that metrics and decisions take. They return tensors on the CPU, float64 or int64.
 
 Each raises DataError for no rows, or shapes, types or values that do not fit, and NonFiniteError for NaN or infinity.
 """

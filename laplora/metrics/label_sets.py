@@ -1,4 +1,4 @@
-"""What conformal label sets are worth on rows they were not fitted on."""
+"""The quality of conformal label sets on rows that they were not fitted on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from laplora.metrics.scores import bootstrap_interval
 class SetQuality:
     """Share of rows whose set holds the label, labels in a set, and the intervals of both (bootstrap, 95 %).
 
-    Where several labels may be right, ``coverage`` is the share of right labels that are in their input's set.
+    If several labels may be right, ``coverage`` is the share of right labels that are in their input's set.
     """
 
     coverage: float

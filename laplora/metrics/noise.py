@@ -17,7 +17,7 @@ from laplora.metrics.checks import checked_column
 from laplora.metrics.groups import mean_and_error
 from laplora.metrics.scores import bin_index
 
-#: Of the ECE, as ``laplora.metrics.scores.ece`` has them by default.
+#: The bins of the ECE, as ``laplora.metrics.scores.ece`` has them by default.
 _BINS = 15
 #: Simulated draws of the labels; 4 of them are beyond a chance of 0.001.
 SIMULATIONS = 4000
@@ -142,7 +142,7 @@ def share_interval(count: float, rows: float, *, level: float = 0.95) -> tuple[f
     """Return the exact interval of a share that was counted ``count`` of ``rows`` times (Clopper and Pearson 1934).
 
     Args:
-        count: 0 to rows; rows: at least 1. Of ``effective_rows`` neither need be whole, and the interval is near exact.
+        count: 0 to rows; rows: at least 1. For fractions (``effective_rows``), the interval is nearly exact.
         level: in (0, 1); the true share is outside, on either side, with a probability of at most half the rest.
     """
     tail = (1 - level) / 2

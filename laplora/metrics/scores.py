@@ -32,7 +32,7 @@ from laplora.metrics.ranking import (
 #: A label of probability 0 would make the NLL infinite: it counts as the smallest normal float64 (708 nats).
 _SMALLEST = torch.finfo(torch.float64).tiny
 
-#: Of every interval.
+#: The level of every interval.
 _LEVEL = 0.95
 
 #: Row numbers of the bootstrap that are held at a time: what is made of so many stays in a core's cache.
@@ -61,7 +61,7 @@ class ReliabilityBin:
 
 
 class RowScores(NamedTuple):
-    """What every metric is made of, (rows,) float64 each.
+    """The scores of single rows that metrics average, (rows,) float64 each.
 
     Attributes:
         nll: nats; brier: squared error summed over classes.

@@ -1,6 +1,6 @@
 """Base models and adapters that lie elsewhere: their known files, fetched into the cache, and no other.
 
-A checkpoint has no manifest. What is asked for are names that transformers and PEFT give: JSON, a tokenizer's files and
+A checkpoint has no manifest. Only names that transformers and PEFT give are requested: JSON, a tokenizer's files and
 safetensors, never a pickled file or code. Which one it is, its hash says: an artifact records that of its base, and is
 not loaded on another one.
 
@@ -53,7 +53,7 @@ _BASE_FILES = (
     "chat_template.jinja",
 )
 
-#: What is fetched: a base model, its tokenizer alone, or an adapter.
+#: The kinds of checkpoints: a base model, its tokenizer alone, or an adapter.
 Kind = Literal["base", "tokenizer", "adapter"]
 #: By name: bytes, and what changes with the content.
 States = dict[str, tuple[int, str]]
@@ -71,10 +71,10 @@ def fetch_checkpoint(
     """Return the folder in the cache of what lies at an address: a base model, its tokenizer, or an adapter.
 
     It is fetched where it is not there in its present state, whole or not at all; a stopped call goes on with the files
-    that it had. Several processes may ask at once. What lies on the hub is in huggingface_hub's own cache.
+    that it had. Several processes may ask at once. Files of the hub are in huggingface_hub's own cache.
 
-    A copy that is pinned, by a commit's whole hash or by ``pin``, is taken without asking anybody. Where the store does
-    not answer, the last copy of the address is taken, with a warning.
+    A copy that is pinned, by a commit's whole hash or by ``pin``, is taken without asking anybody. If the store does
+    not answer, the last copy of the address is used, with a warning.
 
     Args:
         cache: as of ``cache_root``; progress: told what is done, and of a warning.

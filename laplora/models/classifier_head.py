@@ -22,7 +22,7 @@ from laplora.models.lora import adapter_name, lora_layers
 from laplora.models.readout import base_of, last_hidden
 from laplora.prompts.rows import Batch, Side
 
-#: What tables of position embeddings are called.
+#: The names of tables of position embeddings.
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
 #: Parts of models that also see or hear, with tables of their own.
 _OF_OTHERS = frozenset({"vision_tower", "vision_model", "visual", "audio_tower", "audio_model"})
@@ -162,8 +162,8 @@ def head_state(model: Any, batch: Batch) -> torch.Tensor:
 
     It is on the batch's device.
 
-    Of a decoder it is the final hidden state at the last token. Raises ModelError where the model does not run it once.
-    """
+    For a decoder, it is the final hidden state at the last token. Raises ModelError where the model does not run it
+    once."""
     path, layer = output_layer(model)
     if path == _OF_DECODERS:
         return last_hidden(model, batch)

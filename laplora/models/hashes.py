@@ -1,4 +1,4 @@
-"""What a base model and its tokenizer are, as hashes that an artifact records."""
+"""Hashes of a base model and its tokenizer, which an artifact records."""
 
 from __future__ import annotations
 

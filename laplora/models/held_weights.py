@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-#: What has to stay free beside the expanded weights, for activations and everything else: this many bytes and this
-#: share of the weights.
+#: The memory that must stay free beside the expanded weights, for activations and everything else: this many bytes and
+#: this share of the weights.
 MARGIN_BYTES = 512 * 2**20
 MARGIN_SHARE = 0.25
 

@@ -59,7 +59,7 @@ def check_settings(folder: Path, base: Any) -> None:
 def trained_class(settings: Mapping[str, Any]) -> str | None:
     """Return the name of the model class that an adapter was trained on, which PEFT notes where there is no task_type.
 
-    Of ``auto_mapping``, which also names a library, the name alone is used: nothing is imported.
+    ``auto_mapping`` also names a library, which is ignored: nothing is imported.
 
     Raises:
         ModelError: an ``auto_mapping`` that names no class.

@@ -26,9 +26,9 @@ _LENGTHS = (6, 3)
 #: How far padding may move a row's last hidden state, as a share of its norm: by rounding, which can tip routers of
 #: experts. Wrong positions move it by most of its norm. In float32 1 %.
 _PADDING_TOLERANCE = {torch.bfloat16: 0.25, torch.float16: 0.25}
-#: What a forward pass raises that was given other inputs than it takes.
+#: The exceptions of a forward pass on inputs that it does not take.
 REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
-#: What a device raises that failed or has no memory left. Libraries of it raise a plain RuntimeError of such a text.
+#: The exceptions of a device that failed or is out of memory. Its libraries raise a RuntimeError with such a text.
 _OF_THE_DEVICE = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
 _TEXTS_OF_THE_DEVICE = ("CUDA error", "HIP error", "cuDNN error", "can't allocate memory")
 

@@ -1,10 +1,9 @@
 """A base over several devices by accelerate's ``device_map``: what a person states of it, and where its weights lie.
 
 A spread model's inputs, logits and everything that follows from them are on one device, that of its input embedding.
-What belongs to a module (activations, gradients, Jacobians, and the posterior's bases for them) is on the module's
-device. Hooks of accelerate move activations from one device to the next. torch is imported where weights are, not for
-what a person states.
-"""
+Everything that belongs to a module (activations, gradients, Jacobians, and the posterior's bases for them) is on the
+module's device. Hooks of accelerate move activations from one device to the next. torch is imported where weights are,
+not for what a person states."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 #: How accelerate shares the layers out by itself.
 Sharing = Literal["auto", "balanced", "balanced_low_0", "sequential"]
-#: Where a device map may put weights that are fetched anew in every pass.
+#: The places of a device map whose weights are fetched again in every pass.
 _FETCHED = frozenset({"cpu", "disk", "meta"})
 
 
@@ -80,7 +79,7 @@ class Spread:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What transformers' ``from_pretrained`` takes."""
+        """The arguments of transformers' ``from_pretrained``."""
         one = self.device_map
         arguments: dict[str, Any] = {"device_map": one if isinstance(one, str) else dict(one)}
         return arguments | ({"max_memory": dict(self.max_memory)} if self.max_memory else {})

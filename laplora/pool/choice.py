@@ -21,7 +21,7 @@ _LAPLACE = 3.0
 
 @dataclass(frozen=True)
 class Choice:
-    """What is served.
+    """The predictive that is served.
 
     Attributes:
         name: of the answer.
@@ -61,8 +61,8 @@ def choose(
 ) -> Choice:
     """Return the answer to serve.
 
-    Candidates are those whose mean loss is within one standard error, paired and over groups, of the least one. Of the
-    cheapest of them, and those that cost at most a tenth more, the one of least loss is served.
+    Candidates are those whose mean loss is within one standard error, paired and over groups, of the least one. Among
+    the cheapest of them, and those that cost at most 10 % more, the one with the least loss is served.
 
     Args:
         losses: by name (rows,) NLL of the same rows, each by answers that know nothing of it, nats.

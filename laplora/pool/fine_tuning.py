@@ -1,4 +1,4 @@
-"""What fine-tuning gained over heads on the model as it is, by honest answers to the same rows."""
+"""The gain of fine-tuning over heads on the model as it is, by honest answers to the same rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from laplora.metrics.groups import mean_and_error
 
 @dataclass(frozen=True)
 class FineTuning:
-    """What fine-tuning gained, on rows that every answer is honest in.
+    """The gain of fine-tuning, on rows in which every answer is honest.
 
     Attributes:
         served: name of the answer with an adapter; without: of the best one without.

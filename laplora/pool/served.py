@@ -18,13 +18,13 @@ from laplora.linearised import Likelihood
 from laplora.pool.pool import Pool
 from laplora.pool.weights import pooled
 
-#: What a pool answers as.
+#: The name of a pool's predictive.
 POOLED = "pooled"
 
 
 @dataclass(frozen=True)
 class HeadAnswers:
-    """What heads say of a batch.
+    """The answers of heads to a batch.
 
     Attributes:
         log_probs: by name (batch, classes) float64 of each head that read it and of the pool, nats; under ``bernoulli``
@@ -74,7 +74,7 @@ class ServedExperts:
         heads = {one: head for one, head in self.heads.items() if head.source in outputs.features}
         asked = (self.pool.heads if self.pool else ()) if name == POOLED else (name,)
         spreads = {one: heads[one].answers(outputs) for one in asked if one in heads}
-        # Of labels on their own a head's answers have log probabilities, and a pool takes logits.
+        # Under bernoulli, a head's answers have log probabilities, and a pool takes logits.
         known = spreads if self.likelihood == "categorical" else {}
         found = {one: known[one].log_probs if one in known else of.log_probs(outputs) for one, of in heads.items()}
         together = {**found, **{one: outputs.log_probs[one] for one in ("adapter",) if one in outputs.log_probs}}
@@ -95,5 +95,5 @@ class ServedExperts:
         return across(self.familiar[heaviest], states)
 
 
-#: Of an artifact without heads.
+#: The experts of an artifact without heads.
 NO_EXPERTS = ServedExperts({}, {})

@@ -1,4 +1,4 @@
-"""What every posterior over the LoRA weights answers, and the prior they share.
+"""The interface of every posterior over the LoRA weights, and their common prior.
 
 A posterior is a Gaussian at the trained weights whose precision is the prior's plus the curvature of the training loss.
 ``project`` sees a batch's Jacobians once; every prior precision is then answered from what it kept.
@@ -65,7 +65,7 @@ class ProjectedJacobians:
 
 
 class Covariances(Protocol):
-    """What gives the covariances of projected rows under any prior.
+    """Gives the covariances of projected rows under any prior.
 
     Every ``precisions`` is (blocks,) float64 from ``block_precisions``, on the posterior's device.
     """

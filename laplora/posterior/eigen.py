@@ -1,9 +1,8 @@
 """The block-diagonal posterior in Kronecker eigenbases, one block per LoRA matrix.
 
 Each block's posterior precision is ``lambda I`` plus the GGN in the block's Kronecker eigenbasis: ``s_aj`` in the kept
-directions, ``tau_j`` in the rest of column j. What depends on the prior precision ``lambda`` is a sum of rational
-functions of it, so one set of projected Jacobians serves every ``lambda``, and no matrix is inverted.
-"""
+directions, ``tau_j`` in the rest of column j. The covariance is a sum of rational functions of the prior precision
+``lambda``, so one set of projected Jacobians serves every ``lambda``, and no matrix is inverted."""
 
 from __future__ import annotations
 
@@ -57,8 +56,7 @@ class EigenPosterior:
     ) -> EigenPosterior:
         """Return the posterior on a device, its bases in a number format; the curvature stays in its format.
 
-        Of ``by_block`` the bases are where the blocks' Jacobians are.
-        """
+        With ``by_block``, the bases are on the devices of the blocks' Jacobians."""
         return replace(
             self,
             wide=moved(self.wide, self.blocks, device, dtype, by_block),

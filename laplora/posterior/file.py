@@ -24,7 +24,7 @@ from laplora.posterior.sketch import orthonormalize
 _SKEWED = 0.05
 #: Number formats of floats.
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
-#: What a file of many classes holds of its reference rows, as ``reference.<part>``.
+#: The parts of the reference rows in a file of many classes, as ``reference.<part>``.
 _REFERENCE = ("contrast_mean", "kept", "rest")
 #: How far below 0 an eigenvalue of their average may be, relative to the largest: they are stored in float32.
 _NEGATIVE = 1e-5
@@ -104,9 +104,8 @@ def posterior_tensors(
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return the posterior as named tensors and metadata, for safetensors.
 
-    What multiplies Jacobians is in ``factor_dtype``, curvature in float32. Reading orthonormalises bases
-    again, so the rounding costs no orthogonality.
-    """
+    Factors that multiply Jacobians are in ``factor_dtype``, curvature in float32. Reading orthonormalises bases again,
+    so the rounding costs no orthogonality."""
     if isinstance(posterior, ManyClassPosterior):
         tensors, metadata = posterior_tensors(posterior.inner, factor_dtype)
         for part in _REFERENCE:

@@ -55,8 +55,7 @@ class JointPosterior:
     ) -> JointPosterior:
         """Return the posterior on a device, bases and directions in a number format; the factor stays float64.
 
-        Of ``by_block`` the wide bases are where the blocks' Jacobians are.
-        """
+        With ``by_block``, the wide bases are on the devices of the blocks' Jacobians."""
         return replace(
             self,
             directions=moved(self.directions, self.blocks, device, dtype, None),
@@ -72,7 +71,7 @@ class JointPosterior:
 
     @cached_property
     def columns(self) -> dict[str, slice]:
-        """Where each group's directions stand in ``factor`` and in ``kept``."""
+        """The columns of each group's directions in ``factor`` and in ``kept``."""
         result, start = {}, 0
         for group, members in self.groups.items():
             count = self.directions[members[0]].shape[0]

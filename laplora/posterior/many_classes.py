@@ -84,7 +84,7 @@ class ManyClassPosterior:
     ) -> torch.Tensor:
         """Return (batch,) float64 in [0, 1]: how much of each row's variance is filled in and not computed.
 
-        Of ``tr(Lambda V)``, which to first order is the spread of the log probabilities, the share of the second term.
+        It is the second term's share of ``tr(Lambda V)``, to first order the spread of the log probabilities.
 
         Args:
             projected: of ``project``; logits: (batch, classes), nats; precisions: (blocks,).

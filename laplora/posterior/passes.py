@@ -1,4 +1,4 @@
-"""What a fit of any structure is told, and how it goes over the training rows.
+"""The settings of a fit of any structure, and its passes over the training rows.
 
 A pass is a sum over the training rows. The caller decides where the rows' Jacobians come from and whether a pass that
 was stopped is resumed.
@@ -41,9 +41,8 @@ class StructureSettings:
 class Rows(Protocol):
     """State of a pass: a frozen dataclass of ints and (tuples of) tensors.
 
-    Tensors and tuples of them are sums over rows, so that states of disjoint rows add up. Of the ints, ``rows`` alone
-    grows.
-    """
+    Tensors and tuples of them are sums over rows, so that states of disjoint rows add up. ``rows`` is the only int that
+    grows."""
 
     @property
     def rows(self) -> int:

@@ -21,7 +21,7 @@ from laplora.metrics.checks import check_finite, checked_labels
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.minimum import grid_minimum
 
-#: What answers: the model alone, at a temperature, averaged over the posterior; heads; and several together.
+#: The predictives: the model alone, at a temperature, averaged over the posterior; heads; and several together.
 PredictiveName = Literal[
     "map",
     "temperature",
@@ -78,8 +78,8 @@ def predictive_probs(
 def fit_predictive_temperature(means: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor) -> float:
     """Return the temperature T that minimises the mean NLL of the mixture of ``softmax(z / T)`` and its prior's term.
 
-    It divides the logits of each order of the options, inside the average (Rahaman and Thiery, arXiv 2007.08792). Of
-    one it is temperature scaling, by ``fit_temperature``. Of more the NLL need not be convex: a grid over
+    It divides the logits of each order of the options, inside the average (Rahaman and Thiery, arXiv 2007.08792). With
+    one order, it is temperature scaling, by ``fit_temperature``. With more, the NLL need not be convex: a grid over
     ``TEMPERATURE_BOUNDS`` even in log T, then Brent's method around its best point to 1e-6.
 
     Args:

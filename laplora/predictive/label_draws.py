@@ -13,8 +13,8 @@ from laplora.predictive.gaussian import normal_points, symmetric_root
 
 #: Above so many classes the searches use these draws. Up to it they use the answers' own points.
 MANY_CLASSES = 16
-#: Points of a search. Where logits have a standard deviation of 1.4, the precision that they choose is right to 1%;
-#: where it is 4, a quarter to a third too low, which costs 0.003 nats (docs/lab-notes.md). 512 take thrice as long.
+#: Points of a search. If logits have a standard deviation of 1.4, the precision that they choose is right to 1 %; if it
+#: is 4, 25 to 33 % too low, which costs 0.003 nats (docs/lab-notes.md). 512 take thrice as long.
 _POINTS = 128
 #: Added to a covariance's diagonal before its Cholesky factor, relative to its mean.
 _RIDGE = 1e-10

@@ -36,7 +36,7 @@ class Question:
 
 @dataclass(frozen=True)
 class OptionTokens:
-    """What is read of a question's options. They are in the order of their texts, so that rounding is never the user's.
+    """The tokens of a question's options. They are in the order of their texts, so that rounding is never the user's.
 
     Attributes:
         asked, alone: with the question before each, and without it.
@@ -72,9 +72,9 @@ def encode_question(
 ) -> Question:
     """Return a question's tokens: of each option those of its whole text.
 
-    A token that holds characters of both the scored text and what is before it counts as scored. Where no text stands
-    before an option, and the tokenizer puts no token of its own there, the one that texts start or end with does. A
-    text that is too long loses tokens of its beginning, and then of the option's end.
+    A token that holds characters of both the scored text and what is before it counts as scored. If neither text nor a
+    token of the tokenizer stands before an option, the token that starts or ends texts is put there. A text that is too
+    long loses tokens of its beginning, and then of the option's end.
 
     Args:
         with_question: whether ``OptionText.question`` stands before the option, or ``OptionText.alone``.

@@ -64,7 +64,7 @@ class Batch:
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
-        """What a model's forward pass takes."""
+        """The arguments of a model's forward pass."""
         return {name: tensor for name, tensor in vars(self).items() if name != "class_mask" and tensor is not None}
 
     def to(self, device: torch.device | str) -> Batch:

@@ -12,9 +12,9 @@ from laplora.errors import ConfigError, InvalidInputError, LabelTokenError
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-#: What a field may begin with: texts that tokenizers join with what stands before them in different ways.
+#: Possible beginnings of a field: texts that tokenizers join with what stands before them in different ways.
 _FIRST_TEXTS = ("a", "The", "1", "(", '"', " a", "\n", "\u00e9", "\u4e2d")
-#: What an input or a labelled row has beside its template's fields.
+#: The fields of an input or a labelled row beside its template's fields.
 _RESERVED = ("id", "label", "prompt")
 _OPTION = re.compile(r"option([1-9][0-9]*)$")
 #: A part of a prompt, and whether it is the text of a field.
@@ -178,8 +178,7 @@ def render_pieces(
 ) -> tuple[list[Piece], int]:
     """Return the prompt of ``render`` in pieces that tell the fields' own texts from the template's words.
 
-    Of ``{choices}`` each choice's text is a field's; all of an input that is already rendered is.
-    """
+    The text of each choice of ``{choices}`` is a field's; so is all of an input that is already rendered."""
     if set(inputs) == {"prompt"}:
         return [(_text(inputs["prompt"], "prompt"), True)], len(labels)
     expected = template.fields

@@ -12,7 +12,7 @@ from laplora.prompts.rows import EncodedRow, Side
 from laplora.prompts.templates import Piece, PromptTemplate, render_pieces
 from laplora.prompts.token_bounds import TokenBounds
 
-#: What a token is: of the template's words between the fields or special; of a field's text; after the last field.
+#: The role of a token: of the template's words between the fields or special; of a field's text; after the last field.
 OTHER, FIELD, AFTER = range(3)
 
 

@@ -1,4 +1,4 @@
-"""What every read-out answers: class logits from a model, and what the Jacobians need of it.
+"""The interface of read-outs: class logits from a model, and what the Jacobians need of it.
 
 A read-out sees the model from outside. It runs a batch, returns the class logits, and says which weights of its own
 (beside LoRA's) the posterior covers. The Jacobians of the logits then follow by automatic differentiation of what it
@@ -23,7 +23,7 @@ Record = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class ClassScores:
-    """What a read-out gives for a batch.
+    """The scores of a read-out for a batch.
 
     Attributes:
         logits: (batch, classes), nats; float32, or float64 for a float64 model.
@@ -75,7 +75,7 @@ class ReadOut(Protocol):
 
     @property
     def likelihood(self) -> Likelihood:
-        """Of a label given the logits."""
+        """The likelihood of a label given the logits."""
 
     @property
     def side(self) -> Side:

@@ -1,4 +1,4 @@
-"""What read-outs of a causal language model by its labels' text have in common."""
+"""The common parts of read-outs that score the text of labels with a causal language model."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ Prefix = tuple[int, ...]
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """What a causal model must see to score sequences after a prompt: each without its last token.
+    """The tokens that a causal model must see to score sequences after a prompt: each without its last token.
 
     Attributes:
         contexts: the distinct prefixes, the empty one first; a sequence's token is read after the one before it.

@@ -1,4 +1,4 @@
-"""What lies elsewhere: an address, and a store that its files are read from and written to.
+"""Remote files: an address, and a store that they are read from and written to.
 
 Read ``address`` first (which addresses there are, and what of them may be shown), then ``stores``. ``objects`` and
 ``hub`` are the two kinds of store; ``places`` are single files and objects, read by range. ``client`` is what all that

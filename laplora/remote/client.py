@@ -52,7 +52,7 @@ class State(NamedTuple):
 
     @property
     def version(self) -> str | None:
-        """What changes with the content: the tag, or else bytes and time; None where the store says neither."""
+        """A value that changes with the content: the tag, or else bytes and time; None where the store says neither."""
         return self.etag or (None if self.changed == _NOT_SAID else f"{self.size} {self.changed}")
 
 
@@ -89,7 +89,7 @@ class StoreClient:
             },
             "retry_config": {"max_retries": tries, "retry_timeout": timedelta(seconds=_RETRY_S)},
         }
-        # Of an address on https:// obstore's own choice is by its host, which may be that of a bucket.
+        # For https://, obstore would choose by the host, which may be that of a bucket.
         opened: Any = HTTPStore.from_url if web else from_url
         try:
             self._store: Any = opened(url, **options)

@@ -15,7 +15,7 @@ class Store(Protocol):
 
     @property
     def version(self) -> str | None:
-        """What names the state that is read for good: the hub's commit. None where a store has no such name."""
+        """The permanent name of the state that is read: the hub's commit. None where a store has no such name."""
 
     def read(self, name: str) -> Iterator[bytes]:
         """Yield a file's bytes; whoever reads them counts them.

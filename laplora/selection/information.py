@@ -1,11 +1,11 @@
-"""What a row's label is expected to tell about the weights, from the row's answer alone.
+"""The information that a row's label is expected to give about the weights, from the row's answer alone.
 
 In the linearised model a label of a row sees its logits with precision ``Lambda = diag p - p p^T``. With their
 covariance V under the posterior, the label tells about the weights, on average over what it can be,
 
     ``1/2 log det (I + L^T V L)`` nats,  ``L L^T = Lambda``
 
-(MacKay 1992, *Information-based objective functions for active data selection*). Where several labels may be right,
+(MacKay 1992, *Information-based objective functions for active data selection*). If several labels may be right,
 ``Lambda = diag p (1 - p)``.
 """
 

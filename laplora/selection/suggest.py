@@ -48,7 +48,7 @@ class SuggestedRow:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What to label next.
+    """The rows to label next.
 
     Attributes:
         rows: in the order to label, the largest gain first.

@@ -1,6 +1,6 @@
 """The figures of labelled predictions beside what the artifact records, and the drift of all answers. Pure.
 
-Each figure has the limit that chance alone passes once in a thousand looks. Where several labels may be right, each
+Each figure has the limit that chance alone passes once in a thousand looks. If several labels may be right, each
 label of an input is a question of its own, of whether it is present, and the figures are over all of them. Labels of an
 input err together, so chance is then reckoned by input, and what has no limit that holds has none.
 """

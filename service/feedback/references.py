@@ -20,7 +20,7 @@ def reference_of(model: Model, predictive: str) -> Reference:
     manifest = model.artifact.manifest
     calibration = manifest.calibration
     several = manifest.likelihood == "bernoulli"
-    # Where several labels may be right, the rows of metrics are the labels of inputs.
+    # If several labels may be right, the rows of metrics are the labels of inputs.
     each = len(manifest.labels) if several else 1
     stated = Reference(coverage=calibration.coverage, calibration_rows=calibration.rows)
     record = {str(name): spec for name, spec in manifest.predictives.items()}.get(predictive)

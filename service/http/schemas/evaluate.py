@@ -91,7 +91,7 @@ class NllDifferenceOut(Answer):
 
 
 class MethodMetrics(PartialMetrics):
-    """Metrics of one way to get probabilities. Where several labels may be right, over all labels of all inputs: each
+    """Metrics of one way to get probabilities. If several labels may be right, over all labels of all inputs: each
     label of an input counts as a question of its own, of whether it is present; intervals draw whole inputs.
     """
 

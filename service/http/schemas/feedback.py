@@ -16,7 +16,7 @@ class FeedbackItem(Strict):
     prediction_id: str = Field(min_length=1, max_length=64, examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
     """As POST /predict gave it."""
     label: Label = Field(
-        description="True label: one of the names in its probs. Where several may be right: the list of those that "
+        description="True label: one of the names in its probs. If several may be right: the list of those that "
         "are, which may be empty.",
         examples=["positive"],
     )
@@ -62,7 +62,7 @@ class WatchedFigure(Answer):
 
 
 class FiguresOut(Answer):
-    """Figures of the labelled predictions in the window. Where several labels may be right, over all labels of all
+    """Figures of the labelled predictions in the window. If several labels may be right, over all labels of all
     inputs, each as a question of its own; ece and coverage then have no limit, since labels of an input err together.
     """
 

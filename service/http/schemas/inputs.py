@@ -98,7 +98,7 @@ class LabelledInput(Input):
     )
 
     label: Label = Field(
-        description="True label: one of the artifact's label words. Where several may be right: the list of those that "
+        description="True label: one of the artifact's label words. If several may be right: the list of those that "
         "are, which may be empty."
     )
 

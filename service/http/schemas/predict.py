@@ -121,7 +121,7 @@ class PredictionOut(Answer):
     labels: list[str] | None = Field(None, examples=[["news", "sport"]])
     """Labels that are present, of probability above 0.5; only from an artifact of which several labels may be right."""
     probs: Probabilities | None = Field(None, examples=[_EXAMPLE_PROBS])
-    """The answering predictive's mean, by label: probabilities. Where several labels may be right, each label's own
+    """The answering predictive's mean, by label: probabilities. If several labels may be right, each label's own
     probability of being present, and likewise map_probs and calibrated_probs: they do not sum to 1.
     """
     map_probs: Probabilities | None = Field(None, examples=[{"negative": 0.03, "positive": 0.97}])
@@ -136,7 +136,7 @@ class PredictionOut(Answer):
     two labels they are probabilities, of more entropies (nats).
     """
     prediction_set: list[str] = Field(examples=[["positive"]])
-    """Conformal set: holds the true label at the artifact's stated level. Where several labels may be right, the labels
+    """Conformal set: holds the true label at the artifact's stated level. If several labels may be right, the labels
     that cannot be ruled out: each true label is among them at that level. Of an unfamiliar input it is every possible
     label: the level is promised for rows like the calibration rows alone.
     """
@@ -146,7 +146,7 @@ class PredictionOut(Answer):
         examples=[["high_epistemic"]],
     )
     uncertainty: UncertaintyParts | None = None
-    """Decomposed uncertainty, nats; null where probs_std is. Where several labels may be right, the sum over them."""
+    """Decomposed uncertainty, nats; null where probs_std is. If several labels may be right, the sum over them."""
     probs_std: Probabilities | None = Field(None, examples=[{"negative": 0.11, "positive": 0.11}])
     """Standard deviation of each probability over the weights, by label; null for a predictive without a spread (map,
     temperature), unless variance asks for the posterior's or order_average gives it one.
@@ -167,7 +167,7 @@ class PredictionOut(Answer):
     )
     """Probabilities of each other predictive of the artifact that needed no further pass, by predictive and label."""
     logit_mean: list[FiniteFloat] | None = Field(None, examples=[[-1.74, 1.74]])
-    """Centred MAP logits, nats, in the labels' order. Where several labels may be right, logits and their variances are
+    """Centred MAP logits, nats, in the labels' order. If several labels may be right, logits and their variances are
     not centred.
     """
     logit_variance: list[FiniteFloat] | None = Field(None, examples=[[2.3, 2.3]])
@@ -182,7 +182,7 @@ class PredictionOut(Answer):
     no such score. With order_average, the largest of the orders'.
     """
     score: FiniteFloat | None = Field(None, examples=[0.47])
-    """The predictive's review score, of no unit: higher means more likely wrong. Where several labels may be right, the
+    """The predictive's review score, of no unit: higher means more likely wrong. If several labels may be right, the
     highest of theirs.
     """
     tokens: int | None = Field(None, examples=[61])
