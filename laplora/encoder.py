@@ -1,7 +1,8 @@
 """An artifact without its weights: from inputs to rows of token ids, and from predictions to decisions.
 
 It needs only the artifact's folder and the base model's tokenizer. So requests can be encoded on a machine without a
-device, and predicted on another one that has the weights (``laplora.predictor``)."""
+device, and predicted on another one that has the weights (``laplora.predictor``).
+"""
 
 from __future__ import annotations
 
@@ -133,7 +134,8 @@ class Encoder:
     def sample_row(self, tokens: int | None = None) -> EncodedRow:
         """Return a row of made-up text, such as a first one that everything is tried with; of so many tokens if given.
 
-        A sentence encoder's part of it keeps its length."""
+        A sentence encoder's part of it keeps its length.
+        """
         (first, *_) = synthetic_inputs(self._template, self.artifact.manifest.labels)
         row = self.encode(first, truncate=True)
         if tokens is None:

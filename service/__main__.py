@@ -89,7 +89,7 @@ class DrainingServer(uvicorn.Server):
 
     @property
     def exit_status(self) -> ExitStatus:
-        """What the process should leave with, once ``serve`` has returned."""
+        """The process's exit status, once ``serve`` has returned."""
         if self._backend.failed:
             return ExitStatus.DEVICE_FAULT
         return ExitStatus.START_FAILED if self.failed or not self.started else ExitStatus.CLEAN
@@ -99,7 +99,7 @@ class DrainingServer(uvicorn.Server):
         if self._drain_at is not None and not self.should_exit:
             self._go_on_leaving(self._drain_at)
         if self.should_exit:
-            # What is still open is answered with 503 now instead of a cut connection.
+            # Open requests are answered with 503 now, instead of a cut connection.
             self._lifecycle.stop()
         return await super().on_tick(counter)
 

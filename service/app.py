@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
 
 
-#: Of the API's own endpoints, and of other servers' protocols.
+#: The routers of the API's own endpoints, and of other servers' protocols.
 _NATIVE = (
     predict.router,
     feedback.router,
@@ -210,7 +210,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
             expose_headers=["Location", "Retry-After", "X-Request-ID"],
         )
-    # What is a piece of an answer is flushed, so that of a download that breaks off every line that came can be read.
+    # Every piece of an answer is flushed, so that all lines before a download broke off can be read.
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)
     app.add_middleware(SafeHeaders, docs_script=openapi.docs_script(app))
     paths = [route.path for router in _NATIVE for route in router.routes if isinstance(route, APIRoute)]

@@ -1,4 +1,4 @@
-"""What can go wrong between a request and its answer; each error's class, code, status and meaning in one definition.
+"""The errors between a request and its answer; each error's class, code, status and meaning in one definition.
 
 The first line of a class's docstring is its meaning in the API's documentation.
 """
@@ -310,7 +310,7 @@ def kinds_by_code(*codes: str) -> list[ErrorKind]:
 
 
 class RefusedLine(TypedDict):
-    """What is wrong with one line of an upload; lines count from 1."""
+    """The error of one line of an upload; lines count from 1."""
 
     line: int
     code: str

@@ -1,4 +1,4 @@
-"""What the server's process leaves with, for whoever restarts it."""
+"""The exit statuses of the server's process, for the program that restarts it."""
 
 from __future__ import annotations
 

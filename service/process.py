@@ -1,4 +1,4 @@
-"""What a process that serves does to itself: before torch is imported, after models came, and at its end."""
+"""Settings of a process that serves: before torch is imported, after models load, and at its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person can set: environment variables ``LAPLORA_*`` and the flags of ``python -m service``."""
+"""All settings: environment variables ``LAPLORA_*`` and the flags of ``python -m service``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from laplora.remote.address import is_address, parse_address
 
 #: As a browser writes it in the Origin header: lower case, no path, the scheme's own port left out.
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
-#: Of a host, in lower case.
+#: The pattern of a host, in lower case.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 #: A duration in seconds, above 0; a delay may be none.
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -358,7 +358,7 @@ class Settings(BaseSettings):
 
     @property
     def dequantize_weights(self) -> bool | None:
-        """What ``dequantize`` is to the library, which decides where it is None."""
+        """The value of ``dequantize`` for the library, which decides if it is None."""
         return {"auto": None, "always": True, "never": False}[self.dequantize]
 
     @property

@@ -1,4 +1,4 @@
-"""What is looked at before anything loads: the flags, where the artifact is, who may ask."""
+"""Checks before anything loads: the flags, the artifact's place, access."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def problems(error: ValidationError, place: Callable[[str], str]) -> Iterator[st
 def can_start(settings: Settings) -> bool:
     """Return whether the artifact's folder and the file of keys are there; say what is not, and who may ask."""
     path = settings.artifact_path
-    # What lies elsewhere is looked for when it is loaded: the port answers meanwhile.
+    # A remote artifact is fetched when it is loaded: the port answers meanwhile.
     if not is_address(settings.artifact) and not (path / "manifest.json").is_file():
         advice = f"give --artifact a folder with a manifest.json, or a name in {settings.artifacts_root}"
         logger.error("no artifact at %s: %s", path, advice, extra={"event": "load_failed"})

@@ -98,7 +98,7 @@ class OneAtATime:
 class OneEach:
     """Runs work on threads, one piece for each caller at a time, in its order. For one event loop.
 
-    Whoever comes waits for one piece of each other caller at most, however many those have waiting.
+    A caller waits for at most one piece of each other caller, however many those have waiting.
     """
 
     def __init__(self, threads: Executor) -> None:
@@ -108,8 +108,8 @@ class OneEach:
     async def run(self, caller: str, work: Callable[[], T]) -> T:
         """Return what ``work()`` returns, or raise what it raises.
 
-        Work that nobody awaits any more does not begin. What has begun runs on, and its caller's next piece waits for
-        its end.
+        Work that nobody awaits any more does not begin. A piece that has begun runs on, and its caller's next piece
+        waits for its end.
         """
         turn = self._turns.setdefault(caller, asyncio.Semaphore(1))
         loop = asyncio.get_running_loop()

@@ -1,7 +1,8 @@
 """An artifact that new labels have conditioned, and the version of it that was packaged, which it keeps.
 
 Labels change little of an artifact: ``CHANGED``, and the manifest. The folder ``packaged/`` keeps the packaged version
-of these files, so that every conditioning begins with it and can be undone exactly."""
+of these files, so that every conditioning begins with it and can be undone exactly.
+"""
 
 from __future__ import annotations
 

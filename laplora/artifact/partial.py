@@ -1,7 +1,8 @@
 """The folder that an artifact is written in before it takes its place, and what killed processes left of such folders.
 
 A process that writes holds a lock on its folder, which the system takes off at its end, however it ends. A folder
-without one is nobody's any more. If folders cannot be locked (Windows, some network disks), none is removed."""
+without one is nobody's any more. If folders cannot be locked (Windows, some network disks), none is removed.
+"""
 
 from __future__ import annotations
 

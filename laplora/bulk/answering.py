@@ -127,7 +127,8 @@ def answer_all(
 def _answers(predictor: Predictor, questions: Sequence[Question], how: How) -> list[Answer | LaploraError]:
     """Return an answer per question, or the error of one without a finite answer.
 
-    If one answer is not finite, the questions are answered in halves to find it: 16 more calls for one in 256."""
+    If one answer is not finite, the questions are answered in halves to find it: 16 more calls for one in 256.
+    """
     from laplora.predictive.kinds import SPREADLESS
 
     rows, most = [row for question in questions for row in question], predictor.batch_tokens

@@ -1,7 +1,8 @@
 """The rows of JSON Lines, CSV or Parquet, in windows that are batched together, and in blocks of windows.
 
 The source alone decides where windows and blocks begin, never the workers. So every row is in the same batch however
-many workers there are, and has the same answer to the last bit on processors of one kind."""
+many workers there are, and has the same answer to the last bit on processors of one kind.
+"""
 
 from __future__ import annotations
 

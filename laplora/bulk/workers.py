@@ -1,6 +1,7 @@
 """One run over the blocks of a source, whatever is done to its rows: in this process, or by actors of Ray Data.
 
-Finished blocks stay, unfinished ones are computed. Each worker loads the artifact once."""
+Finished blocks stay, unfinished ones are computed. Each worker loads the artifact once.
+"""
 
 from __future__ import annotations
 

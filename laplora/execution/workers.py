@@ -96,7 +96,8 @@ class Workers:
     def in_turn(self, work: Callable[[], Item]) -> Item:
         """Return each process's own result of work that the first one ends before the others begin.
 
-        An exception of the first one is raised in all."""
+        An exception of the first one is raised in all.
+        """
         if self.count == 1:
             return work()
         own: list[Item] = []

@@ -69,7 +69,8 @@ def at_mode(answers: Predictive) -> PosteriorPredictive:
     """Return a head's probabilities at its mode, which ``held_out`` is of, with the spread of their average.
 
     Precisions are chosen for answers at the mode. If features separate the labels, the spread is nearly that of a wide
-    prior. It is therefore capped at the most that a mean of these probabilities could have."""
+    prior. It is therefore capped at the most that a mean of these probabilities could have.
+    """
     probs = answers.log_probs.exp()
     total = entropy(probs) + (entropy(1 - probs) if answers.likelihood == "bernoulli" else 0)
     std = answers.std.minimum((probs * (1 - probs)).sqrt())

@@ -98,7 +98,8 @@ def _principal(states: torch.Tensor, count: int) -> torch.Tensor:
     """Return the leading directions of centred states, (hidden, count), float64 and orthonormal.
 
     In high dimensions, they are found by subspace iteration (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm
-    4.4), begun at some of the states."""
+    4.4), begun at some of the states.
+    """
     rows, size = states.shape
     if min(rows, size) > _FEW * count:
         narrow, wanted = states.float(), count + _BESIDE

@@ -4,7 +4,8 @@
 trained none. The heads that do not look at it are trained by all labelled rows, and honest in all. ``pooled`` is
 their pool. Thresholds, label sets, scores and the choice of what is served rest on rows where every expert is honest.
 
-If adapters of folds answer every row (``OUT_OF_FOLD``), ``conditioned`` is in no pool, and never chosen."""
+If adapters of folds answer every row (``OUT_OF_FOLD``), ``conditioned`` is in no pool, and never chosen.
+"""
 
 from __future__ import annotations
 

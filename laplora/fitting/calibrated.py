@@ -141,7 +141,8 @@ class CalibratedPosterior:
         """By name the ways to answer, with their honest log probabilities of ``fit.labelled``.
 
         The heads that ``settings.experts`` named are trained on training and calibration rows, and honest in all.
-        Answers that use the adapter are NaN in training rows. ConfigError for one that learned later labels."""
+        Answers that use the adapter are NaN in training rows. ConfigError for one that learned later labels.
+        """
         if self._fitted is not None:
             raise ConfigError(
                 "this posterior learned later labels, and experts are those of the fit: ask the fitted one"
@@ -200,7 +201,8 @@ class CalibratedPosterior:
         """Return (inputs, labels) float64 the probabilities, 0 at labels that an input cannot have, as of ``predict``.
 
         Columns are in the order of ``classifier.labels``. If several labels may be right, each is the probability that
-        the label is present."""
+        the label is present.
+        """
         answers = self.predict(inputs, predictive, truncate=truncate, batch_size=batch_size)
         return probabilities(answers, self.classifier.class_count)
 

@@ -168,7 +168,8 @@ def states_of(tensors: Mapping[str, torch.Tensor]) -> States:
 class Fitted:
     """One adapter's posterior under its prior, and a split's rows as it sees them, in the split's row order.
 
-    For out-of-fold rows, it is that of several adapters, with one prior for all."""
+    For out-of-fold rows, it is that of several adapters, with one prior for all.
+    """
 
     posterior: Covariances
     prior: Prior

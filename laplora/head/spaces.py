@@ -255,7 +255,8 @@ def space_of(designs: Designs, *, exact: bool, keep: bool = False) -> Space:
 def times(matrix: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Return ``matrix @ columns`` float64, made in the matrix's number format.
 
-    A few columns are two to five times as fast by their transpose, in which each is contiguous."""
+    A few columns are two to five times as fast by their transpose, in which each is contiguous.
+    """
     return (columns.T.to(matrix.dtype) @ matrix.T).T.double()
 
 

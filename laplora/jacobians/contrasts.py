@@ -4,7 +4,8 @@ Examples of a batch do not interact, so one backward pass of ``sum_n q_c^T f(x_n
 gradient ``delta`` (batch, tokens, out) of every example at once. With the linear's input ``x`` (batch, tokens, in) an
 example's Jacobian is ``delta^T x`` summed over tokens. For decoders like Llama's the pass is written out
 (``laplora.jacobians.reverse``). For others torch differentiates with respect to activations, contrast by contrast. The
-Jacobian of a linear head alone is its input: there is no backward pass at all."""
+Jacobian of a linear head alone is its input: there is no backward pass at all.
+"""
 
 from __future__ import annotations
 

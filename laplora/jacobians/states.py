@@ -1,6 +1,7 @@
 """The states of an input in one forward pass: hidden states after some layers, a vector for each text, and the logits.
 
-The out-of-distribution score (``laplora.familiarity``) compares them."""
+The out-of-distribution score (``laplora.familiarity``) compares them.
+"""
 
 from __future__ import annotations
 

@@ -126,7 +126,8 @@ def grouped_area(group: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:
     """Return (...) the mean of ``grouped_risk`` from each row's rank group (..., rows) int64, without its curve.
 
     If N rows with W mistakes come before a group of rate r, the risks at its j-th row, (W + r j) / (N + j), are r + (W
-    - r N) / (N + j): their sum takes harmonic numbers alone."""
+    - r N) / (N + j): their sum takes harmonic numbers alone.
+    """
     wrong, right = _by_group(group, errors)
     counts = wrong + right
     rate, answered = wrong / counts.clamp_min(1), counts.cumsum(-1)

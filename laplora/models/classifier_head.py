@@ -163,7 +163,8 @@ def head_state(model: Any, batch: Batch) -> torch.Tensor:
     It is on the batch's device.
 
     For a decoder, it is the final hidden state at the last token. Raises ModelError where the model does not run it
-    once."""
+    once.
+    """
     path, layer = output_layer(model)
     if path == _OF_DECODERS:
         return last_hidden(model, batch)

@@ -2,7 +2,8 @@
 
 Operations between ``lm_head``'s output and the model's logits are read from its configuration: a factor ``f = scale *
 z`` of Granite and Cohere, and a soft cap ``f = cap * tanh(scale * z / cap)`` of Gemma 2 (arXiv 2408.00118, section 2).
-That it does just that is measured at load (``laplora.models.probe``)."""
+That it does just that is measured at load (``laplora.models.probe``).
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 A spread model's inputs, logits and everything that follows from them are on one device, that of its input embedding.
 Everything that belongs to a module (activations, gradients, Jacobians, and the posterior's bases for them) is on the
 module's device. Hooks of accelerate move activations from one device to the next. torch is imported where weights are,
-not for what a person states."""
+not for what a person states.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Each block's posterior precision is ``lambda I`` plus the GGN in the block's Kronecker eigenbasis: ``s_aj`` in the kept
 directions, ``tau_j`` in the rest of column j. The covariance is a sum of rational functions of the prior precision
-``lambda``, so one set of projected Jacobians serves every ``lambda``, and no matrix is inverted."""
+``lambda``, so one set of projected Jacobians serves every ``lambda``, and no matrix is inverted.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ class EigenPosterior:
     ) -> EigenPosterior:
         """Return the posterior on a device, its bases in a number format; the curvature stays in its format.
 
-        With ``by_block``, the bases are on the devices of the blocks' Jacobians."""
+        With ``by_block``, the bases are on the devices of the blocks' Jacobians.
+        """
         return replace(
             self,
             wide=moved(self.wide, self.blocks, device, dtype, by_block),

@@ -105,7 +105,8 @@ def posterior_tensors(
     """Return the posterior as named tensors and metadata, for safetensors.
 
     Factors that multiply Jacobians are in ``factor_dtype``, curvature in float32. Reading orthonormalises bases again,
-    so the rounding costs no orthogonality."""
+    so the rounding costs no orthogonality.
+    """
     if isinstance(posterior, ManyClassPosterior):
         tensors, metadata = posterior_tensors(posterior.inner, factor_dtype)
         for part in _REFERENCE:

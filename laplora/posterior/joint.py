@@ -55,7 +55,8 @@ class JointPosterior:
     ) -> JointPosterior:
         """Return the posterior on a device, bases and directions in a number format; the factor stays float64.
 
-        With ``by_block``, the wide bases are on the devices of the blocks' Jacobians."""
+        With ``by_block``, the wide bases are on the devices of the blocks' Jacobians.
+        """
         return replace(
             self,
             directions=moved(self.directions, self.blocks, device, dtype, None),

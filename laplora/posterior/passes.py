@@ -42,7 +42,8 @@ class Rows(Protocol):
     """State of a pass: a frozen dataclass of ints and (tuples of) tensors.
 
     Tensors and tuples of them are sums over rows, so that states of disjoint rows add up. ``rows`` is the only int that
-    grows."""
+    grows.
+    """
 
     @property
     def rows(self) -> int:

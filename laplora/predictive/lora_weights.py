@@ -29,7 +29,8 @@ def lora_parameters(model: Any) -> dict[str, nn.Parameter]:
     """Return every LoRA matrix of a PEFT model by block name, as (out, in) parameters, in module order.
 
     After them come the weights and biases of a trained head by their names in the base. Without an adapter, these are
-    all."""
+    all.
+    """
     classifies = is_classifier(base_of(model))
     layers = lora_layers(model) if is_adapted(model) or not classifies else {}
     found = {

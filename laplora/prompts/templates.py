@@ -178,7 +178,8 @@ def render_pieces(
 ) -> tuple[list[Piece], int]:
     """Return the prompt of ``render`` in pieces that tell the fields' own texts from the template's words.
 
-    The text of each choice of ``{choices}`` is a field's; so is all of an input that is already rendered."""
+    The text of each choice of ``{choices}`` is a field's; so is all of an input that is already rendered.
+    """
     if set(inputs) == {"prompt"}:
         return [(_text(inputs["prompt"], "prompt"), True)], len(labels)
     expected = template.fields

@@ -62,7 +62,8 @@ class ClassificationHead:
     def gradient(self, model: Any, scores: ClassScores, directions: torch.Tensor) -> HeadGradient:
         """Return the gradients at what the head's last linear sees, and those of that linear.
 
-        For a decoder, that is the final hidden state. In an encoder, more layers of the head may follow it."""
+        For a decoder, that is the final hidden state. In an encoder, more layers of the head may follow it.
+        """
         path, layer = output_layer(model)
         hidden = scores.hidden.to(layer.weight.device)
         wide = torch.promote_types(torch.float32, hidden.dtype)

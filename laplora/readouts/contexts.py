@@ -2,7 +2,8 @@
 
 If the model takes an attention mask by query and key, the prompt runs once. The tokens of every context follow it, and
 each sees the prompt and its own context alone (tree attention; Miao et al., arXiv 2305.09781). Else every run of the
-tree goes through the model with a copy of the prompt."""
+tree goes through the model with a copy of the prompt.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def load_candidate(backend: Backend, path: Path, go_on: Callable[[], None]) -> M
     except LaploraError as error:
         raise ArtifactIncompatibleError(str(error)) from None
     except Exception as error:
-        # Whatever is wrong with a candidate, the server is not: it refuses, logs, and goes on.
+        # A broken candidate is no fault of the server: it refuses, logs, and continues.
         log_crash("a candidate artifact could not be loaded", error)
         raise ArtifactIncompatibleError(
             f"the artifact could not be loaded ({type(error).__name__}): the server's log has the details"

@@ -1,7 +1,7 @@
 """New versions of loaded artifacts that learn from labels, written in their folders and put on the shelf in one step.
 
-The new version is whole and verified before it takes the former one's place, on the disk and on the shelf. Whatever
-goes wrong before leaves both as they are.
+The new version is whole and verified before it takes the former one's place, on the disk and on the shelf. An earlier
+error leaves both as they are.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from laplora.fitting.loaded import Version
     from laplora.prompts.examples import Example
 
-#: What writing into a folder fails with that the server may only read.
+#: The error numbers of a folder that the server may only read.
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
@@ -57,7 +57,7 @@ class LabelledRow:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a request asks for.
+    """The version that a request asks for.
 
     Attributes:
         rows: that the new version is to know.
@@ -101,7 +101,7 @@ class Conditioner:
             ConditioningImpossibleError: too few or too many rows, or an artifact that keeps no rows or has no head.
             DeviceMemoryError: a row that is too long for the device's memory.
             ArtifactError, ModelError: the new version does not load.
-            ShelfFullError: the new version, which is a little larger, does not fit beside those in use. Where they came
+            ShelfFullError: the new version, which is a little larger, does not fit beside those in use. If they came
                 into use after the last check, it is on the disk and the former one in memory.
         """
         from laplora.fitting.learning import check_count
@@ -135,7 +135,7 @@ class Conditioner:
 
         with self._host.changing():
             loaded = self._loaded(name, digest)
-            # Of a version that was made beside its artifact, it has that one's name, which would take its place.
+            # A version that was made beside its artifact has the artifact's name, and would replace it.
             if (packaged := packaged_manifest(loaded.artifact).name) != loaded.artifact.name:
                 raise ConditioningImpossibleError(
                     f"the packaged version is called {packaged!r}: put it back offline, by 'python -m training "

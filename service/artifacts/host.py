@@ -43,7 +43,7 @@ LOOK_UP_S = 1.0
 
 @dataclass(frozen=True)
 class Change:
-    """What loading or activating an artifact did, with the names of who was active before and who went."""
+    """The effect of loading or activating an artifact, with the names of the former active one and the evicted ones."""
 
     model: Model
     previous: str | None
@@ -215,7 +215,7 @@ class ArtifactHost:
         """
         with self.changing() as active:
             loaded = self.shelf.find(name)
-            # Where a load is stuck, as it is in memory: looking at its files might hang as well.
+            # If a load is stuck, use the one in memory: reading its files might hang too.
             if self.loads.stuck and activate and loaded is not None and self._activate(loaded):
                 return Change(loaded, active.artifact.name)
             path, artifact = self.loads.run(name, lambda go_on: self._read(name))

@@ -26,7 +26,7 @@ Fingerprint = tuple[tuple[object, ...], ...]
 
 @dataclass(frozen=True)
 class _ReadFolder:
-    """What was read of a folder; ``seen`` is when its present fingerprint was first seen, ``clock`` seconds."""
+    """The content of a folder; ``seen`` is when its present fingerprint was first seen, ``clock`` seconds."""
 
     fingerprint: Fingerprint
     seen: float

@@ -1,4 +1,4 @@
-"""What the server needs of the library: an artifact read, and a predictor loaded. Imports torch at the first call."""
+"""The server's use of the library: an artifact read, and a predictor loaded. Imports torch at the first call."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _encoder(path: Path, settings: Settings, progress: Progress) -> Encoder:
 
 @dataclass(frozen=True)
 class Library:
-    """What the host needs of the library and the device; tests put fakes here.
+    """The functions of library and device that the host uses; tests put fakes here.
 
     Attributes:
         load: returns a predictor, its golden answers not yet verified.

@@ -29,7 +29,7 @@ class Place:
 
     @cached_property
     def size_bytes(self) -> int:
-        """What it takes of memory, its base model not counted."""
+        """Its memory, without its base model."""
         return self.model.own_bytes
 
     @property
@@ -60,7 +60,7 @@ class Shelf:
 
     @property
     def places(self) -> list[Place]:
-        """What is loaded, the active one first."""
+        """The loaded artifacts, the active one first."""
         with self._lock:
             return sorted(self._places.values(), key=lambda place: place is not self._active)
 

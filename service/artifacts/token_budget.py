@@ -34,8 +34,8 @@ MEMORY_SHARE = 0.8
 BATCH_S = 0.5
 #: How much faster a token must be in a batch twice as large: an answer of its own takes twice as long there.
 WORTH = 1.05
-#: Of a batch that takes longer, how much of its time one of half the size may take to be worth it: else the time is not
-#: the tokens', and smaller batches would only be more of them.
+#: A batch of half the size must take at most this share of the time: else tokens do not determine the time, and smaller
+#: batches would only be more of them.
 QUICKER = 0.75
 #: Seconds of runs after which no larger batch is tried. Batches of requests that go between them do not count.
 MEASURING_S = 20.0
@@ -43,7 +43,7 @@ MEASURING_S = 20.0
 
 @dataclass(frozen=True)
 class Usage:
-    """What a run took: bytes that it held at most beyond those that were held before, and seconds."""
+    """The cost of a run: its most bytes beyond those that were held before, and seconds."""
 
     peak_bytes: int
     duration_s: float
@@ -63,10 +63,9 @@ class DeviceMeter(Protocol):
 
 
 class CudaMeter:
-    """Of CUDA devices. What torch's allocator holds without using it is free.
+    """Measures CUDA devices. Memory that torch's allocator holds unused counts as free.
 
-    Of several, over which a base is spread, the one with the least free memory and the one that a batch takes most of
-    count: batches are no larger than that fits.
+    If a base is spread over several, the least free memory and the largest use of a batch count: batches always fit.
     """
 
     def __init__(self, *devices: torch.device) -> None:

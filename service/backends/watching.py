@@ -16,8 +16,8 @@ LOOK_S = 0.1
 async def watch(backend: Backend, lifecycle: Lifecycle, on_failed: Callable[[], None]) -> None:
     """Look at a backend until it has failed; call ``on_failed`` once nothing is open, or ``lifecycle.leave_s`` later.
 
-    It needs the application's event loop alone, and so runs under any ASGI server. What waits for the device is
-    answered by then; what is still open is bodies on their way.
+    It needs the application's event loop alone, and so runs under any ASGI server. Requests that wait for the device
+    are answered by then; only bodies in transfer are still open.
     """
     while not backend.failed:
         await asyncio.sleep(LOOK_S)

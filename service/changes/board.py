@@ -47,7 +47,7 @@ class Changes:
     def __init__(self, settings: Settings, disk: Disk) -> None:
         self._settings, self._disk = settings, disk
         self._own: dict[str, Change] = {}
-        #: Of a change that may still be refused: what its request is answered with.
+        #: The answer to the request of a change that may still be refused.
         self._answers: dict[str, asyncio.Future[Change | Exception]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -1,4 +1,4 @@
-"""What is kept of a change in the database of jobs, so that every server that shares it can tell how the change is.
+"""The records of changes in the database of jobs, so that every server that shares it can report their status.
 
 Used from the database's one thread. A function raises as ``Database.transaction``, and then changes nothing.
 """
@@ -21,7 +21,7 @@ Kind = Literal["load", "activate", "condition", "undo_condition"]
 
 
 class Change(BaseModel):
-    """A change of one artifact. What a newer server wrote beside these fields is ignored.
+    """A change of one artifact. Other fields of a newer server are ignored.
 
     Attributes:
         server: that makes it; owner: the caller that asked for it.

@@ -46,7 +46,7 @@ FEWEST_RECENT = 50
 
 @dataclass(frozen=True)
 class Measured:
-    """What is computed of labelled predictions: their figures, each label's where several may be right, by flag."""
+    """The metrics of labelled predictions, in all, by label if several may be right, and by flag."""
 
     figures: Figures | None = None
     labels: Mapping[str, Mapping[str, Any]] | None = None
@@ -120,7 +120,7 @@ class _Limits:
 
     @property
     def _both(self) -> float:
-        """What noise grows by since the reference was measured on a sample too: it falls with the root of the rows."""
+        """The factor of noise from the reference, which is a sample too: noise falls with the root of the rows."""
         return math.sqrt(1 + self.inputs / self.reference.rows)
 
     def nll(self, losses: torch.Tensor) -> float | None:

@@ -1,4 +1,4 @@
-"""What the feedback room stores and reports: plain records, which know no store, no prompt and no HTTP."""
+"""The records that feedback stores and reports: plain, without store, prompt or HTTP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 #: One artifact, by digest, and one predictive.
 SeriesKey = tuple[str, str]
-#: What became of a label that was sent.
+#: The result of a label that was sent.
 Outcome = Literal["recorded", "repeated", "corrected", "unknown"]
 #: The numbers of an answer that drift is looked for in, and what recent ones are compared with.
 Signal = Literal["epistemic", "confidence", "score"]
@@ -54,7 +54,7 @@ class StoredPrediction:
 
 @dataclass(frozen=True)
 class AnswerSignals:
-    """What drift is looked for in: one number of each answer, or None."""
+    """The signals that are tested for drift: one number of each answer, or None."""
 
     epistemic: float | None
     confidence: float
@@ -64,7 +64,7 @@ class AnswerSignals:
 
 @dataclass(frozen=True)
 class Reference:
-    """What an artifact records of one predictive; None where it records nothing that can be compared.
+    """An artifact's record of one predictive; None where it records nothing that can be compared.
 
     Rows are inputs, also where several labels may be right.
 

@@ -1,4 +1,4 @@
-"""What an artifact records of a predictive: the reference of its figures in production."""
+"""An artifact's record of a predictive: the reference of its metrics in production."""
 
 from __future__ import annotations
 

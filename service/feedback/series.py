@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a report is computed from, taken under the lock and read without it.
+    """The data of a report, copied under the lock and read without it.
 
     Attributes:
         version: grows with every change of what is labelled.

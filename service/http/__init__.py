@@ -1,4 +1,4 @@
-"""What faces a client. Start with ``routes``, one file for each group of endpoints.
+"""The HTTP layer. Start with ``routes``, one file for each group of endpoints.
 
 Around every request, outermost first: ``connections`` (uvicorn's protocol, bounded), ``headers``, ``request_context``
 (id, log, count; then the keys of ``service.security``), ``in_flight`` (places). ``body`` and ``json_parsing`` read what

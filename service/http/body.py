@@ -181,7 +181,7 @@ async def _read_bounded(request: Request, limit: int, hold: Callable[[int], None
 async def hear_out(request: Request, stream: AsyncIterator[bytes] | None = None) -> None:
     """Read what is still sent on a connection that ends with the answer, and throw it away, as ``discard`` does.
 
-    Of a connection that stays, the server reads on by itself.
+    If the connection stays, the server reads on by itself.
 
     Args:
         stream: of its body, where some of it was read.

@@ -1,4 +1,4 @@
-"""What a request for predictions asks, in whichever protocol it came, and the endpoints that take one."""
+"""A request for predictions in any protocol, and the endpoints that take one."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from service.errors import BodyTooLargeError, InvalidRequestError
 
 #: zlib's word for gzip's frame, with the largest window.
 _GZIP = 16 + zlib.MAX_WBITS
-#: What a request's Content-Encoding may be.
+#: The allowed values of a request's Content-Encoding.
 TAKEN_ENCODINGS = frozenset({"", "identity", "gzip", "x-gzip"})
 #: Most bytes that are unpacked before others have their turn.
 _PIECE_BYTES = 2**16
@@ -21,7 +21,7 @@ _PIECE_BYTES = 2**16
 async def unpacked(body: AsyncIterator[bytes], headers: Headers, limit: int) -> AsyncGenerator[bytes]:
     """Yield what a body holds, in pieces of at most 64 KiB where it is packed.
 
-    Whoever reads it counts the bytes, and stops: no more than a piece is unpacked beyond.
+    The reader counts the bytes and stops: at most one piece more is unpacked.
 
     Args:
         limit: most bytes of the packed body itself, which may hold nothing.

@@ -1,4 +1,4 @@
-"""What a connection may do: how many there are, and a time limit for request heads and for answers that nobody takes.
+"""Limits of connections: their number, and time limits for request heads and for answers that nobody takes.
 
 uvicorn waits for both as long as the client likes, and meanwhile a file descriptor of the process is taken. A
 connection that no request comes on keeps its place until another one needs it.
@@ -25,7 +25,7 @@ from service.http.in_flight import SharedLimit
 
 _log = logging.getLogger("laplora.service")
 
-#: What a client has to take of an answer in ``send_timeout_s``, or else all that is left of it.
+#: A client must take this much of an answer in ``send_timeout_s``, or all that is left.
 _TAKEN_BYTES = 64 * 1024
 #: Open files that are no connections: the listening socket, logs, jobs, an artifact that is read.
 _OTHER_FILES = 64

@@ -1,4 +1,4 @@
-"""Whatever goes wrong becomes an answer by the table of ``service.errors``, in the shape of the protocol it came in.
+"""Every error becomes an answer by the table of ``service.errors``, in the shape of the request's protocol.
 
 Status and headers are the same for all protocols; the path says whose clients read the body.
 """
@@ -37,7 +37,7 @@ from service.telemetry.request_record import note
 
 #: How many problems of an invalid body are told of one by one; the others are counted.
 _TOLD_PROBLEMS = 16
-#: What pydantic says of a value that is no JSON object, in words about its own classes.
+#: Types of pydantic's errors about a value that is no JSON object; their messages name its own classes.
 _NO_OBJECT = frozenset({"dict_type", "model_type", "model_attributes_type"})
 
 

@@ -1,7 +1,7 @@
-"""What is refused for its head alone, whoever asks: odd paths, and what another site's page lets a browser send.
+"""Refuses requests by their head alone, for every caller: odd paths, and cross-site requests of a browser.
 
 A browser sends some requests of any page to any server without asking it: a POST without a content type, say. The
-answer stays hidden from the page, but the work is done. Where there are no keys, this is all that stops it.
+answer stays hidden from the page, but the work is done. Without keys, only this stops it.
 
 A page can also have the name that it was loaded from lead to this machine later (DNS rebinding). To the browser it is
 then a page of this server, and reads every answer. The Host header still has that name.
@@ -25,7 +25,7 @@ from service.security.access import Answer, line_of
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 #: They change nothing, and cost little. A browser asks by OPTIONS before it sends what a form cannot.
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-#: Where a browser says that a request comes from: this origin's own page, or the user.
+#: The origins that are allowed: this origin's own page, or the user.
 _OURS = frozenset({"same-origin", "none"})
 #: A Host header: a name or an address, and perhaps a port.
 _HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+?)\.?)(?::[0-9]{0,5})?")

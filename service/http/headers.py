@@ -1,4 +1,4 @@
-"""What every answer tells a browser: run nothing, show it in no frame, hand it to no other site, keep no copy.
+"""Headers of every answer to a browser: run nothing, show it in no frame, hand it to no other site, keep no copy.
 
 The few pages for people have a policy of their own: ``PAGES`` says what each may do.
 """
@@ -23,7 +23,7 @@ EVERY_ANSWER = {
 _NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 #: A report may have come with an artifact, and anybody may have written it: it has no origin, and runs nothing.
 _REPORT = "style-src 'unsafe-inline'; img-src data:; sandbox"
-#: What the page at a path may do beyond ``_NOTHING``. Every other answer is no page.
+#: The permissions of the page at a path beyond ``_NOTHING``. Every other answer is no page.
 PAGES = {
     # Trusted types: no script of the page can turn a text into HTML, not even by mistake.
     "/": "script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "

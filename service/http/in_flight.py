@@ -1,7 +1,7 @@
 """How many requests are answered at once and how many bytes their bodies have: past that, a POST is refused unread.
 
-One caller has at most its share of both, so that there is always a place for somebody else. What has no body needs no
-place: administration (but for labels to learn from), cancelling a job, health and metrics.
+One caller has at most its share of both, so that there is always a place for somebody else. Requests without a body
+need no place: administration (but for labels to learn from), cancelling a job, health and metrics.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.security.callers import caller_of
 
 #: POSTs without a body: they change what is loaded, or make room.
 _FREE = frozenset({"/artifacts/{rest:path}", "/evaluate/jobs/{rest:path}"})
-#: What needs room in the queue.
+#: The endpoints that need room in the queue.
 _SCORED = PREDICTING | {"/evaluate", "/suggest"}
 
 

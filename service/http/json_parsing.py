@@ -28,7 +28,7 @@ def most_members(max_inputs: int) -> int:
 def count_members(raw: bytes, most: int) -> tuple[int, bytes]:
     """Return how many members the lists and objects of a JSON text have in all, and what of it is outside strings.
 
-    Exact up to ``most`` for what is JSON. Of anything else, it is no less than what a parser meets before it gives up.
+    Exact up to ``most`` for what is JSON. For other text, it is at least as many as a parser meets before it fails.
     Above ``most``, the number is some greater one, and the second is empty.
     """
     # Escaped quotes first: afterwards every quote begins or ends a string.

@@ -1,4 +1,4 @@
-"""What a body that does not fit its schema probably meant, in words that never have a value of it."""
+"""Hints about a body that does not fit its schema, without any of its values."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ API_VERSION = "1.0"
 
 BODY_ERRORS = ("body_too_large", "unsupported_media_type", "invalid_json", "invalid_request", "deadline_exceeded")
 STATE_ERRORS = ("not_ready", "draining", "device_fault")
-#: What /predict and /evaluate can answer instead of 200.
+#: The errors of /predict and /evaluate.
 SCORING_ERRORS = (
     *BODY_ERRORS,
     *STATE_ERRORS,
@@ -42,7 +42,7 @@ SCORING_ERRORS = (
     "unscorable_input",
 )
 
-#: What an endpoint that takes a job's id can answer.
+#: The errors of an endpoint that takes a job's id.
 JOB_ERRORS = ("jobs_unavailable", "job_not_found")
 
 DESCRIPTION = """
@@ -64,7 +64,7 @@ with gzip (`Content-Encoding: gzip`): limits are of what they hold. Answers of 1
 `Accept-Encoding` has it.
 """
 
-#: What the tags of operations mean, in the order of the docs page.
+#: Descriptions of the tags of operations, in the order of the docs page.
 TAGS = {
     "scoring": "Answers about inputs: predictions, and metrics where the labels are known.",
     "protocols": "vLLM's and text-embeddings-inference's, for clients that speak these.",

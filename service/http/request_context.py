@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-#: What is traced.
+#: The endpoints that are traced.
 _SCORED = PREDICTING | {"/evaluate"}
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -69,7 +69,7 @@ class RequestContext:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id.get()
                 if scope["app"].state.lifecycle.leaving:
-                    # Whoever keeps its connection would send the next request to a server that is about to leave.
+                    # A client that keeps its connection would send the next request to a server that is about to leave.
                     headers["connection"] = "close"
             await send(message)
 

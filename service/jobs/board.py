@@ -1,7 +1,7 @@
-"""The large evaluations of one server: taken in, listed, cancelled, removed. What the routes and the application call.
+"""The large evaluations of one server: taken in, listed, cancelled, removed. Routes and application call it.
 
-Belongs to the event loop. Where the jobs folder cannot be had, the server serves without jobs and tries again. Where
-servers share the jobs, each says again and again that it lives, and claims its share of those that nobody runs.
+Belongs to the event loop. If the jobs folder is not available, the server serves without jobs and tries again. If
+servers share the jobs, each renews its sign of life and claims its share of those that nobody runs.
 """
 
 from __future__ import annotations

@@ -25,12 +25,12 @@ from service.telemetry.logs import configure_logging, logger
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-#: Of Ray's shared memory there: tickets and answers are small.
+#: The size of Ray's shared memory there: tickets and answers are small.
 _OBJECT_STORE_BYTES = 256 * 2**20
 
 
 def main() -> int:
-    """Serve until Ctrl-C or SIGTERM; return the process's exit status. What serves on this machine drains first."""
+    """Serve until Ctrl-C or SIGTERM; return the process's exit status. Servers on this machine drain first."""
     arguments, here = sys.argv[1:], not os.environ.get("RAY_ADDRESS")
     sizes: Sizes
     cluster_of: Callable[[float], Cluster]
@@ -95,7 +95,7 @@ def _in_a_sentence() -> Iterator[None]:
     try:
         yield
     except (RayError, RayServeException, RuntimeError, OSError) as error:  # of OSError: a TimeoutError of proxies
-        # Of what another process raised the text is a traceback, and the cause has the message.
+        # The text of another process's error is a traceback; its cause has the message.
         raise LaploraError(first_line(getattr(error, "cause", None) or error)[:400]) from error
 
 

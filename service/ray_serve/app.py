@@ -63,7 +63,7 @@ def build(args: Cluster) -> Application:
                 },
             }
         }
-    # What else is told would restart whoever is told it.
+    # Any other setting would restart the replica that gets it.
     own = _Own(args.settings, args.library, args.artifacts_per_scorer, args.artifact_bytes_per_scorer)
     leave_s = settings.request_timeout_s + settings.drain_s
     scorer = _SCORER.options(
@@ -85,7 +85,7 @@ def build(args: Cluster) -> Application:
 
 @dataclass(frozen=True)
 class _Own:
-    """What a replica is told: a change of it replaces every replica."""
+    """The settings of a replica: a change replaces every replica."""
 
     settings: dict[str, Any]
     library: str

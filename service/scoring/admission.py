@@ -35,7 +35,7 @@ class Amount(NamedTuple):
 NOTHING = Amount()
 #: The least that a request asks for.
 SHORT_ROW = Amount(1, 1, 1)
-#: What each is called in messages, and the setting that limits it.
+#: Their names in messages, and the settings that limit them.
 _WHAT = ("rows", "tokens", "bytes of text")
 _SETTINGS = ("max_queue_rows", "max_queue_tokens", "max_tokenize_bytes")
 
@@ -49,7 +49,7 @@ class Limits(NamedTuple):
 
 @dataclass(eq=False)
 class Reservation:
-    """What one request holds of the queue, and the limits that let it in; only its :class:`Admission` changes it."""
+    """One request's share of the queue, and the limits that let it in; only its :class:`Admission` changes it."""
 
     caller: str
     limits: Limits

@@ -27,8 +27,8 @@ Enter = Callable[["Phase", str], None]
 
 @dataclass(frozen=True)
 class Backlog:
-    """What waits: rows, their tokens, seconds of the oldest, and what all requests hold, tokenised or not, of how much
-    they may at most.
+    """The waiting work: rows, their tokens, seconds of the oldest, and what all requests hold, tokenised or not, of how
+    much they may at most.
     """
 
     rows: int = 0
@@ -48,7 +48,7 @@ class Backend(Protocol):
 
     @property
     def backlog(self) -> Backlog:
-        """What waits now."""
+        """The work that waits now."""
         ...
 
     @property

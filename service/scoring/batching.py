@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from service.scoring.fairness import Request, Turns, callers_ahead, charged, in_turn, tree_of, whose_turn
 
-#: What a batch is chosen from: so many batches, or this share of what waits where that is more.
+#: A batch is chosen from this many batches, or this share of the waiting rows if that is more.
 WINDOW_BATCHES = 2
 WINDOW_SHARE = 1 / 4
-#: What a batch costs however few its rows, as a share of a full one's rows: a tenth where a GPU's batches are as large
-#: as is worth it, a quarter on a processor (docs/lab-notes.md). Its rows pay it together. Else who always has one row
-#: in a batch of its own would get fifty batches for another's full one.
+#: The fixed cost of a batch, as a share of a full one's rows: a tenth on a GPU with the largest useful batches, a
+#: quarter on a processor (docs/lab-notes.md). Its rows share it. Else a caller with single rows would get fifty batches
+#: for another's full one.
 BATCH_SHARE = 1 / 8
 
 

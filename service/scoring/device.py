@@ -74,7 +74,7 @@ class Device:
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         """Return a future of ``function()`` run on the device's thread before the next batch.
 
-        What waits gets a batch between two calls.
+        Waiting rows get a batch between two calls.
 
         Raises:
             DeviceFaultError, DrainingError: as ``require_open``.

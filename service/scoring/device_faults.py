@@ -20,7 +20,7 @@ from service.threads import frames_of
 
 _log = logging.getLogger("laplora.service")
 
-#: What torch, cuBLAS, cuDNN and Triton begin an error of the device with. cuSOLVER is left out: it reports an
+#: The beginnings of a device's errors from torch, cuBLAS, cuDNN and Triton. cuSOLVER is left out: it reports an
 #: internal error for a matrix with NaN too, and a lost context shows at the next call of another library.
 _DEVICE_ERROR = re.compile(
     r"\b(CUDA|HIP)( driver)? error:|Triton Error \[(CUDA|HIP)\]|CU(BLAS|DNN)_STATUS_"

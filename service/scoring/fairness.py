@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Turns:
-    """What one level remembers between two batches.
+    """The state of one level between two batches.
 
     Attributes:
         clock: virtual time at which the last batch was taken; ``coming``: once that batch's tokens are counted.

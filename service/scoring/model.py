@@ -62,7 +62,7 @@ class Model(Protocol):
 
     @property
     def token_bounds(self) -> TokenBounds:
-        """What is certain about a prompt's tokens before it is tokenised."""
+        """Bounds on a prompt's tokens that are known before it is tokenised."""
         ...
 
     @property

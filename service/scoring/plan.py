@@ -1,4 +1,4 @@
-"""The plan of a request: what is wanted of which artifact, by whom and by when. Of it a ticket travels."""
+"""The plan of a request: the work, its artifact, its caller and its deadline. Its ticket travels."""
 
 from __future__ import annotations
 

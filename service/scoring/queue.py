@@ -92,7 +92,7 @@ class Queue:
 
     @property
     def held(self) -> Amount:
-        """What all requests together hold, those being tokenised included."""
+        """The amount that all requests hold together, with those being tokenised."""
         return self._admission.total
 
     def oldest_wait_s(self, now: float) -> float:

@@ -1,4 +1,4 @@
-"""What travels to whoever has the weights: encoded rows, the artifact's digest, and what is asked of it.
+"""The message to the process with the weights: encoded rows, the artifact's digest, and the options.
 
 Plain values: a ticket can be pickled, and holds no weights, no lock and no future. So the same one goes to the device
 of this process or to another machine's.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ask:
-    """What is wanted of a request's rows: those that share a batch have it in common.
+    """The options of a request's rows: all rows of a batch have the same.
 
     Attributes:
         predictive: the one that answers; ``also``: those whose probabilities are wanted beside the answer.

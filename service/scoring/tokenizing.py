@@ -31,7 +31,7 @@ _MEMORY_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Expected:
-    """What a plan's prompts are expected to have.
+    """The expected size of a plan's prompts.
 
     Attributes:
         amount: of the queue, all orders counted.
@@ -171,7 +171,7 @@ class TokenEstimate:
 
     @property
     def tokens_per_byte(self) -> float:
-        """What is expected of the next text."""
+        """The expected value for the next text."""
         return self._tokens / self._bytes
 
     def tokens(self, text_bytes: int, max_tokens: int) -> int:

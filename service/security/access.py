@@ -23,7 +23,7 @@ from service.security.keyring import Keyring
 
 Answer = Callable[[Request, Exception], Awaitable[Response]]
 
-#: What a request needs: nothing, any valid key, or a key with this scope.
+#: The access that a request needs: nothing, any valid key, or a key with this scope.
 Need = Literal["open", "key"] | Scope
 
 #: Each endpoint's method and path, as its router writes it, and what it needs; the first that fits counts.

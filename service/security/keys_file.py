@@ -21,7 +21,7 @@ from laplora.errors import ConfigError
 from laplora.files.atomic import write_whole
 from service.security.callers import Scope
 
-#: What every token starts with, so that a scanner for leaked secrets knows one.
+#: The prefix of every token, so that a scanner for leaked secrets recognises it.
 TOKEN_PREFIX = "laplora_"
 #: How many digits of a token's SHA-256 name it in listings.
 FINGERPRINT_DIGITS = 12

@@ -1,4 +1,4 @@
-"""What the server tells of itself: logs, metrics and traces. It knows no other room but the errors' codes.
+"""The server's logs, metrics and traces. It imports no other package except the errors' codes.
 
 ``logs`` has the closed list of events; ``metrics`` and ``answer_metrics`` count for Prometheus; ``tracing`` exports
 spans. ``request_record`` and ``batch_report`` are the plain records that others fill. ``unfailing`` keeps what fails

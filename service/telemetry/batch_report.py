@@ -1,4 +1,4 @@
-"""What one run of the device did: a plain record, written by the device, read by the metrics and the traces."""
+"""The report of one run of the device: a plain record, written by the device, read by the metrics and the traces."""
 
 from __future__ import annotations
 

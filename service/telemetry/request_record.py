@@ -1,4 +1,4 @@
-"""What becomes known of a request while it is served: its stages and its log fields. For the log and the traces."""
+"""The record of a request while it is served: its stages and its log fields. For the log and the traces."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Stage:
 
 @dataclass
 class RequestRecord:
-    """What is known so far of one request.
+    """The record of one request so far.
 
     Attributes:
         stages: in the order of time. A request that was refused or given up has those that it came to.

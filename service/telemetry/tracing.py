@@ -26,7 +26,7 @@ from service.telemetry.batch_report import BatchReport
 from service.telemetry.logs import request_id
 from service.telemetry.request_record import RequestRecord
 
-#: What a request's log fields are called in its span.
+#: The names of a request's log fields in its span.
 _ATTRIBUTES = {
     "artifact": "laplora.artifact.name",
     "digest": "laplora.artifact.digest",
@@ -51,7 +51,7 @@ class RequestSpan:
 
     @property
     def context(self) -> SpanContext:
-        """What batches link to."""
+        """The span that batches link to."""
         return self.span.get_span_context()
 
     @property

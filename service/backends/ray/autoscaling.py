@@ -15,7 +15,7 @@ class TokensPolicy:
         target_tokens: that may wait at one replica.
     """
 
-    #: What a scorer's ``record_autoscaling_stats`` calls the tokens that wait there.
+    #: The name of waiting tokens in a scorer's ``record_autoscaling_stats``.
     METRIC = "queue_tokens"
 
     def __init__(self, target_tokens: int) -> None:

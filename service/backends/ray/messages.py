@@ -1,4 +1,4 @@
-"""What travels between the ingress and a scorer. Plain values; errors come back as values, whole and of their class."""
+"""Messages between the ingress and a scorer. Plain values; errors come back as values, whole and of their class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a scorer knows of an artifact that it has loaded, and an encoder does not."""
+    """Facts about a loaded artifact that a scorer knows and an encoder does not."""
 
     digest: str
     own_bytes: int

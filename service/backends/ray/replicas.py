@@ -82,7 +82,7 @@ class Calls(Protocol):
 
 @dataclass
 class _Replica:
-    """What is known of a replica: its last status, when that was asked for and came, the tokens of tickets sent and not
+    """The state of a replica: its last status, when that was asked for and came, the tokens of tickets sent and not
     answered, how many tickets were ever sent, and the number of the last batch that was counted.
 
     It is known ``since`` a time. ``given_up`` is set while it is silent and another one answers: its tickets go there.
@@ -162,7 +162,7 @@ class Replicas:
 
     @property
     def backlog(self) -> Backlog:
-        """What waits at all replicas, as they said last."""
+        """The work that waits at all replicas, by their last status."""
         found = self.statuses
         return Backlog(
             sum(one.rows for one in found),
@@ -425,7 +425,7 @@ class Replicas:
         """Return what is compared: whether it or its device does not answer, the artifact is missing, and it is not to
         be there, the tokens under way, and the turns of equals.
 
-        Where it is and is not to be comes last of those that have it: it could not go while it is used.
+        A replica that should give it up comes last: it could not while it is used.
         """
         known = self._replicas.get(name, _Replica())
         missing = known.status is None or digest not in known.status.digests
@@ -474,7 +474,7 @@ class Replicas:
                 self._note_loaded(reply.replica, digest)
             said = [reply.error if isinstance(reply, Reply) else reply for reply in replies]
             errors = [error for error in said if error is not None and not isinstance(error, ReplicaGoneError)]
-            # What is in use is so for no longer than a request lasts.
+            # Nothing is in use for longer than a request lasts.
             full = [error for error in errors if isinstance(error, InUseError) and time.monotonic() < give_up]
             for error in errors:
                 if error not in full:
@@ -491,7 +491,7 @@ class Replicas:
     def _all_loaded(self, place: Placement, since: float) -> bool:
         """Return whether all that is to be at replicas is at one that is to have it, by what they said since a time.
 
-        What is elsewhere does not count: it goes there for what is to come.
+        Replicas elsewhere do not count: later requests go there.
         """
         known = {name: self._replicas.get(name, _Replica()) for name in place}
         loaded = [place[n] & one.status.digests for n, one in known.items() if one.status and one.asked >= since]
@@ -522,7 +522,7 @@ class Replicas:
                     known.given_up.set()
                 else:
                     known.given_up.clear()
-            # Where none is known yet, the first call lets the router find them.
+            # If none is known yet, the first call lets the router find them.
             wanted = names or {""}
             for name in set(looks) - wanted:
                 looks.pop(name).cancel()

@@ -83,7 +83,7 @@ class Scorer:
     def load_first(self) -> None:
         """Load and verify what the settings name: a replica that is new answers at once.
 
-        Where there is no room for all, those that are likeliest to have their place here.
+        If not all fit, those that are likeliest to have their place here.
 
         Raises:
             LaploraError: it cannot be served.

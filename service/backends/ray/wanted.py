@@ -1,4 +1,4 @@
-"""What a scorer loads because the ingress wants it, and how soon it tries again what did not load."""
+"""The artifacts that a scorer loads for the ingress, and how soon it retries those that failed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Wanted:
             now = self._clock()
             self._running = False
             pause_s, _ = self._failed.pop(digest, (0.0, 0.0))
-            # What nobody has asked for since is forgotten.
+            # Failures without a request since then are forgotten.
             self._failed = {one: told for one, told in self._failed.items() if now - told[1] < LONGEST_PAUSE_S}
             if not loaded:
                 pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * pause_s))

@@ -46,7 +46,7 @@ router = APIRouter(tags=["artifacts"])
 _PART_BYTES = 2**14
 
 
-#: What refuses a change at once. What comes of it later is told by its status.
+#: The errors that refuse a change at once. Its status reports later ones.
 _CHANGE_ERRORS = (
     "activation_running",
     "artifact_corrupt",
@@ -160,7 +160,7 @@ def _summary(
         fields=template_fields(item),
         predictives=list(item.manifest.servable),
         recommended=RecommendedOut.model_validate(item.manifest.recommended.model_dump()),
-        # What is not finite becomes null: a manifest's free-form part may hold it, an answer may not.
+        # Numbers that are not finite become null: a manifest's free-form part may hold it, an answer may not.
         metrics=json.loads(json.dumps(item.manifest.metrics), parse_constant=lambda constant: None),
         prediction_sets=_prediction_sets(item.manifest),
         weights=None if weights is None else WeightsOut(held=weights.held, reason=weights.reason),

@@ -52,7 +52,7 @@ BeginDep = Annotated[Begin, Depends(_begin)]
 
 @router.get("/changes")
 async def list_changes(changes: ChangesDep) -> ChangesResponse:
-    """What was loaded, activated and conditioned of late: on every server that shares this one's jobs."""
+    """Recent loads, activations and conditionings, on every server that shares this one's jobs."""
     return ChangesResponse(changes=[_change_out(change) for change in await changes.every()])
 
 
@@ -64,5 +64,5 @@ async def get_change(change_id: str, changes: ChangesDep) -> ChangeOut:
 
 def _change_out(change: Change) -> ChangeOut:
     shown = change.model_dump(exclude={"server", "owner", "key", "asked"})
-    # What a newer server kept of a result or an error is no part of this one's contract.
+    # Fields of a newer server's results and errors are no part of this one's contract.
     return ChangeOut.model_validate(shown | {"status": change.status}, extra="ignore")

@@ -45,6 +45,6 @@ LifecycleDep = Annotated[Lifecycle, _part("lifecycle")]
 DownloadsDep = Annotated[SharedLimit, _part("downloads")]
 #: Whose turn it is to have a job's rows in memory for its report, one report at a time.
 ReportsDep = Annotated[OneAtATime, _part("reports")]
-#: Where the metrics of POST /evaluate and their bootstrap are computed, one evaluation of each caller at a time.
+#: The threads that compute the metrics of POST /evaluate and their bootstrap, one evaluation of each caller at a time.
 MeasureThreadsDep = Annotated[OneEach, _part("measure_threads")]
 CallerDep = Annotated[Caller, Depends(_caller)]

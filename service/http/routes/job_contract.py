@@ -71,6 +71,6 @@ def job_out(
             "finished_at": job.finished_at,
             "result": None if result is None else result.model_dump(),
         },
-        # What a newer server kept of a result or an error is no part of this one's contract.
+        # Fields of a newer server's results and errors are no part of this one's contract.
         extra="ignore",
     )

@@ -55,8 +55,8 @@ async def get_job_report(
 ) -> HTMLResponse:
     """The report of a job that is done: whether to ship the artifact by its rows, and why. It runs no script.
 
-    It needs the rows, and the artifact that answered them, loaded or in the artifacts root. Of more than 10,000 rows,
-    evenly spaced ones are looked at one by one.
+    It needs the rows, and the artifact that answered them, loaded or in the artifacts root. If there are more than
+    10,000 rows, single rows are shown at even distances.
     """
     await board.fresh()
     job = board.job(job_id, caller.sees)

@@ -86,7 +86,7 @@ async def job_results(
 ) -> StreamingResponse:
     """Download every row of a job with its answer, and the upload's own columns beside it.
 
-    Of a job that has not ended, the rows so far. A download that broke off goes on with `after`, the last `line` that
+    If the job has not ended, the rows so far. A download that broke off goes on with `after`, the last `line` that
     came.
     """
     await board.fresh()

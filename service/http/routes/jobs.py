@@ -1,4 +1,4 @@
-"""Large files: POST and GET /evaluate/jobs, and GET, DELETE and cancel of one. What is read of one: job_rows."""
+"""Large files: POST and GET /evaluate/jobs, and GET, DELETE and cancel of one. Reading one: job_rows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _UPLOAD_ERRORS = (
 )
 LINES_TYPES = ("application/jsonl", "application/x-ndjson")
 MEDIA_TYPES = (*LINES_TYPES, "application/octet-stream")
-#: What is still sent of a refused upload is read for so long, so that the client reads why instead of a reset.
+#: The rest of a refused upload is read for so long, so that the client reads the reason instead of a reset.
 _DISCARD_S = 20.0
 _EXAMPLE = '{"text": "a gripping film .", "label": "positive"}\n{"text": "dull .", "label": "negative"}\n'
 _LINE = "One input of POST /evaluate a line, as a JSON object; its label may be left out."

@@ -1,4 +1,4 @@
-"""What POST /predict, /evaluate and /suggest do alike: a plan from the body, scored for as long as somebody waits."""
+"""The common part of /predict, /evaluate and /suggest: a plan from the body, scored for as long as somebody waits."""
 
 from __future__ import annotations
 

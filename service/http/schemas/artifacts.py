@@ -49,7 +49,7 @@ class MeasuredSetsOut(Answer):
 
 
 class PredictionSetsOut(Answer):
-    """What prediction_set of an answer promises, and what was measured of it."""
+    """The guarantee of prediction_set in an answer, and its measured coverage."""
 
     nominal_coverage: float = Field(gt=0, lt=1, examples=[0.9])
     """Share of inputs like the calibration rows whose set is to hold the true label, 0 to 1."""
@@ -113,9 +113,9 @@ class ArtifactSummary(Answer):
     """Names that options.predictive can have."""
     recommended: RecommendedOut | None = Field(description="The predictive that answers unless another is asked for.")
     metrics: dict[str, Any] | None = Field(examples=[{"map": {"nll": 0.834}, "laplace": {"nll": 0.374}}])
-    """What its manifest records from its own evaluation, by predictive."""
+    """The metrics of its own evaluation in its manifest, by predictive."""
     prediction_sets: PredictionSetsOut | None
-    """What its prediction sets promise, and their coverage on its own test rows; null when it cannot be read."""
+    """The guarantee of its prediction sets, and their coverage on its own test rows; null when it cannot be read."""
     weights: WeightsOut | None = Field(description="How its base model's weights are held; null unless it is loaded.")
     reverse_pass: ReversePassOut | None = Field(description="How its Jacobians are computed; null unless it is loaded.")
     token_budget: TokenBudgetOut | None = Field(description="How large its batches may be; null unless it is loaded.")

@@ -1,4 +1,4 @@
-"""What every body is made of: strict requests, finite answers, probabilities, and the times of an answer."""
+"""The parts of every body: strict requests, finite answers, probabilities, and the times of an answer."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TimeoutSeconds = Annotated[
 
 
 class Strict(BaseModel):
-    """Base of request models. What a field means is its description, or the text below it."""
+    """Base of request models. A field's meaning is its description, or the text below it."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -77,7 +77,7 @@ class Answer(BaseModel):
 
 
 class Timing(Answer):
-    """Where the time went, milliseconds."""
+    """The time of each stage, milliseconds."""
 
     queue: FiniteFloat = Field(ge=0, examples=[0.4])
     """From queueing until the first input reached the device, ms."""

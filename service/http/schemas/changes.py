@@ -17,7 +17,7 @@ class ChangeOut(Answer):
 
     id: str = Field(description="Its id.", examples=["7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"])
     kind: Literal["load", "activate", "condition", "undo_condition"] = Field(examples=["load"])
-    """What was asked for."""
+    """The requested change."""
     artifact: str = Field(description="Name of the artifact that was asked for.", examples=["fields-smollm2"])
     status: Literal["queued", "running", "succeeded", "failed"] = Field(examples=["succeeded"])
     """queued: it is being looked at and may be refused; running; succeeded: there is a result; failed: the field error
@@ -31,7 +31,7 @@ class ChangeOut(Answer):
     """When it ended; null before, and where its server ended first. job_keep_s later it is forgotten."""
     error: ErrorDetail | None = Field(description="Why it failed; null unless it did.", examples=[None])
     result: LoadResponse | ActivateResponse | ConditionResponse | UndoResponse | None = Field(
-        description="What it came to, as its kind says; null unless it succeeded."
+        description="The result, by its kind; null unless it succeeded."
     )
 
 

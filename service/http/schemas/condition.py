@@ -59,7 +59,8 @@ class ConditionResponse(Answer):
     previous: str = Field(description="Digest of the version before.", examples=[_DIGEST])
     recommended: str = Field(examples=["conditioned"])
     """The predictive that answers unless a request names another: chosen anew among those that labels move and
-    temperature scaling, unless the configuration named one."""
+    temperature scaling, unless the configuration named one.
+    """
     rows: int = Field(description="Number of new rows.", examples=[300])
     folds: int = Field(description="Number of folds.", examples=[5])
     before: ConditionFigures = Field(description="The predictive that the packaged artifact recommends.")
@@ -71,8 +72,8 @@ class ConditionResponse(Answer):
     """
     difference: FiniteFloat = Field(description="NLL after less before, nats.", examples=[-0.05])
     standard_error: FiniteFloat = Field(examples=[0.02])
-    """Of the difference, nats. A difference above one of it, and above 1/2 nat over all rows together, is refused,
-    unless force is set.
+    """Standard error of the difference, nats. A difference above one of it, and above 1/2 nat over all rows together,
+    is refused, unless force is set.
     """
 
 

@@ -133,4 +133,4 @@ class EvaluateResponse(Answer):
     """Share of the inputs that are flagged as unfamiliar, 0 to 1; null where the artifact does not tell."""
     methods: dict[str, MethodMetrics]
     """Metrics by predictive: map, the recommended one, and every other that the artifact carries."""
-    timing_ms: Timing = Field(description="Where the time went, milliseconds.")
+    timing_ms: Timing = Field(description="The time of each stage, milliseconds.")

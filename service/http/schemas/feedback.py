@@ -29,7 +29,7 @@ class FeedbackRequest(Strict):
 
 
 class FeedbackResult(Answer):
-    """What became of one item."""
+    """The result of one item."""
 
     prediction_id: str = Field(description="The item's.", examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
     status: Outcome = Field(examples=["recorded"])
@@ -40,7 +40,7 @@ class FeedbackResult(Answer):
 
 
 class FeedbackResponse(Answer):
-    """What became of each item."""
+    """The result of each item."""
 
     results: list[FeedbackResult] = Field(description="In the order of the items.")
 
@@ -49,7 +49,7 @@ class WatchedFigure(Answer):
     """One figure beside what it is compared with; all three in the figure's own unit."""
 
     value: FiniteFloat | None = Field(examples=[0.41])
-    """Of the labelled predictions, in the figure's unit; null without any that count."""
+    """The metric of the labelled predictions, in its unit; null without any that count."""
     limit: FiniteFloat | None = Field(examples=[0.49])
     """As far to the worse side as chance alone leads once in 1,000 looks, in the figure's unit; null where there is
     nothing to compare with, of nll and map_gain with fewer than 30 rows, and of map_gain with fewer than 5 mistakes of
@@ -70,7 +70,7 @@ class FiguresOut(Answer):
     nll: WatchedFigure = Field(description="Mean negative log-likelihood, nats.")
     ece: WatchedFigure = Field(description="Expected calibration error over 15 bins, 0 to 1.")
     ece_expected: FiniteFloat = Field(examples=[0.03])
-    """What a calibrated model measures on the same confidences, 0 to 1: the upward bias of the ECE."""
+    """The ECE of a calibrated model on the same confidences, 0 to 1: the upward bias of the ECE."""
     brier: WatchedFigure = Field(description="Squared error summed over classes, mean over rows, 0 to 2.")
     auroc_error: WatchedFigure = Field(description="How well the review score ranks the mistakes, 0.5 is chance.")
     coverage: WatchedFigure = Field(

@@ -54,7 +54,7 @@ class Input(BaseModel):
 
     @property
     def template_fields(self) -> dict[str, Any]:
-        """Whatever was sent beside this model's own fields."""
+        """The fields that were sent beside this model's own."""
         return dict(self.__pydantic_extra__ or {})
 
 

@@ -31,7 +31,7 @@ class JobQuery(MeasureOptions):
 
 
 class JobResult(Answer):
-    """What POST /evaluate would say of the rows that have a label and could be scored: metrics by predictive."""
+    """The metrics by predictive of the rows that have a label and could be scored, as of POST /evaluate."""
 
     artifact: ArtifactRef = Field(description="Which artifact answered.")
     rows: int = Field(description="Number of inputs measured: those with a label and an answer.", examples=[20000])
@@ -41,7 +41,7 @@ class JobResult(Answer):
 
 
 class AnsweredOut(Answer):
-    """What the answers say so far, with labels or without."""
+    """A summary of the answers so far, with labels or without."""
 
     rows: int = Field(description="Number of inputs that have an answer.", examples=[5119])
     decisions: dict[Literal["accept", "review"], int] = Field(examples=[{"accept": 4120, "review": 999}])
@@ -55,7 +55,7 @@ class AnsweredOut(Answer):
 
 
 class JobPause(Answer):
-    """What a paused job waits for; it goes on by itself."""
+    """The reason of a pause; the job continues by itself."""
 
     code: str = Field(examples=["queue_full"])
     """The error that the job was refused with: queue_full, not_ready, storage_full or another with 429 or 503; of
@@ -63,7 +63,7 @@ class JobPause(Answer):
     has not what the job needs, and another may.
     """
     message: str = Field(examples=["2040 rows wait and 40 came, max_queue_rows is 2048: try again later"])
-    """What was expected and what came."""
+    """The expected value and the value that came."""
 
 
 class BadRow(Answer):
@@ -107,10 +107,10 @@ class JobOut(Answer):
     partial: dict[str, PartialMetrics] | None
     """Metrics by predictive of the rows done that have a label and an answer; null before the first."""
     answered: AnsweredOut | None
-    """What the answers say so far; null before the first."""
+    """A summary of the answers so far; null before the first."""
     bad_rows: list[BadRow] | None
     """The lines that could not be scored; null in lists, and in answers to an upload or a cancel."""
-    paused: JobPause | None = Field(description="What it waits for; null unless it is paused.")
+    paused: JobPause | None = Field(description="The reason of its pause; null unless it is paused.")
     error: ErrorDetail | None = Field(description="Why it failed; null unless it did.")
     created_at: AwareDatetime = Field(examples=["2026-01-31T12:00:00Z"])
     """When the upload had come, UTC by the server's clock."""
@@ -127,7 +127,7 @@ class JobsResponse(Answer):
 
     jobs: list[JobOut] = Field(description="The newest first; everybody's for a caller with the scope admin.")
     next: str | None = Field(None, examples=[None])
-    """What `before` of the next page is; null on the last one."""
+    """The value of `before` for the next page; null on the last one."""
 
 
 class JobDeleted(Answer):

@@ -130,15 +130,15 @@ class PredictionOut(Answer):
     where the two differ in their first label, decision_reason says so.
     """
     decision: Literal["accept", "review"] = Field(examples=["review"])
-    """What to do with the answer: use it, or show it to a person."""
+    """Use the answer, or show it to a person."""
     decision_reason: str = Field(examples=["0.82 is below 0.91, the threshold for a 5 % error rate"])
-    """Why, in one sentence with figures: what the answer has beside what its decision needs, for the target risk. Of
-    two labels they are probabilities, of more entropies (nats).
+    """Why, in one sentence with figures: what the answer has beside what its decision needs, for the target risk. For
+    two labels they are probabilities, for more entropies (nats).
     """
     prediction_set: list[str] = Field(examples=[["positive"]])
     """Conformal set: holds the true label at the artifact's stated level. If several labels may be right, the labels
-    that cannot be ruled out: each true label is among them at that level. Of an unfamiliar input it is every possible
-    label: the level is promised for rows like the calibration rows alone.
+    that cannot be ruled out: each true label is among them at that level. For an unfamiliar input, it is every possible
+    label: the guarantee only holds for rows like the calibration rows.
     """
     flags: list[Flag] = Field(
         description="Why the answer deserves a look; thresholds come from the artifact's calibration split. "
@@ -156,8 +156,8 @@ class PredictionOut(Answer):
     variance.
     """
     prediction_id: str | None = Field(None, examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
-    """What POST /feedback knows this answer by, for feedback_keep_s at most; left out where the server keeps none.
-    Only the caller that it was sent to can use it.
+    """The id of this answer for POST /feedback, for feedback_keep_s at most; left out where the server keeps none. Only
+    the caller that it was sent to can use it.
     """
     label_text: str | None = Field(None, description="The chosen choice's text, or the label.", examples=["positive"])
     answered_by: str | None = Field(None, examples=["laplace"])
@@ -178,8 +178,8 @@ class PredictionOut(Answer):
     """Probability that the whole vocabulary's softmax puts on the labels; null without an adapter."""
     familiarity: Probability | None = Field(None, examples=[0.63])
     """How like the training rows the input is, 0 to 1: the share of the calibration rows that are at least as unusual,
-    the input counted in. Of rows like the calibration rows, one in fifty has at most 0.02; null where the artifact has
-    no such score. With order_average, the largest of the orders'.
+    the input counted in. Among rows like the calibration rows, one in fifty has at most 0.02; null where the artifact
+    has no such score. With order_average, the largest of the orders'.
     """
     score: FiniteFloat | None = Field(None, examples=[0.47])
     """The predictive's review score, of no unit: higher means more likely wrong. If several labels may be right, the
@@ -202,4 +202,4 @@ class PredictResponse(Answer):
     nothing_accepted: NothingAcceptedOut | None = None
     """Set where nothing can be accepted at that rate: why everything goes to review."""
     predictions: list[PredictionOut] = Field(description="One answer per input, in the inputs' order.")
-    timing_ms: Timing | None = Field(None, description="Where the time went, milliseconds.")
+    timing_ms: Timing | None = Field(None, description="The time of each stage, milliseconds.")

@@ -50,7 +50,7 @@ class SuggestedInput(Answer):
     id: str | None = Field(description="As sent.", examples=["a1"])
 
     gain: FiniteFloat = Field(examples=[1.7])
-    """What its label is expected to tell about the model's weights, nats."""
+    """The information that its label is expected to give about the model's weights, nats."""
     predicted: str | list[str] = Field(examples=["negative"])
     """Most probable label now; where several may be right, the list of those present."""
     probs: Probabilities = Field(examples=[{"negative": 0.52, "positive": 0.48}])
@@ -70,4 +70,4 @@ class SuggestResponse(Answer):
     unfamiliar: int = Field(examples=[0])
     """Number of inputs that were left out because their familiarity is below least_familiarity."""
     suggested: list[SuggestedInput] = Field(description="In the order to label them, the largest gain first.")
-    timing_ms: Timing = Field(description="Where the time went, ms.")
+    timing_ms: Timing = Field(description="The time of each stage, ms.")

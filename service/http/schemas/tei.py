@@ -73,7 +73,9 @@ class TeiPrediction(Answer):
 class TeiErrorResponse(Answer):
     """The body of an error, as text-embeddings-inference writes it."""
 
-    error: str = Field(description="What was expected, what came, what to do.", examples=["the queue is full"])
+    error: str = Field(
+        description="The expected value, the value that came, and what to do.", examples=["the queue is full"]
+    )
     error_type: Literal["Unhealthy", "Backend", "Overloaded", "Validation"] = Field(examples=["Overloaded"])
     """Overloaded: 429; Unhealthy: 503; Backend: 500 and 504; Validation: any other."""
 
@@ -86,7 +88,7 @@ class TeiClassifier(Answer):
 
 
 class TeiModelType(Answer):
-    """What the model is."""
+    """The kind of the model."""
 
     classifier: TeiClassifier = Field(description="Always a classifier.")
 
@@ -97,7 +99,7 @@ class TeiInfo(Answer):
     model_id: str = Field(description="The artifact's name.", examples=["fields-smollm2"])
     model_sha: str = Field(description="The artifact's digest.", examples=["sha256:2c26b46b68ffc68f"])
     model_dtype: str = Field(description="Type of the base model's numbers.", examples=["bfloat16"])
-    model_type: TeiModelType = Field(description="What the model is.")
+    model_type: TeiModelType = Field(description="The kind of the model.")
     max_concurrent_requests: int = Field(description="Number of requests at once.", examples=[512])
     max_input_length: int = Field(description="Tokens that a prompt may have.", examples=[512])
     max_batch_tokens: int = Field(description="Tokens of one batch.", examples=[512])

@@ -56,7 +56,7 @@ class ClassifyRequest(Foreign):
 
 
 class LaploraDetails(Answer):
-    """What laplora knows beside vLLM's fields, as in POST /predict. Lists of numbers are in the order of probs."""
+    """laplora's fields beside vLLM's, as in POST /predict. Lists of numbers are in the order of probs."""
 
     answered_by: str = Field(description="The predictive that made this answer.", examples=["laplace"])
     probs_std: list[FiniteFloat] | None = Field(examples=[[0.11, 0.11]])
@@ -77,7 +77,7 @@ class LaploraDetails(Answer):
     """Why, in one sentence with figures: probabilities, of more than two labels entropies, nats."""
     truncated: bool = Field(description="Whether the prompt was cut.", examples=[False])
     prediction_id: str | None = Field(examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
-    """What POST /feedback knows this answer by; null where the server keeps none."""
+    """The id of this answer for POST /feedback; null where the server keeps none."""
 
 
 class ClassifyData(Answer):
@@ -90,7 +90,7 @@ class ClassifyData(Answer):
     false centred logits, nats.
     """
     num_classes: int = Field(description="Number of classes.", examples=[2])
-    laplora: LaploraDetails = Field(description="What laplora knows beside.")
+    laplora: LaploraDetails = Field(description="The fields of laplora.")
 
 
 class UsageInfo(Answer):
@@ -134,9 +134,11 @@ class ModelList(Answer):
 
 
 class VllmError(Answer):
-    """What went wrong, as vLLM and OpenAI write it."""
+    """An error, as vLLM and OpenAI write it."""
 
-    message: str = Field(description="What was expected, what came, what to do.", examples=["the queue is full"])
+    message: str = Field(
+        description="The expected value, the value that came, and what to do.", examples=["the queue is full"]
+    )
     type: str = Field(description="The error's code: it never changes.", examples=["queue_full"])
     param: str | None = Field(None, description="Path of the field at fault.", examples=["input"])
     code: int = Field(description="The HTTP status, a number of no unit.", examples=[429])
@@ -145,4 +147,4 @@ class VllmError(Answer):
 class VllmErrorResponse(Answer):
     """The body of an error of vLLM's endpoints."""
 
-    error: VllmError = Field(description="What went wrong.")
+    error: VllmError = Field(description="The error.")

@@ -28,7 +28,7 @@ def read_row(read_uploaded: ReadRow, line: bytes, labels: LabelNames, template_f
     """Return a row from its JSON object.
 
     Args:
-        template_fields: of the artifact's template. What else a row has are columns of its own.
+        template_fields: of the artifact's template. Other fields of a row are columns of its own.
 
     Raises:
         InvalidJsonError, InvalidRequestError, InvalidInputError: as of a body; fields and messages are of the row.

@@ -98,7 +98,7 @@ class Upload:
         self._lines = Lines()
         self.content = new_content()
         self._ids: set[bytes] = set()
-        #: What is wrong with lines, the first of them and how many; from the first on nothing is written.
+        #: The first errors of lines, and their number; nothing is written from the first on.
         self._refused: list[RefusedLine] = []
         self._refused_count = 0
         self._first_error: LaploraError | None = None

@@ -1,1 +1,1 @@
-"""What is made of a job's rows: the result (``measuring``), downloads (``rows``, which the rest stands on), reports."""
+"""The results from a job's rows: the result (``measuring``), downloads (``rows``, the base of the rest), reports."""

@@ -19,7 +19,7 @@ from service.jobs.store.disk import Disk
 from service.jobs.store.numbers import read_answer
 from service.jobs.store.records import About, Job, ScoredRow
 
-#: Of one page: rows, and bytes of the upload but for one row's.
+#: The most rows of a page, and bytes of the upload beside one row's.
 _PAGE_ROWS, _PAGE_BYTES = 256, 2**20
 
 

@@ -136,9 +136,9 @@ async def score_chunk(
     except Exception as error:
         place = re.match(r"inputs\.(\d+)\b", getattr(error, "field", None) or "")
         row = chunk.items[int(place[1])].row if place else None
-        # What is refused for a while, or because it is too much, is about no row, unless it names one.
+        # A refusal for a while, or for too much, concerns no single row, unless it names one.
         refused = isinstance(error, BatchTooLargeError | ShelfFullError) or kind_of(error).status in (429, 503)
-        # Where the server outlives a lost device, a row may have lost it, and would lose the next one.
+        # If the server outlives a lost device, a row may be the cause, and would lose the next device.
         lost = isinstance(error, DeviceFaultError) and not tools.scorer.backend.failed
         if row is None and refused and not lost and not isinstance(error, DeviceMemoryError):
             raise

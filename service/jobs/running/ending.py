@@ -21,7 +21,7 @@ class UploadGoneError(UploadChangedError):
 
 
 class Ending:
-    """What a job ends with, once that is known.
+    """The end of a job, once it is known.
 
     Attributes:
         outcome: its status, and what is kept of it.

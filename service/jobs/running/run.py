@@ -1,7 +1,7 @@
 """One job that has not ended: its chunks go through, or do not, and it ends.
 
-Chunks go to disk in their order, each in one transaction; what one failed for undoes those read after it. What the
-queue or the disk has no room for is tried again later. A row without an answer is left out and recorded.
+Chunks go to disk in their order, each in one transaction; what one failed for undoes those read after it. If queue or
+disk are full, it is tried again later. A row without an answer is left out and recorded.
 """
 
 from __future__ import annotations

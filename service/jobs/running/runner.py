@@ -1,7 +1,7 @@
 """Runs the jobs in the background, chunk by chunk: callers take turns, and so do one caller's jobs.
 
 Two chunks are under way at any time, of one job or of two: while the device is at one, the other is read, tokenised and
-queued behind it. What is under way is on disk before it runs. What was under way when a process ended uncleanly is
+queued behind it. Chunks under way are on disk before they run. Those under way when a process ended uncleanly are
 suspect: the next process tries those rows one by one, and leaves out a row that was alone at several such ends.
 """
 

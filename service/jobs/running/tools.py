@@ -1,4 +1,4 @@
-"""What every run of a job works with."""
+"""The tools of every run of a job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.settings import Settings
 
 @dataclass(frozen=True)
 class Tools:
-    """What every run works with; the last are called when another chunk may begin, a job ended, the server stops."""
+    """The tools of every run; the last are called when another chunk may begin, a job ended, the server stops."""
 
     settings: Settings
     scorer: Scorer

@@ -17,7 +17,7 @@ _LONE_TRIES = 2
 
 
 class UnderWay:
-    """What of a job is under way here, beside what earlier processes left begun."""
+    """The rows of a job that are under way here, beside those that earlier processes left begun."""
 
     def __init__(self, job: Job, tools: Tools) -> None:
         self._job, self._tools = job, tools

@@ -1,7 +1,7 @@
 """The database of jobs: SQLite in the jobs folder, or a PostgreSQL that several servers share.
 
-Used from one thread at a time. Every transaction is on disk when it returns. What a full disk or a lost connection
-raises becomes StorageFullError or JobsUnavailableError: a job waits for both to pass.
+Used from one thread at a time. Every transaction is on disk when it returns. Errors of a full disk or a lost connection
+become StorageFullError or JobsUnavailableError: a job waits for both to pass.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PRAGMAS = (
 _SLICE_PAGES = 64
 #: PostgreSQL's codes of a disk without room, and of statements that another try may carry out.
 _DISK_FULL = frozenset({"53100", "53200"})
-#: Of a server that another one takes the place of, and of a transaction that hung and was ended.
+#: The codes of a server that another one replaces, and of a transaction that hung and was ended.
 _PASSING = frozenset({"25006", "25P03"})
 UNANSWERED = "the jobs' database does not answer: try again later"
 

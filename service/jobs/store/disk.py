@@ -1,6 +1,6 @@
-"""Where jobs are: the threads that reach the folder and the database, and their opening, closing and sweeping.
+"""The disk of jobs: the threads that reach the folder and the database, and their opening, closing and sweeping.
 
-Belongs to the event loop. Where the folder or the database cannot be had, ``closed`` says why, and ``open`` can be
+Belongs to the event loop. If the folder or the database is not available, ``closed`` says why, and ``open`` can be
 called again.
 """
 
@@ -30,7 +30,7 @@ from service.telemetry.logs import log_crash, logger
 
 T = TypeVar("T")
 
-#: What passes: a disk without room, a database or a store of uploads that does not answer.
+#: Errors that pass: a full disk, a database or a store of uploads that does not answer.
 STORAGE_ERRORS = (StorageFullError, JobsUnavailableError)
 
 
@@ -62,7 +62,7 @@ class Disk:
     async def in_time(self) -> AsyncIterator[None]:
         """Raise JobsUnavailableError where a database that servers share lets what is in the block wait for too long.
 
-        What was begun may be carried out all the same.
+        Work that has begun may still be completed.
         """
         try:
             async with asyncio.timeout(2 * self._settings.jobs_timeout_s if self.shared else None):

@@ -8,9 +8,9 @@ Everything is in a sub-folder, which a marker names as the server's:
         jobs.sqlite         the jobs, their rows' answers and metrics (``schema.py``)
         ID.part, ID.jsonl   the upload ID, until and once it is whole; ID has 32 hexadecimal digits
 
-Where the jobs are in a database that servers share, uploads are in ``laplora-jobs-shared`` beside it, which any number
-of them may have: without ``lock`` and ``jobs.sqlite``. Where uploads are in a remote store, what is in the folder is a
-copy for the server that runs the job.
+If the jobs are in a database that servers share, uploads are in ``laplora-jobs-shared`` beside it, which any number of
+them may have: without ``lock`` and ``jobs.sqlite``. If uploads are in a remote store, the folder has copies for the
+server that runs the job.
 
 No other file is ever written, moved or removed. A folder that holds other files is refused, but for hidden ones and
 ``lost+found``.
@@ -38,7 +38,7 @@ SUBFOLDER, SHARED_SUBFOLDER = "laplora-jobs", "laplora-jobs-shared"
 MARKER = "made-by-laplora"
 DATABASE = "jobs.sqlite"
 _UPLOAD = re.compile(r"[0-9a-f]{32}\.(part|jsonl)")
-#: What a fetch leaves that a crash cut off, and what an upload does in a folder that other servers have too.
+#: The partial files of a fetch that a crash cut off, and of an upload in a folder that other servers share.
 _FETCHED = ".fetched-"
 #: No upload may take longer (``job_upload_timeout_s``), twice.
 _ABANDONED_S = 2 * 86_400.0
@@ -184,8 +184,8 @@ class JobsFolder:
     def discard_others(self, job_ids: Collection[str]) -> None:
         """Remove what a crash left: every upload but these jobs'.
 
-        Of a shared folder these are copies, and parts of uploads that have been there for longer than any upload may
-        take: the rest may be another server's.
+        In a shared folder, these are copies, and parts of uploads that are older than any upload may take: the rest may
+        be another server's.
         """
         needed = {self.inputs(job_id) for job_id in job_ids}
         for path in list(self.path.iterdir()):

@@ -27,7 +27,7 @@ from service.jobs.store.schema import BAD_ROWS, BEGUN, DISCARDS, JOBS, ROWS
 
 
 class JobTables:
-    """What is done to jobs, in a database. A method raises as ``Database.transaction``, and then changes nothing.
+    """Changes of jobs in a database. A method raises as ``Database.transaction``, and then changes nothing.
 
     After JobsUnavailableError it may have, where the answer to its commit was lost: called again it changes no more.
 
@@ -175,7 +175,7 @@ class JobTables:
     ) -> None:
         """Let a job end that has not.
 
-        Of a cancelled job no rows are kept; of another, those that its upload asked to keep. The rest is for ``sweep``,
+        A cancelled job keeps no rows; another one keeps those that its upload asked to keep. The rest is for ``sweep``,
         and an upload that is not kept for whoever reads ``discards``.
 
         Args:

@@ -62,7 +62,7 @@ class Ledger:
     async def add(self, job: Job) -> None:
         """Keep a new job, whose whole upload is on disk.
 
-        Where this fails, the database may have the job all the same, or not: the sweep removes the upload of none.
+        If this fails, the database may have the job or not: the sweep removes an upload without a job.
         """
         await self.disk.in_database(self.disk.tables.discards.announce, job.id)
         try:
@@ -95,7 +95,7 @@ class Ledger:
     async def _make_room(self, jobs: Sequence[Job]) -> None:
         """Remove uploads before it is written down that nobody needs them: a disk without room could not take that.
 
-        Where others have the jobs too, one may be done by now, and then its rows stay.
+        If other servers share the jobs, one may be done by now, and then its rows stay.
         """
         if not self.disk.shared and self.disk.folder.remote is None:
             for job in jobs:

@@ -12,9 +12,9 @@ from service.jobs.store.records import STATUSES, Job
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
-#: What only the server that has a job in memory knows of it.
+#: The fields that only the server with the job in memory knows.
 _OF_MEMORY = frozenset({"mine", "beyond_share", "lost", "pace", "cancelling"})
-#: What the database says of a job, and may say otherwise the next time.
+#: The fields of a job that the database may change.
 _STORED = [field.name for field in fields(Job) if field.name not in _OF_MEMORY]
 
 

@@ -1,6 +1,6 @@
 """A row's numbers as the database has them: float64 in base64, so that an upload can be told what its answers take.
 
-Of each method a labelled row has what the metrics are made of (``laplora.metrics.scores.RowScores``), or where several
+For each method, a labelled row has the parts of the metrics (``laplora.metrics.scores.RowScores``), or where several
 labels may be right their probabilities and scores. Rows of an older server have what it had in memory, as lists.
 """
 
@@ -20,8 +20,8 @@ from service.jobs.store.records import ScoredRow, compact
 if TYPE_CHECKING:
     from laplora.metrics.scores import RowScores
 
-#: What an answer has by label; what is not kept of it: the label's text may be a part of the prompt, and the reason
-#: follows from the rest.
+#: The fields of an answer by label, and those that are not kept: the label's text may be a part of the prompt, and the
+#: reason follows from the rest.
 _BY_LABEL = ("map_probs", "probs", "probs_std")
 _NOT_KEPT = ("label_text", "decision_reason", "calibrated_probs", "logit_mean", "logit_variance")
 #: Most bytes of an answer but for its labels and what it has by label.

@@ -54,7 +54,7 @@ def open_engine(url: str, password_file: Path | None, *, timeout_s: float) -> En
             max_overflow=0,
             pool_pre_ping=True,
             connect_args=arguments,
-            # What a statement was given is in no message, and so in no log.
+            # A statement's parameters are in no message, and so in no log.
             hide_parameters=True,
         )
     except ModuleNotFoundError:

@@ -1,6 +1,6 @@
 """How many unfinished jobs, and how many bytes of their uploads and answers, there may be: in all, and of one caller.
 
-What an upload announces has to fit when it begins. It holds what has come of it, and what the answers to that take at
+An upload's announced size has to fit when it begins. It holds what has come of it, and what the answers to that take at
 most, so that announcing alone takes no room from others. Its job holds the place until it has ended.
 """
 

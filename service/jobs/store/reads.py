@@ -1,4 +1,4 @@
-"""What is read of jobs in the database, and the removal of what is no job's any more. ``JobTables`` writes them."""
+"""Reads of jobs in the database, and the removal of records without a job. ``JobTables`` writes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SLICE_ROWS = 256
 
 
 class Reads:
-    """What a database has of jobs. A method raises as ``Database.transaction``."""
+    """The records of jobs in a database. A method raises as ``Database.transaction``."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -86,7 +86,7 @@ class Reads:
         with self.database.transaction() as db:
             return db.execute(select(JOBS.c.result).where(JOBS.c.number == job)).scalar()
 
-    # What nobody needs any more
+    # Removal of unneeded records
 
     def sweep(self) -> bool:
         """Remove some of what is no job's any more, and give its room back to the disk; false once nothing is left."""

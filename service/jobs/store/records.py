@@ -1,4 +1,4 @@
-"""What is kept of a job: its description, its sums, its rows' answers; and the job as the server holds it in memory.
+"""The records of a job: its description, its sums, its rows' answers; and the job as the server holds it in memory.
 
 ``About``, ``Sums`` and ``JobResult`` are on disk, as JSON. They are no part of the API's contract. A newer server may
 have given them fields that this one does not know: it reads the rest, and keeps them where it writes a record anew.
@@ -21,7 +21,7 @@ from laplora.decisions.thresholds import ReviewRule
 
 Status = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
-#: What a job can be on disk: one that runs is queued there, and so goes on after a restart.
+#: The statuses of a job on disk: one that runs is queued there, and so goes on after a restart.
 StoredStatus = Literal["queued", "done", "failed", "cancelled"]
 #: Consecutive rows of a job: the number of the first one, and of the one after the last.
 RowRange = tuple[int, int]
@@ -47,11 +47,10 @@ ReadRow = Callable[[bytes], UploadedRow]
 class ScoredRow(NamedTuple):
     """One row's answer: its number, from 0, where its true labels are, and its numbers by method.
 
-    Of a row without a label ``truth`` is None, and no method is measured. ``methods`` is by name; of a row from disk or
-    on its way, it is what is kept of the numbers (``numbers``).
-    ``unfamiliar``, whether it is flagged so, is None where the artifact does not tell, and of a row read from disk.
-    ``answer`` is what is kept of its answer, JSON; None of a job that keeps none. ``written`` is the answer
-    (``laplora.answers.written``); None of a row read from disk.
+    For a row without a label, ``truth`` is None, and no method is measured. ``methods`` is by name; of a row from disk
+    or on its way, it is what is kept of the numbers (``numbers``). ``unfamiliar``, whether it is flagged so, is None
+    where the artifact does not tell, and of a row read from disk. ``answer`` is what is kept of its answer, JSON; None
+    of a job that keeps none. ``written`` is the answer (``laplora.answers.written``); None of a row read from disk.
     """
 
     row: int
@@ -71,7 +70,7 @@ class MethodSums(BaseModel, extra="allow"):
 
 
 class Answered(BaseModel, extra="allow"):
-    """What answers say, labels or none: counts over rows.
+    """A summary of answers, with or without labels: counts over rows.
 
     ``uncertainty`` has sums (nats) of the parts that every row has.
     """
@@ -206,7 +205,7 @@ class JobResult(BaseModel):
 
 
 class About(BaseModel):
-    """What a job is from its upload on.
+    """The description of a job, fixed at its upload.
 
     Attributes:
         labels: the artifact's, in order; several: whether several of an input's may be right.
@@ -325,7 +324,7 @@ class Job:
 
     @property
     def rows_per_second(self) -> float | None:
-        """Of late, with the turns of other jobs between, pauses left out; None while it does not run."""
+        """The recent speed, with the turns of other jobs, without pauses; None while it does not run."""
         if self.status != "running" or len(self.pace) < 2:
             return None
         (begun_s, first), (now_s, last) = self.pace[0], self.pace[-1]

@@ -1,7 +1,7 @@
 """The tables of jobs, and the format that a database has them in: made whole, and of another format refused by name.
 
-What is added, a table here or a field of a record, keeps the format: a newer server adds what is missing, and an older
-one goes on with what it knows, so that a rollback works. What an older server would misread raises it.
+Additions, a table here or a field of a record, keep the format: a newer server adds what is missing, and an older one
+goes on with what it knows, so that a rollback works. A change that an older server would misread raises it.
 """
 
 from __future__ import annotations

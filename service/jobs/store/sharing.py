@@ -1,7 +1,7 @@
 """Which of the jobs are this server's: its claims, what it leaves to others, and what they did meanwhile.
 
-A job that this server has claimed is ``mine``: memory is right about it, and every write names the claim. Of another
-server's, memory has what the database said last (``refresh``).
+A job that this server has claimed is ``mine``: memory is right about it, and every write names the claim. For another
+server's, memory has the last state of the database (``refresh``).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Sharing:
     def share(self) -> int:
         """How many unfinished jobs this server may have: all, or as many as each of those that live.
 
-        What another one cannot run is no part of it.
+        Jobs that another one cannot run do not count.
         """
         unfinished = sum(job.shared_out for job in self._memory.by_id.values())
         return max(1, math.ceil(unfinished / self._disk.living)) if self._disk.shared else max(1, unfinished)
@@ -136,7 +136,7 @@ class Sharing:
     async def refresh(self) -> list[Job]:
         """Learn what other servers did; return the jobs that were this one's or anybody's, and are not any more.
 
-        Of these nothing is to run here, and no copy of their uploads to stay.
+        They must not run here any more, and copies of their uploads are removed.
 
         Raises:
             StorageFullError, JobsUnavailableError: as of ``Database.transaction``.
@@ -163,7 +163,7 @@ class Sharing:
                 self._memory.forget(job)
             for read in reads:
                 now = self._memory.by_id.get(read.id)
-                # What this server wrote meanwhile is newer than what was read.
+                # This server's writes since then are newer than the read.
                 if now is not None and not _behind(now, read.fence, read.changes):
                     continue
                 if now is not None and (now.mine or read.finished or read.server not in (None, self._disk.server)):
