@@ -2,8 +2,8 @@
 
     python .ci/audit.py
 
-Where no audit database can be reached, or the index that answers keeps none, it says so in one line and passes: work
-does not stop for want of a network. Our own package and local builds are in no database and are passed over.
+If no audit database can be reached, or the index that answers keeps none, it says so in one line and passes: work does
+not stop for want of a network. Our own package and local builds are in no database and are passed over.
 """
 
 from __future__ import annotations

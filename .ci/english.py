@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 LONGEST = 40
 #: A plan that stays as written, and a page with a sentence that its artifact records. The list only shrinks.
 EXEMPT = {"benchmarks/evidence/PLAN.md", "docs/results.md"}
-#: What not to write, with what to write in its place.
+#: Words to avoid, with their replacements.
 WORDS = {
     r"strangeness|strangers?": "out-of-distribution score, out-of-distribution input",
     r"developing (?:tasks?|half|halves)": "development task",

@@ -21,7 +21,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / ".ci")]  # while mkdocs loads this file
 TABLES = importlib.import_module("reference").TABLES
-#: What the site holds of files outside docs/.
+#: The site's files outside docs/.
 OUTSIDE = (
     "README.md",
     "CONTRIBUTING.md",

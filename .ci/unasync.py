@@ -3,7 +3,7 @@
     python .ci/unasync.py            write laplora/client/blocking.py
     python .ci/unasync.py --check    fail where the file is not what would be written
 
-What tasks and threads do differently stays by hand, in ``tasks`` and ``threads`` beside the two clients.
+Differences of tasks and threads stay by hand, in ``tasks`` and ``threads`` beside the two clients.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a card of 24, 40 or 80 GB holds of the four large models, by count: ``python -m benchmarks.cards``.
+"""The share of the four large models that fits on a card of 24, 40 or 80 GB, by count: ``python -m benchmarks.cards``.
 
 No weights and no card are needed: the configurations of ``training/configs`` are counted on the meta device
 (``benchmarks.estimate``). ``--publish`` writes the tables into docs/models.md.

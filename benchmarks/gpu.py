@@ -3,7 +3,7 @@
     python -m benchmarks.gpu                                 # or: make bench-gpu
     python -m benchmarks.gpu --device cpu --layers 2 --quick # the same script without a GPU, to try it
 
-Of each model: the time to make it, a training step as the model's configuration has it, a fit of 64 rows, answers as a
+For each model: the time to make it, a training step as the model's configuration has it, a fit of 64 rows, answers as a
 server's device runs them (latency, throughput, Laplace over MAP), the memory of all that beside what the count without
 a card says (``benchmarks.estimate``), and the share of the card that it takes. The figures go to results.json and
 RESULTS.md under the GPU's name; those of ``--quick``, of fewer layers or of a CPU are left in runs/bench-quick.
@@ -40,7 +40,7 @@ from training.workspace.targets import target_loss
 
 GIB = 2**30
 LAYERS = 32
-#: What the models are called, by the configurations whose base, targets and batches they have.
+#: The names of the models, and the configurations whose base, targets and batches they have.
 MODELS = {
     "Llama-2-7B": "winogrande-s-llama2-7b",
     "Llama-3-8B": "winogrande-s-llama3-8b",
@@ -74,7 +74,7 @@ QUICK = Sizes(16, (2, 4), 4, answers=3, turns=2, steps=1)
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a model with a posterior; ``title`` begins the records' names.
+    """A measured model: a model with a posterior; ``title`` begins the records' names.
 
     ``held_bytes`` is what its weights take. ``fit_bytes`` and ``fit_s`` are those of its posterior, above the weights.
     """

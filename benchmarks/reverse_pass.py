@@ -1,4 +1,4 @@
-"""What exact Jacobians cost in forward passes, for each family of decoders: ``python -m benchmarks.reverse_pass``.
+"""The cost of exact Jacobians in forward passes, for each family of decoders: ``python -m benchmarks.reverse_pass``.
 
 Random models of transformers' own classes, all of one size, with LoRA on every linear of their layers. The written-out
 reverse pass and automatic differentiation are timed in turns with the forward pass, in processor time of one thread, so
@@ -37,7 +37,7 @@ WAYS = ("written_out", "automatic")
 
 @dataclass(frozen=True)
 class Size:
-    """Of every model, and of the batch; every other row has a quarter of its tokens missing."""
+    """The size of every model, and of the batch; every other row has a quarter of its tokens missing."""
 
     hidden: int = 256
     intermediate: int = 768

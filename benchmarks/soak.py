@@ -37,7 +37,7 @@ from benchmarks.load.watch import Sample, process_at, record
 from laplora.artifact.folder import read_artifact, write_manifest
 
 OUT = Path(__file__).with_name("load")
-#: What is published is at least so long, at a server of its own; anything else is left in the scratch folder.
+#: A published run is at least so long, at a server of its own; anything else is left in the scratch folder.
 PUBLISHED_MINUTES = 20.0
 #: Name of the copy that is activated in turn with the artifact itself.
 SECOND = "sst2-second"
@@ -98,7 +98,7 @@ def own_server() -> Iterator[str]:
         for name in (ARTIFACT.name, SECOND):
             shutil.copytree(ARTIFACT, root / name)
         write_manifest(root / SECOND, read_artifact(ARTIFACT).manifest.model_copy(update={"name": SECOND}))
-        # What is kept for feedback is kept on purpose, up to a bound: a small one is full when the warm-up is over.
+        # Predictions are kept for feedback, up to a bound: a small one is full when the warm-up is over.
         with served(["--artifacts-root", str(root), "--jobs-dir", f"{folder}/jobs", "--feedback-rows", "1000"]) as url:
             yield url
 

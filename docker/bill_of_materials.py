@@ -4,8 +4,8 @@
 
 Run in the image's build by a Python that has cyclonedx-bom, which the image does not keep. ``bom.cdx.json`` has the
 packages of the Python given, those of Debian, the interpreter where Debian did not bring it, and the base models that
-are baked in; ``licences.csv`` has their names, versions and licences. What a package says of its licence is repeated,
-not judged.
+are baked in; ``licences.csv`` has their names, versions and licences. A package's own words about its licence are
+repeated, not judged.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from training.workspace.terminal import Terminal, say
 
 @dataclass(frozen=True)
 class ConditionRequest:
-    """What ``python -m training condition`` is told.
+    """The options of ``python -m training condition``.
 
     Attributes:
         artifact: its folder; out: of the new version, None for the artifact's place.

@@ -27,13 +27,13 @@ from training.data.hub_tables import PREFIX
 from training.run import run
 from training.workspace.terminal import say
 
-#: What the student's name adds to its teacher's.
+#: The suffix of a student's name after its teacher's.
 _SUFFIX = "-student"
 #: Fields of a configuration, by section, that name files of rows. No artifact says which files are read.
 _FILES = (("data", "path"),)
 #: The field that names a data set of the hub, or a folder called so. A known one's name says where it is.
 _HUB = ("data", "dataset")
-#: What is shown of a predictive on the test rows.
+#: The metrics of a predictive on the test rows that are shown.
 _FIGURES = ("nll", "accuracy", "ece")
 
 

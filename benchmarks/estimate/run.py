@@ -30,7 +30,7 @@ _MOMENTS = 2 * 4
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run takes on its device. Bytes are of tensors: a CUDA context and an allocator's gaps come on top.
+    """The cost of a run on its device. Bytes are of tensors: a CUDA context and an allocator's gaps come on top.
 
     Attributes:
         model_bytes: base and adapter; adapter_parameters: numbers that are trained.

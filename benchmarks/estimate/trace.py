@@ -1,7 +1,7 @@
 """A meter for code that runs on the meta device: the most memory that it would hold at a time.
 
-Every kernel that torch would launch passes by. Where code asks for a value, it is told zero or False. Attention is
-what a card computes where rows have padding, torch's memory-efficient kernel.
+Every kernel that torch would launch passes by. Code that asks for a value gets zero or False. Attention is what a card
+computes where rows have padding, torch's memory-efficient kernel.
 """
 
 from __future__ import annotations

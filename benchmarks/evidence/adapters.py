@@ -79,8 +79,8 @@ def train(
     """Train one adapter; return its classifier in evaluation mode, and write its weights to the folder.
 
     AdamW with a linearly falling rate, dropout, no weight decay, as ``training/configs/sst2-smollm2.yaml``. Written are
-    ``early`` and last ``training.json``. Of a finished training the classifier has its start: ``put`` gives it what was
-    written.
+    ``early`` and last ``training.json``. After a finished training, the classifier has its start: ``put`` gives it what
+    was written.
 
     Raises:
         NonFiniteError: a weight became NaN or infinite.

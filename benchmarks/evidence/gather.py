@@ -24,7 +24,7 @@ def forward_outputs(classifier: Classifier, examples: Sequence[Example]) -> dict
 
 
 class _Forwards:
-    """What the forward passes gave, row by row."""
+    """The outputs of the forward passes, row by row."""
 
     def __init__(self, rows: int, classes: int) -> None:
         self.logits = torch.zeros(rows, classes)

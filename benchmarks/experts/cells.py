@@ -58,7 +58,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where everything of this seed is kept."""
+        """The folder of everything of this seed."""
         return self.runs / self.name / str(self.training.budget) / str(self.seed)
 
     def rows(self, data: Path) -> Rows:

@@ -27,7 +27,7 @@ from laplora.prompts.examples import Example, label_tensor
 
 @dataclass(frozen=True)
 class Given:
-    """What a method answers from: outputs of the labelled rows with their labels, and those of the test rows."""
+    """The inputs of a method: outputs of the labelled rows with their labels, and those of the test rows."""
 
     rows: Rows
     outputs: Outputs

@@ -1,4 +1,4 @@
-"""What the passes over a cell's rows gave, kept on the disk: a stopped run continues."""
+"""The outputs of the passes over a cell's rows, kept on the disk: a stopped run continues."""
 
 from __future__ import annotations
 

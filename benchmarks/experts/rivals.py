@@ -1,6 +1,7 @@
-"""What a user would try first, by scikit-learn: each chooses its one setting by five folds over all labelled rows.
+"""The methods that a user would try first, by scikit-learn: each chooses its setting by five folds over all labelled
+rows.
 
-A rival's threshold is set on the answers of those folds at the chosen setting. Where it says 0 of a class that it does
+A rival's threshold is set on the answers of those folds at the chosen setting. If it gives 0 to a class that it does
 not have, a share of ``1 / (rows that answer + 1)`` is spread over all classes.
 """
 

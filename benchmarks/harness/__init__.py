@@ -1,4 +1,4 @@
-"""What every benchmark is measured with.
+"""The tools of every benchmark.
 
 Read ``record`` first (a figure, its conditions, and results.json) and ``page`` (RESULTS.md made of it). ``subject`` and
 ``random_models`` are the models, ``process`` a server of its own, ``timing`` and ``allocation`` the meters,

@@ -10,7 +10,7 @@ from training.report.markdown import markdown_table
 
 PAGE = "RESULTS.md"
 Records = Sequence[Mapping[str, Any]]
-#: What the turns say of a limit: all of them alike, or not.
+#: The verdict of the turns on a limit: all of them alike, or not.
 Verdict = Literal["met", "missed", "open"]
 _HEAD = """# Speed
 

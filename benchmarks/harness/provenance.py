@@ -1,4 +1,4 @@
-"""Where, when and from what a figure comes: kept beside it, and shown on its page."""
+"""The machine, time and code of a figure: kept beside it, and shown on its page."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from laplora.artifact.folder import read_artifact
 ROOT = Path(__file__).parents[2]
 #: The artifact that whatever needs one is measured on.
 ARTIFACT = ROOT / "artifacts" / "fields-smollm2"
-#: Where quick runs leave their figures: git ignores it, and nothing published is made of it.
+#: The folder of quick runs' figures: git ignores it, and nothing published is made of it.
 SCRATCH = ROOT / "runs" / "bench-quick"
-#: What a figure can depend on; the pages and figures themselves are not among it, a run changes them.
+#: The files that a figure can depend on; the pages and figures themselves are not among it, a run changes them.
 _CODE = ("*.py", "artifacts", "constraints.txt")
 
 

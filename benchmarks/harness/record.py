@@ -1,4 +1,4 @@
-"""What a benchmark measured: a figure with its range, its target and its origin, kept in results.json."""
+"""The record of a benchmark: a figure with its range, its target and its origin, kept in results.json."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Where and when a benchmark runs, and the folder of its figures and of what a part writes beside them."""
+    """The machine and time of a benchmark, and the folder of its figures and other files."""
 
     hardware: str
     measured: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""What is timed: an artifact's model, adapter and posterior, in any number format and with any label count."""
+"""The timed model: an artifact's model, adapter and posterior, in any number format and with any label count."""
 
 from __future__ import annotations
 

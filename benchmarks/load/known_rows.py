@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-#: What an answer may differ by from the one to the same row alone: in bfloat16 another padding moves a probability by
-#: up to 0.1 (tests/service/process/test_real.py says why).
+#: The allowed difference between an answer and the one to the same row alone: in bfloat16 another padding moves a
+#: probability by up to 0.1 (tests/service/process/test_real.py says why).
 TOLERANCE = 0.15
 PREDICTIVES = ("map", "laplace")
 TEXTS = (

@@ -71,7 +71,7 @@ def settings() -> list[Setting]:
 
 @dataclass(frozen=True)
 class Load:
-    """What came of one load.
+    """The results of one load.
 
     Attributes:
         answered_per_s: answers to the last one.

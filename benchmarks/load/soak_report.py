@@ -1,4 +1,4 @@
-"""What a soak found, as a page."""
+"""The results of a soak, as a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients saw: latencies, answers by status, and whatever should not have been."""
+"""The clients' view: latencies, answers by status, and whatever should not have been."""
 
 from __future__ import annotations
 

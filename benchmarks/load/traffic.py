@@ -41,7 +41,7 @@ HOSTILE: tuple[tuple[str, str, bytes, dict[str, str], tuple[int, ...]], ...] = (
 
 @dataclass
 class Session:
-    """What the clients share.
+    """The state that the clients share.
 
     Attributes:
         names: artifacts that can be activated in turn.

@@ -31,8 +31,8 @@ class Trend:
 def trend(times_s: Sequence[float], values: Sequence[float]) -> Trend | None:
     """Return the trend of a series; None of fewer than ``FEWEST`` points.
 
-    What follows shortly after is alike, so that n points say less than n: the interval is that of the
-    ``n (1 - r) / (1 + r)`` independent ones, with r the residuals' correlation from one point to the next.
+    Neighbouring points are alike, so that n points say less than n: the interval is that of the ``n (1 - r) / (1 + r)``
+    independent ones, with r the residuals' correlation from one point to the next.
     """
     if len(times_s) < FEWEST:
         return None

@@ -2,7 +2,7 @@
 
     python -m benchmarks.reproduce --models smollm2-135m --tasks sst2
 
-What is there is not made again: the same command continues in the model, task and checkpoint where it was.
+Existing results are not made again: the same command continues in the model, task and checkpoint where it was.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from training.workspace.run import Run
 from training.workspace.stores import FolderStore
 from training.workspace.terminal import Terminal, say
 
-#: Of the last checkpoint, as in Yang et al.'s comparison of methods (arXiv 2308.13111, section 5.1).
+#: The number of last checkpoints, as in Yang et al.'s comparison of methods (arXiv 2308.13111, section 5.1).
 LAST_CHECKPOINTS = 3
 DROPOUT_MASKS = 10
 #: Laplace under the prior precision that the evidence of the training rows chooses, which is the report's.

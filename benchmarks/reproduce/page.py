@@ -28,7 +28,7 @@ from benchmarks.reproduce.tables import (
 from laplora.errors import ConfigError
 from laplora.files.atomic import write_json
 
-#: What the seeds of one model and task have in common.
+#: The fields that the seeds of one model and task have in common.
 _SHARED = ("base", "quantization", "steps", "batch_size", "learning_rate", "targets", "structure", "rows", "settings")
 _REPORT = (
     "The report's figures are for 2,500 steps. Three of its four Laplace models have an NLL of .67 to .68 at an "
@@ -48,7 +48,7 @@ def write_page(out: Path) -> Path:
 def publish(out: Path) -> Path:
     """Write the documentation's page from a folder of results, and return it; ConfigError where nothing is there.
 
-    What is published of models and tasks that are not in the folder stays.
+    Published figures of models and tasks that are not in the folder stay.
     """
     return _write(out, ROOT / "docs", "results/")
 

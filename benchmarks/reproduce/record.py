@@ -1,4 +1,4 @@
-"""What one training of a reproduction measured, as JSON values."""
+"""The record of one training of a reproduction, as JSON values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.config import RunConfig, config_hash_fields
 from training.report.rounding import rounded
 from training.workspace.run import Run
 
-#: Of a training, in its folder.
+#: The file of a training's record, in its folder.
 RECORD = "reproduction.json"
 
 

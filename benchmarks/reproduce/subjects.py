@@ -1,4 +1,4 @@
-"""What is reproduced: the models with their ready configurations, the tasks, and the figures that others published."""
+"""The reproduced subjects: models with their ready configurations, tasks, and figures that others published."""
 
 from __future__ import annotations
 

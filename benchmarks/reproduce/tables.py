@@ -16,7 +16,7 @@ Record = Mapping[str, Any]
 Pair = tuple[str, str]
 
 _METRICS = {"accuracy": "ACC", "nll": "NLL", "ece": "ECE"}
-#: Of the last checkpoint, in the order of the comparison; those that were not run are left out.
+#: The methods at the last checkpoint, in the order of the comparison; those that were not run are left out.
 METHODS = (
     "map",
     "temperature",

@@ -32,7 +32,7 @@ PARTS = (
     "start",
     "workers",
 )
-#: What ``--quick`` runs unless parts are named.
+#: The parts that ``--quick`` runs unless others are named.
 QUICK_PARTS = ("predict", "peers", "fit", "overload")
 
 

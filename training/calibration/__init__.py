@@ -1,4 +1,4 @@
-"""What a run computes of its calibration rows, and measures on its test rows.
+"""The computations on a run's calibration rows, and the measurements on its test rows.
 
 ``cross_fit`` is the fit of an adapter that was trained on every label: ``fold_adapters`` are what calibrates it, and
 ``folded`` their posteriors as one. ``order_average`` measures.

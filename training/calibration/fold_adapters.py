@@ -1,7 +1,7 @@
 """Every labelled row as a calibration row: answered by an adapter that was trained without the row's fold.
 
-So no label is held back from the adapter that is served. What is fitted on these answers is fitted on adapters of fewer
-labels than it has (``docs/training.md``, "All labels for training").
+So no label is held back from the adapter that is served. Thresholds are therefore fitted on answers of adapters with
+fewer labels than it has (``docs/training.md``, "All labels for training").
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What averaging each row over two orders of its options, the data's and its reverse, gains for its two prompts."""
+"""The gain of averaging each row over two orders of its options, the data's and its reverse, for its two prompts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from laplora.prompts.option_order import restore_logits
 from laplora.settings import FitSettings
 from training.workspace.terminal import Terminal
 
-#: What a method's name ends with when its orders were averaged.
+#: The end of a method's name if its orders were averaged.
 SUFFIX = "_order_average"
 
 

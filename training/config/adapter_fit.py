@@ -13,7 +13,7 @@ from laplora.prompts.templates import TEMPLATES
 
 @dataclass(frozen=True)
 class AdapterFit:
-    """What is fitted, and of what.
+    """The options of a fit, and its inputs.
 
     Attributes:
         adapter: PEFT folder, hub id of one, or an address where one lies.

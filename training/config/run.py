@@ -32,7 +32,7 @@ from training.data.section import DataConfig
 
 #: Fields that do not change the artifact, which records none of them: folders to write in, later tests, curves.
 UNRECORDED = frozenset({"runs", "artifacts", "shift", "report_to"})
-#: What the curves of fine-tuning can be sent to.
+#: The services that can show the curves of fine-tuning.
 Reporter = Literal["tensorboard", "wandb", "mlflow"]
 #: Two ways to say how long training is.
 _ALTERNATIVES = ("optimizer.steps", "optimizer.epochs")
@@ -111,7 +111,7 @@ class RunConfig(Section):
 
     @property
     def fit(self) -> FitSettings:
-        """What the library's fit is told, of a configuration that is filled in."""
+        """The settings of the library's fit, from a configuration that is filled in."""
         weights = self.optimizer.class_weights
         return FitSettings(
             laplace=self.laplace.settings,
@@ -207,7 +207,7 @@ def _section_of(model: type[BaseModel] | None, name: str) -> type[BaseModel] | N
 def override_all(raw: dict[str, Any], items: Sequence[str]) -> None:
     """Set fields of raw sections from ``section.key=value``; errors as of ``override``.
 
-    Of two fields that say the same in two ways, an override of one takes the place of the other.
+    If two fields say the same in two ways, an override of one replaces the other.
     """
     for item in items:
         override(raw, item)

@@ -72,7 +72,7 @@ class AdapterConfig(Section):
 
 
 class CutConfig(Section):
-    """What is cut of a prompt that is too long."""
+    """The part that is cut from a prompt that is too long."""
 
     field: str = Field(description="of the template, a text; or prompt")
     side: Literal["left", "right"] = Field("right", description="at which its text is cut")
@@ -115,7 +115,7 @@ class LaplaceConfig(LaplaceSettings):
 
     @property
     def settings(self) -> LaplaceSettings:
-        """What the library's fit is told of it."""
+        """Its settings for the library's fit."""
         return LaplaceSettings(**{name: getattr(self, name) for name in LaplaceSettings.model_fields})
 
 
@@ -145,7 +145,7 @@ class CalibrationConfig(CalibrationSettings):
 
     @property
     def settings(self) -> CalibrationSettings:
-        """What the library's fit is told of it."""
+        """Its settings for the library's fit."""
         return CalibrationSettings(**{name: getattr(self, name) for name in CalibrationSettings.model_fields})
 
 
@@ -162,7 +162,7 @@ class ExpertsConfig(ExpertSettings):
 
 
 class EvaluationConfig(Section):
-    """What is measured on the test split beside every predictive."""
+    """Measurements on the test split beside every predictive."""
 
     order_average: bool = Field(
         False,

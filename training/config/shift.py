@@ -24,7 +24,7 @@ class CorruptionConfig(Section):
 
     @property
     def name(self) -> str:
-        """What its rows are called, for example ``typos-0.1``."""
+        """The name of its rows, for example ``typos-0.1``."""
         return f"{self.kind}-{self.severity:g}"
 
 

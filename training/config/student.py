@@ -45,7 +45,7 @@ class StudentConfig(Section):
 
 @dataclass(frozen=True)
 class DistilRequest:
-    """What ``python -m training distil`` is told.
+    """The options of ``python -m training distil``.
 
     Attributes:
         artifact: folder of the teacher; inputs, predictive, folds, label_weight, calibration: as of

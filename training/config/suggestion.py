@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class SuggestRequest:
-    """What ``python -m training suggest`` is told.
+    """The options of ``python -m training suggest``.
 
     Attributes:
         artifact: folder; pool: JSON Lines, CSV or Parquet file of rows with the fields of its template.

@@ -22,7 +22,7 @@ from training.data.files import file_template
 
 @dataclass(frozen=True)
 class HeadTask:
-    """What a model with a classification head says of its task.
+    """The task of a model with a classification head, by its configuration.
 
     Attributes:
         classes: outputs of its head; names: of them, in order, None where it has none.
@@ -50,7 +50,7 @@ def template_of(text: str) -> PromptTemplate:
 def label_values(path: Path, label_field: str) -> tuple[tuple[str, ...], bool]:
     """Return the labels of a file's rows, sorted, and whether any row has a list of them.
 
-    What is no label is left out here and refused when the rows are read.
+    Values that are no label are ignored here and refused when the rows are read.
     """
     values = [record.values.get(label_field) for record in read_records(path)]
     several = any(isinstance(value, list) for value in values)

@@ -1,7 +1,7 @@
 """Corrupted inputs: the same questions with typing mistakes, missing words or less context, their labels unchanged.
 
-What is touched depends on the seed, the row's id and the kind alone, so a higher severity touches also what a lower one
-does. Typing mistakes are those of Belinkov and Bisk (arXiv 1711.02173): a neighbouring key, two letters that changed
+The seed, the row's id and the kind decide which places change, so a higher severity includes the changes of a lower
+one. Typing mistakes are those of Belinkov and Bisk (arXiv 1711.02173): a neighbouring key, two letters that changed
 places, one missing, one twice.
 """
 

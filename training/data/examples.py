@@ -1,4 +1,4 @@
-"""What every data source is turned into: examples of one task, in pools and then in splits."""
+"""The form of every data source: examples of one task, in pools and then in splits."""
 
 from __future__ import annotations
 

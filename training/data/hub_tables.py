@@ -15,7 +15,7 @@ from laplora.errors import ConfigError, DownloadError, first_line, install
 from training.data.examples import ROLES, Pool, Role, Source
 from training.data.files import check_label_field
 
-#: What a configuration's data set begins with that is one of the hub's.
+#: The prefix of a configuration's data set from the hub.
 PREFIX = "hub:"
 
 

@@ -189,7 +189,7 @@ def _linked(source: Source) -> list[Pool]:
 
 @dataclass(frozen=True)
 class FurtherRows:
-    """What is left of rows.
+    """The remaining rows.
 
     Attributes:
         examples: in their order; repeated: how many were left out as an earlier one's question.

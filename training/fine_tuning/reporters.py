@@ -1,4 +1,4 @@
-"""Where the curves of fine-tuning are sent beside the terminal, each by a package that is not one of this project's."""
+"""The services that show the curves of fine-tuning beside the terminal, each by a package of its own."""
 
 from __future__ import annotations
 

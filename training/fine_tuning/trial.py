@@ -23,7 +23,7 @@ _PASSES = {"joint_core": 2, "ekfac": 2}
 
 @dataclass(frozen=True)
 class Trial:
-    """What was measured, and what follows for a run. Times are of batches of rows of middle length.
+    """The measurements, and the estimate for a run. Times are of batches of rows of middle length.
 
     Attributes:
         step_s: of one optimizer step; training_s: of all, those of the folds included.

@@ -1,4 +1,4 @@
-"""What people read of a run.
+"""A run's pages for people.
 
 ``evaluation`` has the tables of the test rows, ``page`` their report, and ``shift`` that of a shift evaluation.
 """

@@ -1,4 +1,4 @@
-"""What a shift evaluation reports: one table, in the run's report and, published, on the page."""
+"""The report of a shift evaluation: one table, in the run's report and, published, on the page."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from training.config import RunConfig
 from training.report.markdown import fill, markdown_table
 from training.report.rounding import rounded
 
-#: Of one set, by name: ``probs.NAME`` (rows, classes) float64 of each predictive, ``labels`` (rows,) int64, -1 where
-#: there is no answer, ``accepted`` and ``unfamiliar`` (rows,) bool of the recommended predictive, and ``familiarity``
-#: (rows,) float64 where the artifact has it.
+#: The tensors of one set, by name: ``probs.NAME`` (rows, classes) float64 of each predictive, ``labels`` (rows,) int64,
+#: -1 where there is no answer, ``accepted`` and ``unfamiliar`` (rows,) bool of the recommended predictive, and
+#: ``familiarity`` (rows,) float64 where the artifact has it.
 Answers = Mapping[str, torch.Tensor]
 
 

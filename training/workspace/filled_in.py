@@ -19,7 +19,7 @@ MANY_EPOCHS = 20
 def filled_in(config: RunConfig, rows: int, parameters: Callable[[], int]) -> RunConfig:
     """Return the configuration with a learning rate and a number of steps; one that has both, as it is.
 
-    What is filled in is printed, if anything is fine-tuned, and counts as if it had been written, for digests too.
+    Filled-in values are printed, if anything is fine-tuned, and count as if they had been written, for digests too.
 
     Args:
         rows: that are trained on; parameters: gives the base's number of parameters, and is asked where it matters.

@@ -1,4 +1,4 @@
-"""What a result was made from, as a digest kept beside it, so that none is taken for another configuration's.
+"""The inputs of a result, as a digest kept beside it, so that none is taken for another configuration's.
 
 Each covers the rows themselves and the base's weights, not their names. Folders and the device do not enter.
 """

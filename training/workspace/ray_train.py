@@ -27,7 +27,7 @@ TIMEOUT_S = 3600
 
 @dataclass(frozen=True)
 class RayProcesses:
-    """What Ray Train is asked for.
+    """The resources that Ray Train is asked for.
 
     Attributes:
         count: processes; threads: processors that each has, and threads of torch in it.

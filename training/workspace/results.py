@@ -1,4 +1,4 @@
-"""What earlier jobs of a run left, and whether it was made from exactly this run's inputs."""
+"""The results of a run's earlier jobs, and whether they were made from exactly this run's inputs."""
 
 from __future__ import annotations
 

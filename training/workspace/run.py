@@ -62,7 +62,7 @@ class Run:
 
     @property
     def settings(self) -> FitSettings:
-        """What the library's fit beside the adapter is told."""
+        """The settings of the library's fit beside the adapter."""
         beside = self.config.experts.beside and self.student is None
         experts = self.experts if beside else self.experts.model_copy(update={"names": ()})
         return self.config.fit.model_copy(update={"experts": experts})
@@ -74,7 +74,7 @@ class Run:
 
     @property
     def place(self) -> str | Spread:
-        """Where a model is loaded, as ``Predictor.load`` takes it."""
+        """The device or spread of a model, as ``Predictor.load`` takes it."""
         return self.spread or str(self.device)
 
     @property

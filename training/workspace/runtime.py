@@ -38,7 +38,7 @@ from training.workspace.terminal import say
 def open_run(config: RunConfig) -> Run:
     """Return the run of ``prepared_run`` with its folder begun, and no other job in it.
 
-    Of several processes the first one fetches what is to be fetched, and has the folder.
+    The first of several processes fetches files, and has the folder.
 
     Raises:
         ConfigError: another job in the run's folder; and as ``prepared_run``.

@@ -18,7 +18,7 @@ from training.data.splitting import with_selection
 from training.workspace.run import Run
 from training.workspace.terminal import say
 
-#: What a run's folder has about the step that was chosen.
+#: The file about the chosen step in a run's folder.
 SELECTED = "selected.json"
 
 

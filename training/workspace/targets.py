@@ -1,4 +1,4 @@
-"""What an adapter is trained on: rows with their labels, and of a student its teacher's probabilities.
+"""The training targets of an adapter: rows with their labels, or for a student its teacher's probabilities.
 
 The teacher is asked once: its answers stay in the student's folder.
 """
@@ -29,7 +29,7 @@ from training.workspace.terminal import progress, say
 
 #: A row with what it is trained towards: () int64 a label, or (classes,) float32 probabilities.
 Target = tuple[EncodedRow, torch.Tensor]
-#: What a student's folder has about its training beside the adapter.
+#: The file about the training in a student's folder, beside the adapter.
 STUDENT = "student.json"
 #: Batches of the teacher's answers that are kept together: what a stopped run does again at most.
 _KEPT_BATCHES = 64
@@ -45,7 +45,7 @@ def target_loss(
 
     Args:
         logits: (rows, classes); class_mask: (rows, classes) bool.
-        targets: (rows,) int64 labels, or (rows, classes) probabilities, 0 at impossible classes. Of probabilities the
+        targets: (rows,) int64 labels, or (rows, classes) probabilities, 0 at impossible classes. For probabilities, the
             gradient is that of the Kullback-Leibler divergence from them (Hinton et al., arXiv 1503.02531).
         class_weights: (classes,), of labels: the mean is then of minus ``class_weighted_log_likelihood``.
     """

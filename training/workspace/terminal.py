@@ -1,4 +1,4 @@
-"""What a job prints: lines of progress, and a bar with the time left."""
+"""The output of a job: lines of progress, and a bar with the time left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a fit costs over the passes through the model that it cannot do without, and what choosing a prior costs."""
+"""The cost of a fit beyond its necessary passes through the model, and the cost of choosing a prior."""
 
 from __future__ import annotations
 

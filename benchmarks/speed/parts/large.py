@@ -28,7 +28,7 @@ LLAMA = "meta-llama/Llama-2-7b-hf"
 LAYERS, ROWS, TOKENS, LORA_RANK, EKFAC_RANK = 32, 8, 64, 8, 10
 MODEL, ANSWER, FIT = "model", "answer above the model", "fit above the model"
 JOINT, EKFAC = "file, joint_core", f"file, ekfac of rank {EKFAC_RANK}"
-#: What a posterior's file may take.
+#: The most that a posterior's file may take.
 FILE_MB = 25.0
 
 

@@ -40,7 +40,7 @@ Attention = Callable[[], AbstractContextManager[None]]
 Answer = Callable[[Attention], torch.Tensor]
 #: How far an answer may move with another attention: rounding in float32.
 SAME = 1e-2
-#: What is timed beside laplora, and what laplace-torch computes its curvature with.
+#: The packages that are timed beside laplora, and laplace-torch's package for curvature.
 PACKAGES = ("bayesian-lora", "laplace-torch", "curvlinops-for-pytorch")
 
 

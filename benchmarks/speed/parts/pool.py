@@ -1,4 +1,4 @@
-"""What answers of heads and of their pool cost over a MAP answer, and what further labels cost.
+"""The cost of answers by heads and their pool over a MAP answer, and the cost of further labels.
 
 Texts are made up, and the adapter is random: what an answer costs does not depend on what weights were learned.
 Answers are timed by the processor's seconds of one thread: a busy machine changes them least. Labels are learned by

@@ -70,7 +70,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
 
 
 class Load(NamedTuple):
-    """What closed-loop clients saw: answers a second, and their median latency in seconds."""
+    """The view of closed-loop clients: answers a second, and their median latency in seconds."""
 
     per_second: float
     median_s: float
@@ -100,7 +100,7 @@ def in_process() -> Iterator[Callable[[str], Any]]:
     queue = Queue(Amount(QUEUE_ROWS, 1 << 20, 0))
     device = Device(queue, token_budget=BATCH_TOKENS)
     device.start()
-    # Where two threads of a process have run torch, OpenMP has more workers than cores, and all of them are slower.
+    # If two threads of a process have run torch, OpenMP has more workers than cores, and all of them are slower.
     predictor = device.call(lambda: Predictor.load(ARTIFACT)).result()
 
     def ask(text: str) -> Any:

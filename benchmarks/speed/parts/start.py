@@ -18,7 +18,7 @@ from laplora.models.adapters import attach_adapter
 from laplora.models.base import BaseSpec, load_base_model, locate_base, resolve_device
 from laplora.posterior.file import read_posterior
 
-#: What a user would run without laplora: import, quantise, load; a process of its own, as the server is.
+#: The program of a user without laplora: import, quantise, load; a process of its own, as the server is.
 PLAIN = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
