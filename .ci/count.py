@@ -1,4 +1,4 @@
-"""Counts the project's size, by room, beside the most that it may have: python .ci/count.py.
+"""Counts the project's size, by package, beside its limits: python .ci/count.py.
 
 Counted are lines of Python and words of Markdown in what git tracks. Fails where a limit is passed: whoever adds beyond
 it also removes, or raises the limit here and says why.
@@ -33,8 +33,8 @@ def words(paths: Iterable[Path]) -> int:
     return sum(len((ROOT / path).read_text(encoding="utf-8").split()) for path in paths)
 
 
-def rooms(paths: Iterable[Path], package: str) -> dict[str, list[Path]]:
-    """Return the files of a package by its rooms: the folders in it, and the package's own name for what is in none."""
+def by_package(paths: Iterable[Path], package: str) -> dict[str, list[Path]]:
+    """Return the files of a package by the folders in it; files in none are under its own name."""
     found: dict[str, list[Path]] = {}
     for path in paths:
         if path.parts[0] == package:
@@ -46,9 +46,11 @@ def main() -> int:
     """Print the count; return 1 for a limit that is passed."""
     code, pages = tracked(".py"), tracked(".md")
     for package in (*SOURCE, "tests"):
-        own = rooms(code, package)
-        sys.stdout.write(f"{package}: {sum(map(lines, own.values())):,} lines, {sum(map(len, own.values()))} files\n")
-        for name, paths in sorted(own.items(), key=lambda room: -lines(room[1])):
+        files = by_package(code, package)
+        sys.stdout.write(
+            f"{package}: {sum(map(lines, files.values())):,} lines, {sum(map(len, files.values()))} files\n"
+        )
+        for name, paths in sorted(files.items(), key=lambda item: -lines(item[1])):
             sys.stdout.write(f"  {lines(paths):6,}  {len(paths):4}  {name}\n")
     counts = {
         "source": lines(path for path in code if path.parts[0] in SOURCE),

@@ -1,7 +1,7 @@
 """Draws the pictures of the documentation: python .ci/pictures.py writes docs/pictures/*.svg.
 
 Each function draws one; its docstring is the picture's title and description. A change of the layers in pyproject.toml
-needs a change of ``rooms``; a test says so.
+needs a change of ``packages``; a test says so.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from svg import Picture
 FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
 
 
-def rooms(picture: Picture) -> None:
+def packages(picture: Picture) -> None:
     """The packages of the repository
 
     Three columns: service, library and training. The service and the training jobs both stand on the library and never
     import each other. In each column a package imports only packages below it.
     """
 
-    def column(x: float, width: float, title: str, kind: str, *floors: Sequence[tuple[str, str]]) -> None:
+    def column(x: float, width: float, title: str, kind: str, *layers: Sequence[tuple[str, str]]) -> None:
         y = 44.0
         picture.text(x + 12, 32, title, "small")
-        for floor in floors:
-            across = (width - 24 - 8 * (len(floor) - 1)) / len(floor)
-            for i, (names, what) in enumerate(floor):
+        for layer in layers:
+            across = (width - 24 - 8 * (len(layer) - 1)) / len(layer)
+            for i, (names, what) in enumerate(layer):
                 titles = names.split("\n")
                 height = 40 + 16 * (len(titles) - 1)
                 picture.box(x + 12 + i * (across + 8), y, across, height, kind, *titles, what, titles=len(titles))
@@ -58,7 +58,7 @@ def rooms(picture: Picture) -> None:
         386,
         310,
         "laplora/  the library",
-        "room",
+        "library",
         [("commands", "laplora serve, evaluate, predict ...")],
         [("bulk", "whole files"), ("sklearn", "scikit-learn's"), ("mlflow", "MLflow's")],
         [("fitting", "from rows to calibrated answers")],
@@ -125,14 +125,14 @@ def request(picture: Picture) -> None:
         ("1 parse", "key, place, typed body", "predict.py", "http/routes", "job"),
         ("2 plan", "artifact, caller, deadline", "plan.py, scorer.py", "scoring", "job"),
         ("3 queue", "limits, turns, batches", "queue.py", "scoring", "job"),
-        ("4 device", "one thread, the model", "device.py", "scoring", "room"),
+        ("4 device", "one thread, the model", "device.py", "scoring", "library"),
         ("5 respond", "decisions, schema", "answers.py", "http/routes", "job"),
     )
     picture.text(16, 40, "POST /predict", "title")
     picture.text(884, 40, "the answer", "title end")
-    for i, (title, what, files, room, kind) in enumerate(stages):
+    for i, (title, what, files, package, kind) in enumerate(stages):
         x = 16 + 177 * i
-        picture.box(x, 60, 158, 112, kind, title, what, files, f"service/{room}/")
+        picture.box(x, 60, 158, 112, kind, title, what, files, f"service/{package}/")
         if i < 4:
             picture.way((x + 158, 116), (x + 176, 116))
         if i < 3:
@@ -177,7 +177,7 @@ def training_run(picture: Picture) -> None:
             picture.way((x + 60, 138), (x + 60, 188), kind="soft")
     picture.way((807, 138), (807, 188))
     picture.way((228, 70), (228, 50), (872, 50), (872, 188), kind="soft")
-    picture.box(730, 190, 154, 72, "room", "artifacts/NAME", "what the server loads", first="mono")
+    picture.box(730, 190, 154, 72, "library", "artifacts/NAME", "what the server loads", first="mono")
 
 
 def artifact(picture: Picture) -> None:
@@ -204,7 +204,7 @@ def artifact(picture: Picture) -> None:
     picture.rect(16, 16, 600, 298, "frame")
     picture.text(28, 36, "artifacts/NAME", "small")
     manifest = "template, labels, prior, thresholds, the recommendation; SHA-256 of every other file"
-    picture.box(32, 48, 568, 54, "room", "manifest.json", manifest, first="mono")
+    picture.box(32, 48, 568, 54, "library", "manifest.json", manifest, first="mono")
     for i, lines in enumerate(files):
         picture.box(32 + 288 * (i % 2), 116 + 64 * (i // 2), 280, 54, "file", *lines, first="mono")
     picture.box(664, 48, 220, 54, "plain", "base model", "not inside: its hash is")
@@ -225,10 +225,10 @@ def rows(picture: Picture) -> None:
     picture.box(20, 30, 170, 56, "plain", "training rows", "most of the labels")
     picture.box(20, 120, 170, 56, "plain", "calibration rows", "held out")
     picture.box(20, 210, 170, 56, "plain", "test rows", "held out")
-    picture.box(270, 20, 210, 34, "room", "adapter (MAP)")
-    picture.box(270, 62, 210, 34, "room", "curvature of the loss")
-    picture.box(270, 112, 210, 72, "room", "prior, temperature", "fitted on all of them")
-    picture.box(540, 112, 200, 72, "room", "thresholds, sets, flags", "recommended predictive", "by cross-fitting")
+    picture.box(270, 20, 210, 34, "library", "adapter (MAP)")
+    picture.box(270, 62, 210, 34, "library", "curvature of the loss")
+    picture.box(270, 112, 210, 72, "library", "prior, temperature", "fitted on all of them")
+    picture.box(540, 112, 200, 72, "library", "thresholds, sets, flags", "recommended predictive", "by cross-fitting")
     picture.box(540, 20, 200, 76, "file", "posterior", "weights that stay plausible")
     report = "report: accuracy, NLL, ECE, ranking of mistakes"
     picture.box(270, 210, 470, 56, "file", report, "nothing is fitted on these rows")
@@ -289,7 +289,7 @@ def pictures() -> dict[str, str]:
     """Return the SVG of each picture, by its name."""
     made = {}
     for draw, width, height in (
-        (rooms, 972, 1146),
+        (packages, 972, 1146),
         (request, 900, 300),
         (training_run, 900, 300),
         (artifact, 900, 330),

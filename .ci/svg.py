@@ -8,7 +8,7 @@ STYLE = """
   text { font: 14px system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; fill: #1b2733 }
   .title { font-weight: 600 } .small { font-size: 12px; fill: #52606d } .middle { text-anchor: middle }
   .mono { font: 12.5px ui-monospace, Menlo, Consolas, monospace } .end { text-anchor: end }
-  .room { fill: #eaf1fa; stroke: #2a6fb0 } .job { fill: #fdf1e3; stroke: #c77d2a }
+  .library { fill: #eaf1fa; stroke: #2a6fb0 } .job { fill: #fdf1e3; stroke: #c77d2a }
   .file { fill: #eef6ee; stroke: #3a7d44 } .plain { fill: #f5f6f8; stroke: #9aa5b1 }
   .frame { fill: none; stroke: #9aa5b1; stroke-dasharray: 5 4 }
   .way { fill: none; stroke: #3e4c59; stroke-width: 1.6 }

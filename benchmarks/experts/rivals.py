@@ -1,5 +1,4 @@
-"""The methods that a user would try first, by scikit-learn: each chooses its setting by five folds over all labelled
-rows.
+"""The methods of scikit-learn that a user would try first. Each chooses its setting by five folds over the rows.
 
 A rival's threshold is set on the answers of those folds at the chosen setting. If it gives 0 to a class that it does
 not have, a share of ``1 / (rows that answer + 1)`` is spread over all classes.

@@ -22,8 +22,7 @@ def has_report(artifact: Artifact) -> bool:
 
 def read_report(artifact: Artifact) -> bytes | None:
     """Return an artifact's report, an HTML page that anybody may have written; None: it brings none, or another than
-    its manifest lists. Reads the disk.
-    """
+    its manifest lists. Reads the disk."""
     if not has_report(artifact):
         return None
     record, path = artifact.manifest.files[REPORT_PAGE], artifact.path / REPORT_PAGE

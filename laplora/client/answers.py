@@ -26,8 +26,7 @@ class Artifact(Record):
 
 class Uncertainty(Record):
     """In nats. ``total`` is ``aleatoric`` plus ``epistemic``; ``order`` is the part of ``epistemic`` that the order
-    of the choices causes.
-    """
+    of the choices causes."""
 
     total: float
     aleatoric: float

@@ -55,7 +55,7 @@ def serve(
         raise ConfigError("the folder comes first, then the server's flags: laplora serve FOLDER --device cpu ...")
     if not is_address(artifact) and not Path(artifact).is_dir():
         raise ConfigError(f"no artifact at {artifact}: that is no folder")
-    _find_rooms("service", "uvicorn")
+    _check_installed("service", "uvicorn")
     given = ["--artifact", artifact, *context.args]
     if engine is Engine.RAY and os.environ.get("RAY_ADDRESS"):
         if not _has_one_of(_ON_A_CLUSTER, given):
@@ -71,7 +71,7 @@ def serve(
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _find_rooms(*packages: str) -> None:
+def _check_installed(*packages: str) -> None:
     """Make sure that packages can be imported; those of this project are those beside this library.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The one error of this room, which imports nothing of laplora."""
+"""The one error of this package, which imports nothing of laplora."""
 
 from __future__ import annotations
 

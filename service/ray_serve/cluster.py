@@ -27,8 +27,7 @@ class Sizes(BaseModel):
     """Most artifacts that one scorer has loaded; unset: all, as max_artifacts bounds them."""
     artifact_bytes_per_scorer: int | None = Field(None, ge=1)
     """Most bytes of adapters and posteriors that one scorer has loaded, which its batches leave free; unset: as many as
-    max_artifact_bytes lets all have together.
-    """
+    max_artifact_bytes lets all have together."""
     scorer_cpus: float = Field(1.0, ge=0)
     """CPU cores of a scorer."""
     ingress_cpus: float = Field(1.0, ge=0)
@@ -41,8 +40,7 @@ class Sizes(BaseModel):
     """Seconds for which fewer scorers must have been wanted."""
     max_surge_percent: int = Field(0, ge=0, le=100)
     """Per cent of the scorers, and of the one ingress, that an update starts before it stops as many, where the cluster
-    has room for them; 0: each old one stops first.
-    """
+    has room for them; 0: each old one stops first."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Sizes:

@@ -34,8 +34,8 @@ def test_every_path_in_the_tree_exists() -> None:
         folder, _, about = line.partition("/")
         assert (ROOT / folder).is_dir(), folder
         if folder in ("laplora", "service"):
-            rooms = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
-            assert set(about.partition(": ")[2].split(", ")) == rooms
+            packages = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
+            assert set(about.partition(": ")[2].split(", ")) == packages
 
 
 @pytest.mark.parametrize("name", evidence_page.PAGES)
@@ -54,12 +54,12 @@ def test_the_pages_of_figures_are_linked_and_hold_the_artifacts_table() -> None:
 
 PICTURES = ROOT / "docs" / "pictures"
 #: The class of a package's boxes in the picture.
-PACKAGES = {"laplora": "room", "service": "job", "training": "file"}
-#: Commands, on top of everything and in no room.
+PACKAGES = {"laplora": "library", "service": "job", "training": "file"}
+#: Commands, on top of everything and in no package.
 COMMANDS = {"__main__", "demo", "keys"}
 
 
-def floors(package: str) -> list[set[str]]:
+def layers_of(package: str) -> list[set[str]]:
     """Return a package's layers from the top down, by the contract in pyproject.toml."""
     contracts = tomllib.loads(read("pyproject.toml"))["tool"]["importlinter"]["contracts"]
     (layers,) = (
@@ -67,11 +67,11 @@ def floors(package: str) -> list[set[str]]:
         for contract in contracts
         if contract.get("containers") == [package] or str(contract.get("layers", [""])[0]).startswith(f"{package}.")
     )
-    found = [{room(name, package) for name in re.split(r" [|:] ", layer)} - COMMANDS for layer in layers]
-    return [floor for floor in found if floor]
+    found = [{boxed_as(name, package) for name in re.split(r" [|:] ", layer)} - COMMANDS for layer in layers]
+    return [layer for layer in found if layer]
 
 
-def room(name: str, package: str) -> str:
+def boxed_as(name: str, package: str) -> str:
     """Return how the picture calls a module of a contract: what stands beside the routes is ``http``."""
     name = name.removeprefix(f"{package}.")
     return name.replace(".", "/") if name == "http.routes" else name.partition(".")[0]
@@ -81,7 +81,7 @@ def drawn(package: str) -> list[set[str]]:
     """Return the names in the picture's boxes of a package, row by row from the top down."""
     rows: dict[float, set[str]] = {}
     box: tuple[str, float] = ("", 0.0)
-    for element in ElementTree.parse(PICTURES / "rooms.svg").getroot():
+    for element in ElementTree.parse(PICTURES / "packages.svg").getroot():
         kind = element.tag.rpartition("}")[2]
         if kind == "rect":
             box = (element.get("class", ""), float(element.get("y", 0)))
@@ -91,8 +91,8 @@ def drawn(package: str) -> list[set[str]]:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_the_picture_has_the_floors_of_the_contract(package: str) -> None:
-    assert drawn(package) == floors(package)
+def test_the_picture_has_the_layers_of_the_contract(package: str) -> None:
+    assert drawn(package) == layers_of(package)
 
 
 def test_the_pictures_are_as_the_script_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """The task of an adapter that was trained elsewhere: its prompt, its labels, and a file's rows as ``laplora.fit`` takes
-them.
-"""
+them."""
 
 from __future__ import annotations
 

@@ -59,8 +59,7 @@ class ConditionResponse(Answer):
     previous: str = Field(description="Digest of the version before.", examples=[_DIGEST])
     recommended: str = Field(examples=["conditioned"])
     """The predictive that answers unless a request names another: chosen anew among those that labels move and
-    temperature scaling, unless the configuration named one.
-    """
+    temperature scaling, unless the configuration named one."""
     rows: int = Field(description="Number of new rows.", examples=[300])
     folds: int = Field(description="Number of folds.", examples=[5])
     before: ConditionFigures = Field(description="The predictive that the packaged artifact recommends.")

@@ -13,7 +13,7 @@ class RefusedLineOut(Answer):
     line: int = Field(description="Number of the line, from 1.", examples=[17])
     code: str = Field(description="Stable name of the error.", examples=["invalid_input"])
     message: str = Field(examples=["line 17: the label must be one of ['negative', 'positive']"])
-    """The expected value, the value that came, and what to do."""
+    """The expected and the given value, and what to do."""
 
 
 class ProblemOut(Answer):
@@ -28,7 +28,7 @@ class ErrorDetail(Answer):
 
     code: str = Field(description="Stable name of the error.", examples=["too_many_tokens"])
     message: str = Field(examples=["the prompt has 900 tokens, the limit is 512: shorten it or set truncate"])
-    """The expected value, the value that came, and what to do."""
+    """The expected and the given value, and what to do."""
     field: str | None = Field(None, examples=["inputs.0.text"])
     """Dotted path of the field at fault."""
     limit: int | None = Field(default=None, description="The limit that was passed, in its own unit.", examples=[512])

@@ -63,7 +63,7 @@ class JobPause(Answer):
     has not what the job needs, and another may.
     """
     message: str = Field(examples=["2040 rows wait and 40 came, max_queue_rows is 2048: try again later"])
-    """The expected value and the value that came."""
+    """The expected and the given value."""
 
 
 class BadRow(Answer):

@@ -73,9 +73,7 @@ class TeiPrediction(Answer):
 class TeiErrorResponse(Answer):
     """The body of an error, as text-embeddings-inference writes it."""
 
-    error: str = Field(
-        description="The expected value, the value that came, and what to do.", examples=["the queue is full"]
-    )
+    error: str = Field(description="The expected and the given value, and what to do.", examples=["the queue is full"])
     error_type: Literal["Unhealthy", "Backend", "Overloaded", "Validation"] = Field(examples=["Overloaded"])
     """Overloaded: 429; Unhealthy: 503; Backend: 500 and 504; Validation: any other."""
 

@@ -137,7 +137,7 @@ class VllmError(Answer):
     """An error, as vLLM and OpenAI write it."""
 
     message: str = Field(
-        description="The expected value, the value that came, and what to do.", examples=["the queue is full"]
+        description="The expected and the given value, and what to do.", examples=["the queue is full"]
     )
     type: str = Field(description="The error's code: it never changes.", examples=["queue_full"])
     param: str | None = Field(None, description="Path of the field at fault.", examples=["input"])
