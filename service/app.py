@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.gzip import GZipMiddleware
 
 from laplora.errors import install
 from service.artifacts.conditioning import Conditioner
@@ -25,6 +24,7 @@ from service.errors import TracingUnavailableError
 from service.feedback.gauges import CalibrationGauges
 from service.feedback.labels import FeedbackStore
 from service.http import error_answers, openapi
+from service.http.compression import PackedAnswers
 from service.http.first_look import FirstLook
 from service.http.headers import SafeHeaders
 from service.http.in_flight import InFlight, SharedLimit
@@ -64,7 +64,6 @@ from service.threads import OneAtATime, OneEach, Threads
 if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
 
-
 #: The routers of the API's own endpoints, and of other servers' protocols.
 _NATIVE = (
     predict.router,
@@ -80,7 +79,6 @@ _NATIVE = (
     health.router,
 )
 _FOREIGN = (vllm.router, tei.router)
-
 
 #: Makes who has the weights, of settings, how artifacts are loaded, the metrics, and who watches batches.
 MakeBackend = Callable[[Settings, Library, Metrics, Sequence[Callable[[BatchReport], None]]], Backend]
@@ -211,7 +209,7 @@ def create_app(
             expose_headers=["Location", "Retry-After", "X-Request-ID"],
         )
     # Every piece of an answer is flushed, so that all lines before a download broke off can be read.
-    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)
+    app.add_middleware(PackedAnswers, minimum_size=1024, compresslevel=1)
     app.add_middleware(SafeHeaders, docs_script=openapi.docs_script(app))
     paths = [route.path for router in _NATIVE for route in router.routes if isinstance(route, APIRoute)]
     app.add_middleware(Versioned, names={path.split("/")[1] for path in paths})

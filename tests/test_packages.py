@@ -95,6 +95,15 @@ def test_the_wheel_has_all_files_of_its_packages_and_its_command_runs(wheel: Pat
     assert "no artifact at" in finished.stderr + finished.stdout
 
 
+def test_a_script_beside_an_editable_clone_imports_the_package_and_not_the_clones_folder(tmp_path: Path) -> None:
+    clone = checkout(tmp_path / "laplora", "pyproject.toml", "README.md", "LICENSE", "laplora")
+    program = "from setuptools.build_meta import build_editable; print(build_editable('.'))"
+    built = subprocess.run([sys.executable, "-c", program], cwd=clone, capture_output=True, text=True, check=True)
+    with zipfile.ZipFile(clone / built.stdout.split()[-1]) as wheel:
+        (path,) = (name for name in wheel.namelist() if name.startswith("__editable__"))
+        assert wheel.read(path).decode().strip() == str(clone)
+
+
 def test_the_client_alone_asks_a_server_without_torch(tmp_path: Path) -> None:
     packages = installed(
         checkout(tmp_path / "checkout", "client", "laplora") / "client", tmp_path / "packages", "--wheel"

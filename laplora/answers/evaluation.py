@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from laplora.answers.labels import LabelNames, Truth
+from laplora.answers.reasons import entropy_of_two
 from laplora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 #: labels may be right, the scores of the labels.
 MethodRow = tuple[Sequence[float], float | Sequence[float] | None]
 
-
 #: What every other method's NLL is compared with: one fitted number, at the price of MAP.
 REFERENCE = "temperature"
-
 
 #: Resamples that an interval is of at least.
 _FEWEST_RESAMPLES = 10
@@ -86,16 +84,11 @@ def method_rows(
 def _by_label(manifest: Manifest, methods: Mapping[str, Sequence[float]]) -> dict[str, MethodRow]:
     """Return an input's probabilities with what ranks its labels (``laplora.decisions.uncertainty.review_score``)."""
     records = {str(name): record for name, record in manifest.predictives.items()}
-    at_map = [_entropy(p) for p in methods["map"]]
+    at_map = [entropy_of_two(p) for p in methods["map"]]
     return {
         name: (probs, None if records[name].thresholds.review.score == "total_entropy" else at_map)
         for name, probs in methods.items()
     }
-
-
-def _entropy(present: float) -> float:
-    """Return the entropy of a label that is present with a probability, nats."""
-    return -sum(p * math.log(p) for p in (present, 1 - present) if p > 0)
 
 
 def unfamiliar_share(manifest: Manifest, flags: Sequence[Sequence[str]]) -> float | None:

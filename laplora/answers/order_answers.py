@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
-from laplora.answers.prediction import Array, LabelArrays, Prediction, verdicts
+from laplora.answers.prediction import Array, LabelArrays, Prediction, answers_of
 from laplora.artifact.manifest import Manifest
-from laplora.decisions.uncertainty import decompose, review_score
 from laplora.errors import InvalidInputError
+from laplora.experts.adapter import point
 from laplora.linearised import PosteriorPredictive, entropy
+from laplora.predictive.batch_outputs import BatchOutputs
 from laplora.predictive.order_average import average_orders, order_information
 from laplora.prompts.option_order import reverse_choices
 from laplora.prompts.rows import EncodedRow
@@ -57,65 +57,39 @@ def average_answer(manifest: Manifest, sent: Prediction, shown: Prediction) -> P
     record = manifest.predictives.get("temperature")
     if record and record.reversed_temperature:
         both = _tempered(both[0], record.reversed_temperature), _tempered(both[1], record.reversed_temperature)
-    name = sent.predictive
-    at_map = [p.arrays.map_probs for p in both if p.arrays.map_probs is not None]
-    map_probs = _table(at_map).mean(0, keepdim=True) if at_map else None
     one, other = (_predictive(p) for p in both)
-    served = average_orders(one, other)
-    probs = map_probs if name == "map" and map_probs is not None else served.probs
-    split = decompose(served)
     others = {
-        place: _table([p.arrays.calibrated_probs[place] for p in both]).mean(0, keepdim=True)
-        for place in manifest.predictives
-        if place in sent.arrays.calibrated_probs
+        name: point(_mean([p.arrays.calibrated_probs[name] for p in both]).log())
+        for name in sent.arrays.calibrated_probs
     }
-
-    def score_of(place: Any, of: torch.Tensor) -> torch.Tensor:
-        return review_score(manifest.predictives[place].thresholds, probs=of, map_probs=map_probs)
-
-    score = score_of(name, served.probs)
+    at_map = [p.arrays.map_probs for p in both if p.arrays.map_probs is not None]
     # The largest does not depend on the order that was sent, and raises no flag that the one sent would not have.
     shares = [p.familiarity for p in both if p.familiarity is not None]
     masses = [p.label_mass for p in both if p.label_mass is not None]
-    verdict = verdicts(
-        manifest,
-        name,
-        probs=probs,
-        class_mask=torch.ones_like(probs, dtype=torch.bool),
-        label_mass=_table(masses).mean(0, keepdim=True) if masses else None,
-        truncated=[any(p.truncated for p in both)],
-        epistemic=split.epistemic,
-        score=score,
-        unfamiliar=manifest.unfamiliar(_table([max(shares)]) if shares else None),
-    )
     logit_mean, variance, covariance = _logit_moments(both)
+    outputs = BatchOutputs(
+        logits=_table([logit_mean]),
+        label_mass=_mean(masses) if masses else None,
+        class_mask=torch.ones(1, len(sent.labels), dtype=torch.bool),
+        mean=None,
+        familiarity=_table([max(shares)]) if shares else None,
+    )
+    row = EncodedRow((0,) * sum(p.tokens for p in both), len(sent.labels), any(p.truncated for p in both))
+    (answer,) = answers_of(
+        manifest,
+        [row],
+        outputs,
+        {sent.predictive: average_orders(one, other), **others},
+        sent.predictive,
+        _mean(at_map) if at_map else None,
+        spread=True,
+    )
     return replace(
-        sent,
-        label_index=int(probs[0].argmax()),
-        arrays=LabelArrays(
-            map_probs=None if map_probs is None else map_probs[0].numpy(),
-            probs=probs[0].numpy(),
-            probs_std=served.std[0].numpy(),
-            calibrated_probs={place: averaged[0].numpy() for place, averaged in others.items()},
-        ),
-        logit_mean=logit_mean,
+        answer,
         logit_variance=variance,
         logit_covariance=covariance,
-        total=float(split.total),
-        aleatoric=float(split.aleatoric),
-        epistemic=float(split.epistemic),
-        label_mass=sum(masses) / 2 if masses else None,
-        score=float(score),
-        prediction_set=[label for k, label in enumerate(sent.labels) if verdict.sets[0, k]],
-        flags=list(verdict.flags[0]),
-        decision=verdict.decisions[0],
-        familiarity=max(shares) if shares else None,
-        calibrated_scores={place: float(score_of(place, averaged)) for place, averaged in others.items()},
-        tokens=sum(p.tokens for p in both),
-        truncated=any(p.truncated for p in both),
         orders=2,
         order_information=float(order_information(one.probs, other.probs)),
-        posterior=None,
     )
 
 
@@ -154,6 +128,10 @@ def _tempered(prediction: Prediction, temperature: float) -> Prediction:
         return prediction
     calibrated = {**arrays.calibrated_probs, "temperature": probs[0].numpy()}
     return replace(prediction, arrays=replace(arrays, calibrated_probs=calibrated))
+
+
+def _mean(both: Sequence[float] | Sequence[Array]) -> torch.Tensor:
+    return _table(both).mean(0, keepdim=True)
 
 
 def _table(rows: Sequence[float] | Sequence[Array]) -> torch.Tensor:

@@ -73,14 +73,14 @@ class Prediction(_Compared):
         labels: the row's, in order; label_index: of the most probable one under ``probs``.
         arrays: ``map_probs``, the softmax of the logits at the trained weights, of a model as it is that of the labels'
             tokens, or None where it has no answer; ``probs``, the predictive's mean; ``probs_std``, the standard
-            deviation of each probability over the weights, which like ``aleatoric`` and ``epistemic`` is None where the
-            predictive has no covariance; and by name ``calibrated_probs``, of the other predictives that need no
-            further pass, except ``map``.
+            deviation of each probability over the weights, None where the predictive has no covariance; and by name
+            ``calibrated_probs``, of the other predictives that need no further pass, except ``map``.
         logit_mean: (classes,) centred logits at the trained weights, or of the head that answers, nats.
         logit_variance: (classes,), of the centred logits under the posterior of the trained adapter, or of the head
             that answers, nats squared; None without one.
         logit_covariance: (classes, classes), likewise; None unless it was asked for.
-        total, aleatoric, epistemic: nats; total is the entropy of ``probs``.
+        total, aleatoric, epistemic: nats; total is the entropy of ``probs``, of which the others are parts. They are
+            None without a covariance, and where a head's posterior disagrees more than its answer's entropy allows.
         label_mass: probability of the possible labels under the full-vocabulary softmax; None of heads on a model as it
             is, which answer nothing but labels.
         score: what the predictive's review rule compares, nats.
@@ -194,52 +194,6 @@ class Rules(Protocol):
         """Return (batch,) bool which rows get the flag; None where nobody measured it."""
 
 
-@dataclass(frozen=True)
-class Verdicts:
-    """What a predictive's thresholds give for a batch: ``sets`` is (batch, classes) bool, the conformal sets."""
-
-    sets: torch.Tensor
-    flags: list[list[Flag]]
-    decisions: list[Decision]
-
-
-def verdicts(
-    rules: Rules,
-    name: str,
-    *,
-    probs: torch.Tensor,
-    class_mask: torch.Tensor,
-    label_mass: torch.Tensor | None,
-    truncated: Sequence[bool],
-    epistemic: torch.Tensor | None,
-    score: torch.Tensor,
-    unfamiliar: torch.Tensor | None,
-) -> Verdicts:
-    """Return sets, flags and decisions by a predictive's thresholds.
-
-    The set of an unfamiliar row holds every label that it can have: no calibration row says what it should leave out.
-
-    Args:
-        probs: (batch, classes); class_mask: (batch, classes) bool.
-        label_mass: (batch,), or None; truncated: per row.
-        epistemic: (batch,) nats, or None; score: (batch,) of ``review_score``; unfamiliar: (batch,) bool, or None.
-    """
-    record = rules.predictives[name]
-    sets = label_sets(rules.calibration.conformal, probs, record.conformal, class_mask)
-    if unfamiliar is not None:
-        sets = torch.where(unfamiliar[:, None], class_mask.cpu(), sets)
-    flags = raise_flags(
-        record.thresholds,
-        score=score,
-        label_mass=label_mass,
-        set_sizes=sets.sum(1),
-        truncated=truncated,
-        epistemic=epistemic,
-        unfamiliar=unfamiliar,
-    )
-    return Verdicts(sets, flags, decide(flags))
-
-
 def mixtures(manifest: Manifest, outputs: BatchOutputs) -> dict[PredictiveName, PosteriorPredictive]:
     """Return the moments of every predictive of the artifact that the outputs are enough for."""
     if outputs.mean is None:
@@ -315,25 +269,29 @@ def answers_of(
         other: review_score(rules.predictives[other].thresholds, probs=predictive.probs, map_probs=map_probs)
         for other, predictive in computed.items()
     }
-    verdict = verdicts(
-        rules,
-        name,
-        probs=probs,
-        class_mask=outputs.class_mask,
-        label_mass=outputs.label_mass,
-        truncated=[r.truncated for r in rows],
-        epistemic=split.epistemic if spread else None,
+    record, unfamiliar = rules.predictives[name], rules.unfamiliar(outputs.familiarity)
+    held = label_sets(rules.calibration.conformal, probs, record.conformal, outputs.class_mask)
+    if unfamiliar is not None:  # no calibration row says which label to leave out
+        held = torch.where(unfamiliar[:, None], outputs.class_mask.cpu(), held)
+    flags = raise_flags(
+        record.thresholds,
         score=scores[name],
-        unfamiliar=rules.unfamiliar(outputs.familiarity),
+        label_mass=outputs.label_mass,
+        set_sizes=held.sum(1),
+        truncated=[row.truncated for row in rows],
+        epistemic=split.epistemic if spread else None,
+        unfamiliar=unfamiliar,
     )
+    decisions = decide(flags)
     others = [other for other in computed if other not in ("map", name)]
     counts = [row.class_count for row in rows]
     variances, covariances = _centred(outputs.covariance, counts, whole=covariance)
     familiar = outputs.familiarity
     # As lists before the loop: a tensor's single elements cost microseconds each, for every row of every batch.
-    best, sets = probs.argmax(1).tolist(), verdict.sets.tolist()
+    best, sets = probs.argmax(1).tolist(), held.tolist()
     mass = [None] * len(rows) if outputs.label_mass is None else outputs.label_mass.tolist()
     total, aleatoric, epistemic = (t.tolist() for t in (split.total, split.aleatoric, split.epistemic))
+    parted = [spread and (rest > 0 or not whole) for rest, whole in zip(aleatoric, total, strict=True)]
     mine, stds = probs.numpy(), served.std.numpy()
     at_map = None if map_probs is None else map_probs.numpy()
     logit_mean = _centred_logits(outputs.logits, counts).numpy()
@@ -361,15 +319,15 @@ def answers_of(
                 logit_variance=variances[i],
                 logit_covariance=covariances[i],
                 total=total[i],
-                aleatoric=aleatoric[i] if spread else None,
-                epistemic=epistemic[i] if spread else None,
+                aleatoric=aleatoric[i] if parted[i] else None,
+                epistemic=epistemic[i] if parted[i] else None,
                 label_mass=mass[i],
                 familiarity=None if familiar is None else float(familiar[i]),
                 score=rankings[name][i],
                 prediction_set=[label for label, held in zip(labels, sets[i][:count], strict=True) if held],
-                flags=list(verdict.flags[i]),
-                decision=verdict.decisions[i],
-                rule=rules.predictives[name].thresholds.review,
+                flags=list(flags[i]),
+                decision=decisions[i],
+                rule=record.thresholds.review,
                 calibrated_scores={other: rankings[other][i] for other in others},
                 tokens=len(row.token_ids),
                 truncated=row.truncated,

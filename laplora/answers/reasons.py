@@ -11,11 +11,18 @@ from laplora.decisions.thresholds import Flag, ReviewRule
 
 #: Why a flag sends a row to review whatever its score is, of a whole answer.
 _FLAGS: Mapping[Flag, Callable[[Mapping[str, Any]], str]] = {
-    "unfamiliar": lambda a: f"unlike the training rows (p = {a['familiarity'] or 0:.2g})",
-    "high_epistemic": lambda a: (
-        f"plausible models disagree (epistemic uncertainty {(a['uncertainty'] or {}).get('epistemic', 0):.2g} nats)"
+    "unfamiliar": lambda a: (
+        "unlike the training rows (farther from them than "
+        f"{_percent(math.floor(1000.0001 * (1 - (a['familiarity'] or 0))) / 1000)} of the calibration rows)"
     ),
-    "low_label_mass": lambda a: f"the labels have {a['label_mass'] or 0:.2g} of the model's probability",
+    "high_epistemic": lambda a: (
+        f"plausible models{' and the orders' if 'orders' in a else ''} disagree more than on 95 % of the calibration "
+        f"rows (epistemic uncertainty {(a['uncertainty'] or {}).get('epistemic', 0):.2g} nats)"
+    ),
+    "low_label_mass": lambda a: (
+        f"the labels have {a['label_mass'] or 0:.2g} of the model's probability, less than on 99 % of the calibration "
+        "rows"
+    ),
     "truncated": lambda a: "the input was cut",
 }
 #: Predictives that correct the fine-tuned model's own answer.
@@ -25,9 +32,9 @@ _CORRECTIONS = ("laplace", "temperature", "conditioned")
 def decision_reason(answer: Mapping[str, Any], rule: ReviewRule) -> str:
     """Return why an answer has its decision, such as ``0.82 is below 0.91, the threshold for a 5 % error rate``.
 
-    Both figures are probabilities if the row has two labels, or if several may be right: an entropy and a probability
-    then say the same. With more labels they are entropies, nats. The sentence also says if ``map_probs`` favour another
-    label than ``probs``.
+    The first figure is the label's probability, the second what it needs to be accepted. With more than two labels that
+    depends on how the others share the rest. The sentence also says if ``map_probs`` favour another label than
+    ``probs``.
 
     Args:
         answer: a whole one (``laplora.answers.written``); rule: what its score was compared with.
@@ -53,30 +60,42 @@ def _compared(answer: Mapping[str, Any], rule: ReviewRule) -> str:
     score, several, target = answer["score"], "labels" in answer, _percent(rule.target_risk)
     if rule.threshold is None:
         return f"no threshold reaches {target}"
-    limit = f"the threshold for a {target} error rate"
+    limit = f"for a {target} error rate"
     if rule.guarantee == "upper_bound":
-        if _other_label(answer) is not None:
+        # The score of a label on which they do not agree is twice the largest entropy, 1.39 nats.
+        if score > 1 if several else _other_label(answer) is not None:
             return "only answers on which map_probs agree are accepted"
-        limit = (
-            f"the threshold for at most {target} accepted and wrong, with {_percent(rule.confidence or 0)} confidence"
-        )
-    accepted, source = score <= rule.threshold, " of map_probs" if rule.score == "map_entropy" else ""
+        limit = f"for at most {target} accepted and wrong, with {_percent(rule.confidence or 0)} confidence"
+    source = "map_probs" if rule.score == "map_entropy" and answer.get("answered_by") != "map" else None
     if several or len(answer["probs"]) == 2:
-        mine, least = _figures(_probability(score), _probability(rule.threshold))
-        of = " of the least sure label" if several else source
-        return f"{mine}{of} is {'at least' if accepted else 'below'} {least}, {limit}"
-    mine, most = _figures(score, rule.threshold)
-    return f"the entropy{source}, {mine} nats, is {'at most' if accepted else 'above'} {most}, {limit}"
+        mine, rest, needed = _probability(score), 0.0, "the threshold"
+    else:
+        mine, needed = answer[source or "probs"][answer["label"]], "which this answer needs"
+        rest = max(0.0, (score - entropy_of_two(mine)) / (1 - mine)) if mine < 1 else 0.0
+    first, second = _figures(mine, _probability(rule.threshold, min(rest, math.log(len(answer["probs"])))))
+    of = f"{' of the least sure label' if several else ''}{f' of {source}' if source else ''}"
+    unknown = "; that limit was fitted without order_average, so no rate is promised" if "orders" in answer else ""
+    verdict = "at least" if score <= rule.threshold else "below"
+    return f"{first}{of} is {verdict} {second}, {needed} {limit}{unknown}"
 
 
-@lru_cache(maxsize=64)  # of a threshold, once for all rows
-def _probability(entropy: float) -> float:
-    """Return the larger of the two probabilities whose entropy is this many nats."""
-    low, high = 0.5, 1.0
+def entropy_of_two(prob: float) -> float:
+    """Return the entropy of a label that has a probability and all else, nats."""
+    return -sum(p * math.log(p) for p in (prob, 1 - prob) if p > 0)
+
+
+@lru_cache(maxsize=64)  # of two labels, once for all rows
+def _probability(entropy: float, rest: float = 0.0) -> float:
+    """Return the largest probability at which a label's answer has an entropy, nats, or the next that any has.
+
+    Args:
+        rest: entropy of how the other labels share what is left, nats; 0 of one other label. The most probable label is
+            at ``1 / (1 + e^rest)`` or above, where the entropy falls with its probability.
+    """
+    low, high = 1 / (1 + math.exp(rest)), 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        rest = 1 - middle
-        if -middle * math.log(middle) - rest * math.log(rest) > entropy:
+        if entropy_of_two(middle) + (1 - middle) * rest > entropy:
             low = middle
         else:
             high = middle

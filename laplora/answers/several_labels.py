@@ -72,6 +72,7 @@ def build_several(
     mine = probs[name]
     present = mine > 0.5
     total, aleatoric, epistemic = (part.view(shape).sum(1) for part in (split.total, split.aleatoric, split.epistemic))
+    parted = (spread & ((aleatoric > 0) | (total == 0))).tolist()
     flags = raise_flags(
         record.thresholds,
         score=scores[name],
@@ -109,8 +110,8 @@ def build_several(
             logit_variance=None if variances is None else variances[i],
             logit_covariance=covariances[i] if covariance and covariances is not None else None,
             total=float(total[i]),
-            aleatoric=float(aleatoric[i]) if spread else None,
-            epistemic=float(epistemic[i]) if spread else None,
+            aleatoric=float(aleatoric[i]) if parted[i] else None,
+            epistemic=float(epistemic[i]) if parted[i] else None,
             label_mass=None if outputs.label_mass is None else float(outputs.label_mass[i]),
             familiarity=None if outputs.familiarity is None else float(outputs.familiarity[i]),
             score=float(scores[name][i]),

@@ -25,6 +25,9 @@ _SHORT: Final = frozenset(
         *("uncertainty", "probs_std", "spread_of", "prediction_id"),
     }
 )
+#: Of it what comes from the posterior or two orders alone: a head's spread finds mistakes and other inputs worse than
+#: entropy and familiarity do.
+_SPREAD: Final = frozenset({"uncertainty", "probs_std"})
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,15 @@ class Shown:
         """Return the fields of a whole answer that are written: what was asked for by name also where it is null."""
         named = {*(self.fields or ()), *(("probs_std", "logit_variance", "uncertainty") if self.variance else ())}
         short = self.detail == "short"
+        tells = written["answered_by"] == "laplace" or "spread_of" in written or "orders" in written
+        shown = _SHORT if tells else _SHORT - _SPREAD
 
         def is_shown(name: str, value: Any) -> bool:
             if name in named:
                 return True
             if name in _LABEL_FIELDS and self.fields is not None:
                 return False
-            return name in _SHORT and value is not None if short else True
+            return name in shown and value is not None if short else True
 
         return {name: value for name, value in written.items() if is_shown(name, value)}
 

@@ -43,8 +43,8 @@ class Prediction(Record):
         probs: by label, of the predictive; map_probs: of the fine-tuned model alone; without one
             of the base by label tokens, None where it has no answer.
         decision: ``accept`` or ``review``, for the stated target risk; decision_reason: why, in one sentence.
-        uncertainty, probs_std: by label; None for a predictive without a spread, such as ``temperature``, unless
-            ``variance`` asked for the posterior's, whose name is in ``spread_of``.
+        uncertainty, probs_std: by label; None unless ``laplace`` answers or ``variance`` asked for them. ``spread_of``
+            names the posterior where the predictive has no spread, such as ``temperature``.
         prediction_id: for ``feedback``; None from a service that keeps no predictions.
         answered_by: name of the predictive that computed it. This and what follows come with ``detail="full"``, what is
             by label also by its name in ``fields``; else they are None.

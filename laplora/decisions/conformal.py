@@ -50,7 +50,7 @@ def conformal_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float 
 
     With the score 1 - p(label), q is the ceil((rows + 1) level)-th smallest calibration score. If calibration
     and new rows are exchangeable, the set {k: 1 - p_k <= q} holds the true label with probability at least
-    ``level``. With too few rows for the level, q is 1: the set holds every possible label.
+    ``level``, and so does a larger one. With too few rows for the level, q is 1: the set holds every possible label.
 
     Takes probs (rows, classes) and labels (rows,) int64. Raises ConfigError for a level outside (0, 1), DataError for
     no rows or shapes and labels that do not fit, NonFiniteError for NaN and infinity.
@@ -61,11 +61,12 @@ def conformal_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float 
 def prediction_sets(probs: torch.Tensor, threshold: float, class_mask: torch.Tensor) -> torch.Tensor:
     """Return (rows, classes) bool: the possible labels in each row's set, by a ``conformal_threshold``.
 
-    A set may be empty: then no label is as probable as the calibration rows' labels were. Takes probs and class_mask
-    (rows, classes); errors as ``conformal_threshold``.
+    The most probable label is in every set, also where it is less probable than the threshold asks: so no set
+    contradicts its answer. Takes probs and class_mask (rows, classes); errors as ``conformal_threshold``.
     """
     probs, mask = checked_values(probs, class_mask)
-    return (1 - probs <= threshold) & mask
+    first = probs.masked_fill(~mask, -1).argmax(1, keepdim=True)
+    return ((1 - probs <= threshold) & mask).scatter(1, first, torch.ones_like(first, dtype=torch.bool))
 
 
 def aps_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float = 0.9) -> float:

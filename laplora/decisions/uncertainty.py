@@ -26,8 +26,8 @@ FLAGS: Mapping[Flag, str] = MappingProxyType(
         "low_confidence": "the review score is above its threshold for the target risk, the request's or else the "
         "artifact's, or there is none: then every answer has it",
         "low_label_mass": "the full vocabulary gives the label tokens less than the calibration split's 1 % quantile",
-        "ambiguous_set": "the conformal prediction set does not hold exactly one label; where several labels may be "
-        "right, it is not the set of those that are present",
+        "ambiguous_set": "the conformal prediction set holds more than one label; where several labels may be right, "
+        "more than those that are present",
         "truncated": "the prompt was longer than the limit and was cut",
     }
 )

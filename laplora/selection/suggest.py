@@ -92,7 +92,7 @@ def suggest(
     """Return at most ``count`` rows of a pool in the order to label them: one answer by ``laplace`` a row.
 
     Without an adapter a row's gain is its ``epistemic``: the mutual information of its label and the weights of the
-    heads that answer (BALD, Houlsby et al., arXiv 1112.5745), but at most the entropy of the answer.
+    heads that answer (BALD, Houlsby et al., arXiv 1112.5745), or the entropy of the answer where that is less.
 
     Args:
         rows: of the predictor's ``encode``.
@@ -113,7 +113,11 @@ def suggest(
     for index in track(batches(rows, batch_size), "answering"):
         also = ("laplace",) if has_adapter else ()
         some = predictor.predict([rows[i] for i in index], also=also, covariance=has_adapter)
-        found = information(some).tolist() if has_adapter else [one.epistemic or 0.0 for one in some]
+        found = (
+            information(some).tolist()
+            if has_adapter
+            else [one.total if one.epistemic is None else one.epistemic for one in some]
+        )
         gains.update(zip(index, found, strict=True))
         # A pool of covariances would be more than the memory of most machines.
         answers.update((i, replace(one, logit_covariance=None)) for i, one in zip(index, some, strict=True))

@@ -1,12 +1,15 @@
-"""Requests' bodies packed with gzip, bounded by what they unpack to."""
+"""Bodies packed with gzip: requests', bounded by what they unpack to, and answers."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from starlette.datastructures import Headers
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import Receive, Scope, Send
 
 from service.errors import BodyTooLargeError, InvalidRequestError
 
@@ -16,6 +19,18 @@ _GZIP = 16 + zlib.MAX_WBITS
 TAKEN_ENCODINGS = frozenset({"", "identity", "gzip", "x-gzip"})
 #: Most bytes that are unpacked before others have their turn.
 _PIECE_BYTES = 2**16
+#: In Accept-Encoding, that gzip is refused (RFC 9110, 12.4.2).
+_REFUSED = re.compile(r"gzip\s*;\s*q=0(\.0*)?\s*(,|$)", re.IGNORECASE)
+
+
+class PackedAnswers(GZipMiddleware):
+    """ASGI middleware: Starlette's, which by itself packs also where gzip is refused."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "http" and _REFUSED.search(Headers(scope=scope).get("accept-encoding", "")):
+            scope = {**scope, "headers": [one for one in scope["headers"] if one[0] != b"accept-encoding"]}
+        await super().__call__(scope, receive, send)
 
 
 async def unpacked(body: AsyncIterator[bytes], headers: Headers, limit: int) -> AsyncGenerator[bytes]:

@@ -87,7 +87,6 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
-
 #: One of each kind: grouped heads, windows, fused projections, transposed ones, experts. The others are exhaustive.
 EVERY_TIME = ("Llama 3", "Gemma 3", "Phi-3", "GPT-2", "Mixtral")
 

@@ -50,7 +50,8 @@ def answered_rows(
     thresholds = calibrated.predictives[name].thresholds
     predictive = found.predictive(name, calibrated.temperatures[name])
     spread = bool(predictive.std.any())
-    epistemic = decompose(predictive).epistemic if spread else None
+    parts = decompose(predictive)
+    epistemic = parts.epistemic if spread and bool(((parts.aleatoric > 0) | (parts.total == 0)).all()) else None
     map_probs = class_probs(split.logits, split.class_mask)
     score = review_score(thresholds, probs=predictive.probs, map_probs=map_probs)
     flags = raise_flags(

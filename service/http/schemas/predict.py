@@ -42,8 +42,9 @@ class PredictOptions(Strict):
     posterior asks for it, as variance and covariance do.
     """
     variance: bool = False
-    """Whether to send the posterior's spread: probs_std, uncertainty and logit_variance, also where the predictive has
-    none (map, temperature); spread_of then says whose it is. It costs the posterior's passes.
+    """Whether to send the spread, probs_std, uncertainty and logit_variance, in a short answer by another predictive
+    than laplace too. A head sends its own, which finds no mistakes that probs do not. map and temperature have none:
+    they send the posterior's, at the cost of its passes, and spread_of says so.
     """
     covariance: bool = False
     """Whether to send logit_covariance (classes x classes, squared nats)."""
@@ -76,7 +77,9 @@ class UncertaintyParts(Answer):
     """Uncertainty in nats; total is aleatoric plus epistemic."""
 
     total: FiniteFloat = Field(description="Entropy of probs, nats.", examples=[0.47])
-    aleatoric: FiniteFloat = Field(description="Expected entropy under the posterior, nats.", examples=[0.41])
+    aleatoric: FiniteFloat = Field(
+        description="Expected entropy under the posterior, nats; of a head, the rest of total.", examples=[0.41]
+    )
     epistemic: FiniteFloat = Field(examples=[0.06])
     """Mutual information of label and weights, nats: what more data could remove; with order_average, of label, weights
     and order.
@@ -132,13 +135,13 @@ class PredictionOut(Answer):
     decision: Literal["accept", "review"] = Field(examples=["review"])
     """Use the answer, or show it to a person."""
     decision_reason: str = Field(examples=["0.82 is below 0.91, the threshold for a 5 % error rate"])
-    """Why, in one sentence with figures: what the answer has beside what its decision needs, for the target risk. For
-    two labels they are probabilities, for more entropies (nats).
+    """Why, in one sentence: the label's probability beside what it needs for the target risk, or a flag. With more than
+    two labels, what it needs depends on how the others share the rest.
     """
     prediction_set: list[str] = Field(examples=[["positive"]])
-    """Conformal set: holds the true label at the artifact's stated level. If several labels may be right, the labels
-    that cannot be ruled out: each true label is among them at that level. For an unfamiliar input, it is every possible
-    label: the guarantee only holds for rows like the calibration rows.
+    """Conformal set: holds the true label at the artifact's stated level or more often, and always the answer's. If
+    several labels may be right, the labels that cannot be ruled out: each true label is among them at that level. For
+    an unfamiliar input, it is every possible label: the guarantee only holds for rows like the calibration rows.
     """
     flags: list[Flag] = Field(
         description="Why the answer deserves a look; thresholds come from the artifact's calibration split. "
@@ -146,10 +149,13 @@ class PredictionOut(Answer):
         examples=[["high_epistemic"]],
     )
     uncertainty: UncertaintyParts | None = None
-    """Decomposed uncertainty, nats; null where probs_std is. If several labels may be right, the sum over them."""
+    """Decomposed uncertainty, nats; null where probs_std is, and where a head's posterior disagrees more than the
+    entropy of its answer: that has no such parts. If several labels may be right, the sum over them.
+    """
     probs_std: Probabilities | None = Field(None, examples=[{"negative": 0.11, "positive": 0.11}])
     """Standard deviation of each probability over the weights, by label; null for a predictive without a spread (map,
-    temperature), unless variance asks for the posterior's or order_average gives it one.
+    temperature), unless variance asks for the posterior's or order_average gives it one. A short answer has it and
+    uncertainty from laplace and with order_average; else variance asks for them.
     """
     spread_of: str | None = Field(None, examples=["laplace"])
     """The predictive that uncertainty and probs_std are of, where it is another than the answering one: only with

@@ -8,7 +8,7 @@ const NOTES = {
   high_epistemic: "These models disagree more than on 95 % of calibration rows.",
   low_confidence: "Not as sure as this share of mistakes asks for.",
   low_label_mass: "Words that are no labels were likelier than for 99 % of calibration rows.",
-  ambiguous_set: "More than one label is still possible, or none.",
+  ambiguous_set: "Other labels are still possible.",
   truncated: "Longer than the limit, and cut.",
 };
 

@@ -75,15 +75,12 @@ def test_every_field_is_the_mixtures(choices_predictor: Predictor) -> None:
     assert got.arrays.probs == pytest.approx(probs.mean(0).tolist(), abs=ROUNDING)
     assert got.arrays.map_probs == pytest.approx(restored("map_probs").mean(0).tolist(), abs=ROUNDING)
     variance = (std**2 + probs**2).mean(0) - probs.mean(0) ** 2
-    assert got.arrays.probs_std == pytest.approx(
-        variance.sqrt().tolist(), abs=1e-9
-    )  # the difference of squares cancels
+    # The difference of squares cancels.
+    assert got.arrays.probs_std == pytest.approx(variance.sqrt().tolist(), abs=1e-9)
     assert got.logit_mean == pytest.approx(mean.mean(0).tolist(), abs=ROUNDING)
     assert got.logit_covariance is not None
-    within = torch.stack(
-        [torch.tensor(p.logit_covariance)[at][:, at] for p, at in zip(each, inverse, strict=True)]
-    ).double()
-    wanted = within.mean(0) + torch.cov(mean.T, correction=0)
+    within = [torch.tensor(p.logit_covariance)[at][:, at] for p, at in zip(each, inverse, strict=True)]
+    wanted = torch.stack(within).double().mean(0) + torch.cov(mean.T, correction=0)
     torch.testing.assert_close(torch.tensor(got.logit_covariance).double(), wanted, atol=1e-6, rtol=1e-5)  # float32
     assert got.aleatoric == pytest.approx(sum(p.aleatoric or 0 for p in each) / 2, abs=ROUNDING)
     assert got.total == pytest.approx((got.aleatoric or 0) + (got.epistemic or 0), abs=ROUNDING)
@@ -105,8 +102,6 @@ def test_every_field_is_the_mixtures(choices_predictor: Predictor) -> None:
 def test_what_cannot_be_reordered_is_refused(choices_predictor: Predictor, sentiment_predictor: Predictor) -> None:
     with pytest.raises(InvalidInputError, match="template 'sentiment' takes none"):
         sentiment_predictor.encode_orders({"text": "dull"}, truncate=False)
-    with pytest.raises(InvalidInputError, match="got 1"):
-        choices_predictor.encode_orders({"question": "?", "choices": ["x"]}, truncate=False)
     question = choices_predictor.encode_orders(TWO, truncate=False)
     with pytest.raises(DataError, match="1 predictions are not those"):
         choices_predictor.average_orders(choices_predictor.predict(question[:1]))

@@ -19,6 +19,7 @@ from laplora.decisions.conformal import (
     fit_label_sets,
     label_sets,
     prediction_sets,
+    present_sets,
 )
 
 F64 = torch.float64
@@ -32,15 +33,6 @@ def overconfident(rows: int, classes: int, seed: int) -> tuple[torch.Tensor, tor
     return torch.softmax(2 * logits, 1), labels
 
 
-@given(rows=st.integers(1, 60), level=st.floats(0.05, 0.99), seed=st.integers(0, 999))
-@settings(max_examples=80)
-def test_the_threshold_is_the_score_of_its_rank(rows: int, level: float, seed: int) -> None:
-    probs, labels = overconfident(rows, 3, seed)
-    scores = (1 - probs.gather(1, labels[:, None])[:, 0]).sort().values
-    rank = math.ceil((rows + 1) * level - 1e-9)
-    assert conformal_threshold(probs, labels, level) == (1.0 if rank > rows else scores[rank - 1])
-
-
 @pytest.mark.parametrize("score", ["lac", "aps"])
 def test_sets_cover_new_rows_at_the_promised_rate(score: Any) -> None:
     level, rows, trials, fresh = 0.9, 30, 300, 60
@@ -49,12 +41,9 @@ def test_sets_cover_new_rows_at_the_promised_rate(score: Any) -> None:
         probs, labels = overconfident(rows + fresh, 4, trial)
         sets = label_sets(score, probs[rows:], fit_label_sets(score, probs[:rows], labels[:rows], level), mask)
         rates.append(empirical_coverage(sets, labels[rows:]))
-    # Coverage given a calibration split is Beta(28, 3), sd 0.053; over 300 splits the mean has sd 0.0033.
-    spread = 4 * stats.beta(28, 3).std() / math.sqrt(trials)
-    mean = sum(rates) / trials
-    assert mean >= level - spread
-    # Scores of aps are tied at 0, so its sets may cover more; without ties it is at most 1 / 31 more.
-    assert score == "aps" or mean <= level + 1 / (rows + 1) + spread
+    # Coverage given a calibration split is Beta(28, 3), sd 0.053; over 300 splits the mean has sd 0.0033. Sets may
+    # cover more, as each has the most probable label.
+    assert sum(rates) / trials >= level - 4 * stats.beta(28, 3).std() / math.sqrt(trials)
 
 
 def test_prediction_sets_and_their_coverage() -> None:
@@ -63,24 +52,31 @@ def test_prediction_sets_and_their_coverage() -> None:
     assert conformal_threshold(torch.stack([p, 1 - p], 1), torch.zeros(99).long(), 0.55) == float(1 - p[54])
     sets, labels = torch.tensor([[1, 0], [1, 1], [0, 0], [0, 1]]).bool(), torch.tensor([0, 1, 0, 0])
     assert empirical_coverage(sets, labels) == 0.5
-    probs = torch.tensor([[0.95, 0.05, 0.0], [0.5, 0.5, 0.0], [0.4, 0.3, 0.3]], dtype=F64)
+    probs = torch.tensor([[0.95, 0.05, 0.0], [0.5, 0.5, 0.0], [0.3, 0.4, 0.3]], dtype=F64)
     mask = torch.tensor([[True, True, False], [True, True, False], [True, True, True]])
-    at_half = [[True, False, False], [True, True, False], [False, False, False]]
+    # No label of the last is as probable as the threshold asks, and still its set has the answer's.
+    at_half = [[True, False, False], [True, True, False], [False, True, False]]
     assert prediction_sets(probs, 0.5, mask).tolist() == at_half
+    assert present_sets("lac", torch.tensor([[0.4, 0.6], [0.6, 0.4]], dtype=F64), 0.1).tolist() == [True, False]
     # A threshold of 1 holds every possible class, and never an impossible one.
     assert torch.equal(prediction_sets(probs, 1.0, mask), mask)
     assert torch.equal(aps_sets(probs, 1.0, mask), mask)
 
 
-@given(rows=st.integers(1, 40), classes=st.integers(2, 5), level=st.floats(0.05, 0.99), seed=st.integers(0, 999))
-@settings(max_examples=60)
-def test_aps_is_the_papers_smallest_set(rows: int, classes: int, level: float, seed: int) -> None:
+@given(rows=st.integers(1, 60), classes=st.integers(2, 5), level=st.floats(0.05, 0.99), seed=st.integers(0, 999))
+@settings(max_examples=80)
+def test_thresholds_are_scores_of_a_rank_and_aps_the_papers_smallest_set(
+    rows: int, classes: int, level: float, seed: int
+) -> None:
     """Label by label: its score is the mass before it, and a set the least prefix whose mass passes the threshold."""
     probs, labels = overconfident(rows, classes, seed)
     threshold = aps_threshold(probs, labels, level)
-    before = [sum(q for q in p if q > p[k]) for p, k in zip(probs.tolist(), labels.tolist(), strict=True)]
+    each = [(sum(q for q in p if q > p[k]), 1 - p[k]) for p, k in zip(probs.tolist(), labels.tolist(), strict=True)]
     rank = math.ceil((rows + 1) * level - 1e-9)
-    assert threshold == pytest.approx(sorted(before)[rank - 1] if rank <= rows else 1.0, abs=1e-12)
+    for found, scores in zip(
+        (threshold, conformal_threshold(probs, labels, level)), zip(*each, strict=True), strict=True
+    ):
+        assert found == pytest.approx(sorted(scores)[rank - 1] if rank <= rows else 1.0, abs=1e-12)
     fresh, _ = overconfident(20, classes, seed + 1)
     sets = aps_sets(fresh, threshold, torch.ones_like(fresh, dtype=torch.bool))
     for p, got in zip(fresh.tolist(), sets.tolist(), strict=True):

@@ -140,7 +140,6 @@ def test_an_adapted_head_is_refused() -> None:
 
 TREE = prefix_tree(((10, 11), (12, 13, 14)))
 
-
 KINDS = ["llama", "eager llama", "mistral", "qwen3", "phi", "gemma", "gemma3_text", "gpt2", "mixtral"]
 
 

@@ -43,6 +43,8 @@ async def test_an_answer_is_short_unless_more_is_asked_for(served: Served) -> No
 ASKED: list[tuple[dict[str, Any], str, tuple[str, ...], set[str]]] = [
     ({}, "laplace", (), set()),
     ({"predictive": "map"}, "map", (), {"-uncertainty", "-probs_std"}),
+    ({"predictive": "temperature"}, "temperature", (), {"-uncertainty", "-probs_std"}),
+    ({"predictive": "temperature", "variance": True}, "temperature", ("laplace",), {"logit_variance"}),
     ({"predictive": "map", "variance": True}, "map", ("laplace",), {"spread_of", "logit_variance"}),
     ({"predictive": "map", "fields": ["logit_variance"]}, "map", ("laplace",),
      {"spread_of", "logit_variance", "-probs", "-map_probs", "-probs_std"}),

@@ -48,10 +48,7 @@ choice_inputs = st.fixed_dictionaries(
 )
 ARTIFACTS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     "tiny-sentiment": (text_inputs, [{}, {"predictive": "map"}, {"covariance": True}]),
-    "tiny-mixture": (
-        text_inputs,
-        [{}, *({"predictive": name} for name in ("temperature", "conditioned"))],
-    ),
+    "tiny-mixture": (text_inputs, [{}, *({"predictive": name} for name in ("temperature", "conditioned"))]),
     "tiny-choices-float32": (
         choice_inputs,
         [{}, {"order_average": True}, {"order_average": True, "predictive": "map"}, {"target_risk": 0.2}],

@@ -19,7 +19,6 @@ from service.jobs.store.quota import Quota
 
 pytestmark = pytest.mark.anyio
 
-
 OCTETS = {"content-type": "application/octet-stream"}
 
 

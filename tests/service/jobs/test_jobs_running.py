@@ -22,7 +22,6 @@ from service.jobs.store.records import Job, RowRange
 
 pytestmark = pytest.mark.anyio
 
-
 #: Chunks of four rows, which have ten tokens each, and device batches of two.
 SMALL: dict[str, Any] = {"batch_tokens": 20}
 

@@ -33,7 +33,6 @@ from service.telemetry.metrics import Metrics, Phase
 
 pytestmark = pytest.mark.anyio
 
-
 SECRET = "zebra-secret"
 
 

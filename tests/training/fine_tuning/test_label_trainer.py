@@ -28,7 +28,6 @@ SHORT = {"learning_rate": 1e-2, "steps": 24, "batch_size": 6, "checkpoint_every"
 SELECTING = SHORT | {"evaluate_every": 4, "selection_fraction": 0.25}
 DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.1}
 
-
 # The step that is kept.
 
 
