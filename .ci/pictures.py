@@ -92,7 +92,6 @@ def packages(picture: Picture) -> None:
         242,
         "training/  the jobs",
         "file",
-        [("distil", "a student")],
         [("run", "all jobs")],
         [("frozen", "heads, first")],
         [

@@ -1,6 +1,6 @@
 """``python -m training JOB --config FILE``: the offline jobs.
 
-``fit`` takes an adapter that was trained elsewhere too; ``condition``, ``distil`` and ``suggest`` take an artifact.
+``fit`` takes an adapter that was trained elsewhere too; ``condition`` and ``suggest`` take an artifact.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from laplora.errors import ConfigError, LaploraError, warnings_said
-from training.config import adapter_fit, load_config, student, suggestion
+from training.config import adapter_fit, load_config, suggestion
 from training.config.overrides import add_overrides
 from training.workspace.launcher import alone, launched, launched_rank
 from training.workspace.ray_train import RayProcesses, run_by_ray
@@ -29,7 +29,6 @@ JOBS = {
     "package": "write the artifact that the server loads",
     "condition": "teach an artifact from further labelled rows, without training; or undo it",
     "shift": "measure the artifact on other data sets and on corrupted inputs (resumes)",
-    "distil": "train one adapter on a finished artifact's probabilities over unlabelled inputs (resumes)",
     "suggest": "say which rows of an unlabelled file to label next, by a finished artifact",
 }
 #: Those whose rows several processes share.
@@ -55,9 +54,6 @@ def parser(called: str | None = None) -> argparse.ArgumentParser:
             continue
         if name == "suggest":
             suggestion.add_options(job)
-            continue
-        if name == "distil":
-            student.add_options(job)
             continue
         job.epilog = _READY
         job.add_argument("--config", metavar="FILE", required=name != "fit", type=Path, help="YAML file of the run")
@@ -124,8 +120,6 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
         request = adapter_fit.request_of(options) if name == "fit" else None
         if name == "suggest":
             job(name)(suggestion.request_of(options))
-        elif name == "distil":
-            job(name)(student.request_of(options))
         elif request is not None:
             alone("fit --adapter")
             if processes is not None:

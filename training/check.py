@@ -21,8 +21,6 @@ from training.workspace.terminal import say
 def check(config: RunConfig) -> None:
     """Print what a run would do: its rows, labels and prompt, what is cut, and what it takes in time and memory.
 
-    A student's teacher is not asked: its steps are timed on the labelled rows.
-
     Raises:
         ConfigError, DataError, ModelError, LabelTokenError, DownloadError, ArtifactError: what would stop the run.
     """
@@ -30,8 +28,7 @@ def check(config: RunConfig) -> None:
     run = prepared_run(config)
     for line in (*rows_lines(run), verdict_line(run), *prompt_lines(run)):
         say(line)
-    if run.student is None:
-        say(frozen_line(run))
+    say(frozen_line(run))
     if run.config.fine_tune:
         model = run.adapted(lambda base: add_adapter(base, run.config))
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""Fine-tune: LoRA on a frozen base, the loss on the label tokens only, from labels or a teacher's probabilities.
+"""Fine-tune: LoRA on a frozen base, the loss on the label tokens only.
 
 transformers' Trainer does the loop, the schedule, the logging, the checkpoints and the resume.
 """
@@ -32,7 +32,7 @@ from training.workspace.results import trained_as
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
 from training.workspace.selection import SELECTED, Selected, write_selected
-from training.workspace.targets import Target, labelled_targets, training_targets
+from training.workspace.targets import Target, labelled_targets
 from training.workspace.terminal import say
 
 
@@ -82,7 +82,7 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
         say(f"adapter already trained: {target}")
         return target
     last = workers.broadcast(lambda: resumable_checkpoint(run, checkpoints, keep))
-    targets = workers.broadcast(lambda: training_targets(run))
+    targets = labelled_targets(run, run.splits.train)
     cut = sum(row.truncated for row, _ in targets)
     say(
         f"fine-tuning on {len(targets)} rows, {config.optimizer.step_count} steps of {config.optimizer.step_rows}"

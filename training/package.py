@@ -22,7 +22,6 @@ from training.workspace.results import verify_evaluated, verify_fitted
 from training.workspace.run import Run, base_spec
 from training.workspace.runtime import open_run
 from training.workspace.selection import selection_record
-from training.workspace.targets import student_record
 from training.workspace.terminal import say
 
 
@@ -45,7 +44,7 @@ def _packaged(run: Run) -> Path:
     record = read_fit(fitted)
     told = {"fine_tuning": str(record.fine_tuning)} if record.fine_tuning else {}
     parts = Parts(fitted, config.run_dir / "adapter", report)
-    return write_of_run(run, fitted_fields(record), parts, student_record(run) | selection_record(run) | told)
+    return write_of_run(run, fitted_fields(record), parts, selection_record(run) | told)
 
 
 def write_of_run(run: Run, fitted: Mapping[str, Any], parts: Parts, data: Mapping[str, Any]) -> Path:

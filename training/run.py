@@ -21,12 +21,12 @@ from training.workspace.terminal import say
 
 
 def run(config: RunConfig) -> Path:
-    """Fit heads, fine-tune if asked for, and return the artifact's folder; a student is fine-tuned alone.
+    """Fit heads, fine-tune if asked for, and return the artifact's folder.
 
     Rows and tokenizer are loaded once for all steps. Each artifact is loaded by itself.
     """
     check_reporters(config.report_to)
-    steps: list[tuple[str, Callable[[Run], Path]]] = [] if config.student else [("frozen fit", frozen_run)]
+    steps: list[tuple[str, Callable[[Run], Path]]] = [("frozen fit", frozen_run)]
     if config.fine_tune:
         steps += [("fine-tune", finetune_run), ("fit", fit_run), ("evaluate", evaluate_run), ("package", package_run)]
     opened = open_run(config)

@@ -188,7 +188,7 @@ def student() -> str:
     first, five, one = (f"{float(found.rpartition(', -')[2]):.3f}" for found in gains)
     return (
         f"its NLL was {first} nats below temperature scaling's, five adapters' average {five} for five passes, and a "
-        f"student of these (`python -m training distil`) {one} for one"
+        f"student of these {one} for one"
     )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,20 +24,14 @@ from tiny_runs import (
 )
 
 import laplora
-from laplora.artifact.folder import read_artifact
-from laplora.errors import ConfigError
 from laplora.fitting import passes
 from laplora.fitting.projected import split_of
 from laplora.fitting.saving import read_fit
-from laplora.models.adapters import attach_adapter
 from laplora.predictor import Predictor
 from training.calibration import fold_adapters as fold_adapters_module
 from training.config import load_config
-from training.evaluate import plain_probs
 from training.workspace.folds import fold_runs
 from training.workspace.runtime import open_run
-from training.workspace.student import Student, fold_adapters
-from training.workspace.targets import training_targets
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
 
@@ -127,41 +119,6 @@ def test_a_fold_is_a_plain_run_on_its_rows(finished: FinishedRun, tmp_path: Path
     for name in ("contrast_mean", "kept", "rest"):
         assert torch.equal(getattr(by_itself.projected, name), getattr(of_fold.projected, name))
     assert torch.equal(by_itself.labels, of_fold.labels)
-
-
-# A teacher.
-
-
-def test_a_student_learns_the_average_of_all_adapters(finished: FinishedRun, tmp_path: Path) -> None:
-    """Of the folds' and the served one, each at the temperature of the artifact."""
-    run, teacher = open_run(finished.config), read_artifact(finished.artifact)
-    folds = fold_adapters(finished.config.run_dir, teacher.manifest, "temperature")
-    assert len(folds) == FOLDS
-    student = Student(teacher, "temperature", (), 0.0, folds)
-    targets = training_targets(replace(run, student=student, own_folder=tmp_path))
-    temperature, answers = teacher.manifest.predictives["temperature"].temperature, []
-    for folder in (finished.config.run_dir / "adapter", *folds):
-        model = run.adapted(lambda base, folder=folder: attach_adapter(base, folder))
-        answers.append((plain_probs(run.classifier(model), run.splits.train, 4).log() / temperature).softmax(1))
-    assert (answers[0] - answers[1]).abs().max() > 1e-3
-    found = torch.stack([target for _, target in targets]).double()
-    torch.testing.assert_close(found, torch.stack(answers).mean(0), rtol=1e-4, atol=1e-5)
-    assert student.digest != replace(student, folds=folds[:1]).digest
-
-
-def test_folds_that_cannot_teach_are_refused(finished: FinishedRun, copied: Path) -> None:
-    manifest, folder = read_artifact(finished.artifact).manifest, load_config(copied).run_dir
-    held_out = manifest.model_copy(update={"config": {"calibration": {}}})
-    for at, of, predictive, message in (
-        (folder, held_out, "map", "train a teacher with calibration.rows: cross_fit"),
-        (folder, manifest, "laplace", "by temperature or map, not by laplace"),
-        (folder / "folds" / "0", manifest, "map", "is not the folder of the run that made 'tiny-cross-fit'"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            fold_adapters(at, of, predictive)  # type: ignore[arg-type]
-    shutil.rmtree(folder / "folds" / "1" / "adapter")
-    with pytest.raises(ConfigError, match="has 1 of the 2 adapters"):
-        fold_adapters(folder, manifest, "map")
 
 
 # A run that was stopped.

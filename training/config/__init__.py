@@ -1,7 +1,7 @@
 """The one configuration of a training run.
 
 Read ``run`` first: :class:`RunConfig` and how a YAML file and ``--set`` become one. ``sections``, ``optimizer``,
-``shift`` and ``student`` hold its parts, each field with its description; ``size_defaults`` says what is taken where it
+``shift`` hold its parts, each field with its description; ``size_defaults`` says what is taken where it
 names no learning rate or length, and ``folders`` which folder its results lie in.
 """
 

@@ -27,7 +27,6 @@ from training.config.sections import (
     LaplaceConfig,
 )
 from training.config.shift import ShiftConfig
-from training.config.student import StudentConfig
 from training.data.section import DataConfig
 
 #: Fields that do not change the artifact, which records none of them: folders to write in, later tests, curves.
@@ -68,9 +67,6 @@ class RunConfig(Section):
     calibration: CalibrationConfig = CalibrationConfig()
     predictives: PredictiveSettings = PredictiveSettings()
     evaluation: EvaluationConfig = EvaluationConfig()
-    student: StudentConfig | None = Field(
-        None, description="whose answers the adapter learns beside its labels, as the job distil fills it in"
-    )
     golden_inputs: tuple[dict[str, Any], ...] | Literal["calibration"] | None = Field(
         None,
         description="inputs whose answers the artifact records and the server replays: their texts leave with it; "
@@ -87,22 +83,7 @@ class RunConfig(Section):
     def _fits(self) -> RunConfig:
         if self.readout == "label_sequences" and "lm_head" in self.adapter.targets:
             raise ValueError("readout: label_sequences reads all of lm_head: leave lm_head out of adapter.targets")
-        if self.student and self.optimizer.class_weights:
-            raise ValueError(
-                "a student learns probabilities, which optimizer.class_weights does not weigh: leave it out"
-            )
-        if self.student and self.calibration.cross_fits:
-            raise ValueError(
-                "a student takes calibration.rows: held_out: its folds would learn their labels from the teacher"
-            )
-        if self.student and not self.fine_tune:
-            raise ValueError("a student is an adapter: set fine_tune: true")
         return self
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether calibration rows are kept apart from the data's training rows; else they train."""
-        return not self.calibration.cross_fits and not (self.student and self.student.calibration)
 
     @property
     def fine_tuned(self) -> RunConfig:

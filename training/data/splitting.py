@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from laplora.data.labelled import Task
 from laplora.errors import DataError
@@ -185,31 +185,6 @@ def _linked(source: Source) -> list[Pool]:
         replace(pool, examples=tuple(replace(example, group=str(next(numbers))) for example in pool.examples))
         for pool in source.pools
     ]
-
-
-@dataclass(frozen=True)
-class FurtherRows:
-    """The remaining rows.
-
-    Attributes:
-        examples: in their order; repeated: how many were left out as an earlier one's question.
-        in_splits: how many were left out as a question of the training, calibration or test rows.
-    """
-
-    examples: tuple[Example, ...]
-    repeated: int
-    in_splits: int
-
-
-def further_rows(examples: Sequence[Example], task: Task, splits: Splits) -> FurtherRows:
-    """Return rows without those that repeat one of the splits or an earlier one (``drop_duplicates``)."""
-    pools = (
-        Pool("splits", (*splits.test, *splits.calibration, *splits.train), ("test",)),
-        Pool("further", tuple(examples), ("train",)),
-    )
-    kept, dropped = drop_duplicates(Source(task, pools, "file", "beside the splits"))
-    count = dropped["further"]
-    return FurtherRows(kept[1].examples, count["within"], count["across"])
 
 
 def check(task: Task, splits: Mapping[Role, tuple[Example, ...]], *, hold_out: bool = True) -> list[str]:

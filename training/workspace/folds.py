@@ -1,7 +1,6 @@
 """The folds of a run that trains on all labels: each is a run of its own, without the fold's rows, in its own folder.
 
-The adapters of the folds calibrate, and with the one that is served they can teach a student
-(``training.workspace.targets``). Fold membership is that of ``laplora.predictive.cross_fitting``.
+Their adapters calibrate. Fold membership is that of ``laplora.predictive.cross_fitting``.
 """
 
 from __future__ import annotations

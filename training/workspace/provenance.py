@@ -29,7 +29,6 @@ def adapter_inputs(run: Run) -> str:
         config.seed,
         config.adapter.model_dump(mode="json"),
         config.optimizer.model_dump(mode="json"),
-        *([run.student.digest] if run.student else []),
         *([rows_digest(run.splits.selection)] if run.splits.selection else []),
     )
 

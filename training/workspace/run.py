@@ -25,7 +25,6 @@ from laplora.settings import ExpertSettings, FitSettings
 from training.config import RunConfig
 from training.data.examples import Splits
 from training.workspace.held_base import HeldBase
-from training.workspace.student import Student
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class Run:
         location: folder or hub id of the base model.
         verbalizers: text after the prompt that stands for each label; readout: how their logits are read.
         lock: keeps other processes out of the run's folder while this lives.
-        student: whose answers it learns beside its labels; None: labels alone.
         own_folder: where its results lie, if not in the configuration's ``run_dir``: a fold's
             (``training.workspace.folds``).
         base: the base model, which the run's steps and folds have one after another.
@@ -54,7 +52,6 @@ class Run:
     device: torch.device
     lock: FileLock | None = None
     own_folder: Path | None = None
-    student: Student | None = None
     base: HeldBase = field(default_factory=HeldBase)
     workers: Workers = ALONE
     spread: Spread | None = None
@@ -62,9 +59,8 @@ class Run:
 
     @property
     def settings(self) -> FitSettings:
-        """The settings of the library's fit beside the adapter."""
-        beside = self.config.experts.beside and self.student is None
-        experts = self.experts if beside else self.experts.model_copy(update={"names": ()})
+        """What the library's fit beside the adapter is told."""
+        experts = self.experts if self.config.experts.beside else self.experts.model_copy(update={"names": ()})
         return self.config.fit.model_copy(update={"experts": experts})
 
     @property

@@ -31,7 +31,6 @@ from training.workspace.processes import joined, own_device, own_spread
 from training.workspace.provenance import adapter_inputs
 from training.workspace.run import Run, base_spec
 from training.workspace.selection import split_off
-from training.workspace.student import open_student
 from training.workspace.terminal import say
 
 
@@ -63,28 +62,24 @@ def prepared_run(config: RunConfig, workers: Workers = ALONE) -> Run:
 
     Raises:
         ConfigError: no calibration or test rows, a device map for several processes, golden inputs that the template
-            does not take, an average over the orders of choices that it has none of, or as of ``open_student``.
+            does not take, or an average over the orders of choices that it has none of.
         DataError, ModelError, LabelTokenError, DownloadError: data, base or labels that cannot be used.
-        ArtifactError: a teacher that cannot be read.
         ArtifactWriteError: something that is no artifact has the finished one's place.
     """
     spread = own_spread(config.base)
     device = first_device(spread) if spread else own_device(config.base.device, workers)
-    splits, student = load_splits(config.data, seed=config.seed, hold_out=config.holds_out, progress=say), None
-    if config.student:
-        student, splits = open_student(config, config.student, splits)
+    held_out = not config.calibration.cross_fits
+    splits = load_splits(config.data, seed=config.seed, hold_out=held_out, progress=say)
     splits = as_cut(config, split_off(config, splits))
     _check_splits(config, splits)
     location = locate_base(base_spec(config), progress=say)
-    rows = len(splits.train) + (len(student.inputs) if student else 0)
-    config = weighed(filled_in(config, rows, partial(parameter_count, location, config.base.revision)), splits)
+    parameters = partial(parameter_count, location, config.base.revision)
+    config = weighed(filled_in(config, len(splits.train), parameters), splits)
     check_replaceable(config.artifact_dir)
     tokenizer = load_tokenizer(location, config.base.revision)
     task = splits.task
     verbalizers = task.verbalizers or default_verbalizers(task.template, task.labels)
     readout = named_readout(tokenizer, task.template, verbalizers, config.readout)
-    none = ExpertSettings(keep_rows=config.experts.keep_rows)
-    experts = none if student else suiting_experts(config.experts, task.template)
     check_class_weights(config.fit, readout.class_count, readout.likelihood)
     return Run(
         config,
@@ -94,10 +89,9 @@ def prepared_run(config: RunConfig, workers: Workers = ALONE) -> Run:
         verbalizers,
         readout,
         device,
-        student=student,
         workers=workers,
         spread=spread,
-        experts=experts,
+        experts=suiting_experts(config.experts, task.template),
     )
 
 
