@@ -28,7 +28,6 @@ JOBS = {
     "evaluate": "measure zero-shot and every predictive of the run on the test split",
     "package": "write the artifact that the server loads",
     "condition": "teach an artifact from further labelled rows, without training; or undo it",
-    "shift": "measure the artifact on other data sets and on corrupted inputs (resumes)",
     "suggest": "say which rows of an unlabelled file to label next, by a finished artifact",
 }
 #: Those whose rows several processes share.
@@ -62,9 +61,6 @@ def parser(called: str | None = None) -> argparse.ArgumentParser:
         "--check",
         action="store_true",
         help="only load rows and model, say what the run would do and take, and write nothing",
-    )
-    jobs.choices["shift"].add_argument(
-        "--publish", action="store_true", help="only write docs/promises.md and docs/results from what was measured"
     )
     adapter_fit.add_options(jobs.choices["fit"])
     for name in sorted(_SHARED):
@@ -111,8 +107,7 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
         called: what the user typed for the job, where that was another command.
     """
     options = parser(called).parse_args(arguments)
-    name = "publish_shift" if options.job == "shift" and options.publish else options.job
-    name = "check" if getattr(options, "check", False) else name
+    name = "check" if getattr(options, "check", False) else options.job
     try:
         if name not in _SHARED:
             alone(name)
@@ -184,10 +179,9 @@ def job(name: str) -> Callable[[Any], object]:
     """Return the function of a job; its imports are paid for by that job only."""
     from laplora.models.quiet import quiet_loading
 
-    elsewhere = {"fit": ("fit_laplace", "fit_laplace"), "publish_shift": ("report.shift", "publish_shift")}
-    module, function = elsewhere.get(name, (name, name))
+    name = "fit_laplace" if name == "fit" else name
     with quiet_loading():
-        run: Callable[[Any], object] = getattr(importlib.import_module(f"training.{module}"), function)
+        run: Callable[[Any], object] = getattr(importlib.import_module(f"training.{name}"), name)
     return run
 
 

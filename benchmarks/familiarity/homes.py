@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from benchmarks.evidence.adapters import load_classifier, put
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.experts.cells import Cell
+from benchmarks.familiarity.corruptions import CorruptionKind, corrupt
 from benchmarks.harness.provenance import ROOT
 from benchmarks.harness.subject import load_subject
 from benchmarks.peers.subject import artifact_rows
@@ -22,7 +23,6 @@ from laplora.artifact.folder import read_artifact
 from laplora.classifier import Classifier
 from laplora.models.base import load_tokenizer
 from laplora.prompts.examples import Example
-from training.data.corruptions import CorruptionKind, corrupt
 
 #: An artifact that ``make train CONFIG=training/configs/sst2-smollm2.yaml`` makes.
 SST2 = ROOT / "artifacts" / "sst2-smollm2"

@@ -1,8 +1,8 @@
 """The one configuration of a training run.
 
-Read ``run`` first: :class:`RunConfig` and how a YAML file and ``--set`` become one. ``sections``, ``optimizer``,
-``shift`` hold its parts, each field with its description; ``size_defaults`` says what is taken where it
-names no learning rate or length, and ``folders`` which folder its results lie in.
+Read ``run`` first: :class:`RunConfig` and how a YAML file and ``--set`` become one. ``sections`` and
+``optimizer`` hold its parts, each field with its description; ``size_defaults`` says what is taken where it names no
+learning rate or length, and ``folders`` which folder its results lie in.
 """
 
 from laplora.settings import Section
@@ -12,7 +12,6 @@ from training.config.sections import (
     AdapterConfig,
     BaseConfig,
 )
-from training.config.shift import OutsideConfig, ShiftConfig
 from training.data.section import DataConfig
 
 __all__ = [
@@ -20,10 +19,8 @@ __all__ = [
     "BaseConfig",
     "DataConfig",
     "OptimizerConfig",
-    "OutsideConfig",
     "RunConfig",
     "Section",
-    "ShiftConfig",
     "bad_fields",
     "config_hash_fields",
     "load_config",

@@ -26,12 +26,11 @@ from training.config.sections import (
     ExpertsConfig,
     LaplaceConfig,
 )
-from training.config.shift import ShiftConfig
 from training.data.section import DataConfig
 
-#: Fields that do not change the artifact, which records none of them: folders to write in, later tests, curves.
-UNRECORDED = frozenset({"runs", "artifacts", "shift", "report_to"})
-#: The services that can show the curves of fine-tuning.
+#: Fields that do not change the artifact, which records none of them: folders to write in, curves.
+UNRECORDED = frozenset({"runs", "artifacts", "report_to"})
+#: What the curves of fine-tuning can be sent to.
 Reporter = Literal["tensorboard", "wandb", "mlflow"]
 #: Two ways to say how long training is.
 _ALTERNATIVES = ("optimizer.steps", "optimizer.epochs")
@@ -72,7 +71,6 @@ class RunConfig(Section):
         description="inputs whose answers the artifact records and the server replays: their texts leave with it; "
         f"at most {MAX_ANSWERS}; null: made of the template and the labels; calibration: four calibration rows",
     )
-    shift: ShiftConfig | None = Field(None, description="what the job shift measures the artifact on; null: nothing")
     report_to: tuple[Reporter, ...] = Field(
         (), description="where the curves of fine-tuning go beside training_log.json: tensorboard, wandb, mlflow"
     )

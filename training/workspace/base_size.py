@@ -7,11 +7,7 @@ from typing import Any
 import torch
 
 from laplora.errors import ModelError, first_line
-from laplora.models.base import locate_base
 from laplora.models.quiet import quiet_loading
-from training.config import RunConfig
-from training.workspace.run import base_spec
-from training.workspace.terminal import say
 
 
 def parameter_count(location: str, revision: str | None) -> int:
@@ -40,8 +36,3 @@ def _without_weights(location: str, revision: str | None) -> Any:
             return empty(config, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"base model {location!r}: no configuration can be loaded ({first_line(error)})") from None
-
-
-def configured_parameters(config: RunConfig) -> int:
-    """Return the number of parameters of a configuration's base; DownloadError or ModelError where there is none."""
-    return parameter_count(locate_base(base_spec(config), progress=say), config.base.revision)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.familiarity.corruptions import CorruptionKind, corrupt
 from laplora.prompts.examples import Example
 from laplora.prompts.templates import TEMPLATES, render
-from training.data.corruptions import CorruptionKind, corrupt
 
 KINDS: tuple[CorruptionKind, ...] = get_args(CorruptionKind)
 WORDS = st.text("abcdefgWXYZäß'5.", min_size=1, max_size=9)
