@@ -8,9 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 
@@ -18,10 +17,8 @@ from benchmarks.harness.subject import ARTIFACT
 
 
 @contextmanager
-def served(
-    flags: Sequence[str] = (), *, cores: Collection[int] | None = None, artifact: Path = ARTIFACT
-) -> Iterator[str]:
-    """Yield the address of a server of an artifact, once it is ready; it is gone afterwards.
+def served(flags: Sequence[str] = (), *, cores: Collection[int] | None = None) -> Iterator[str]:
+    """Yield the address of a server of the default artifact, once it is ready; it is gone afterwards.
 
     Args:
         flags: of ``python -m service``, beside those that every benchmark has.
@@ -34,33 +31,10 @@ def served(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     fixed = "-m service --auth off --log-level error --port"
-    command = [*fixed.split(), str(port), "--artifact", str(artifact), *flags]
-    with serving(command, f"http://127.0.0.1:{port}", cores=cores) as address:
-        yield address
-
-
-@contextmanager
-def serving(
-    command: Sequence[str],
-    address: str,
-    *,
-    environment: Mapping[str, str] | None = None,
-    cores: Collection[int] | None = None,
-) -> Iterator[str]:
-    """Yield an address once what Python runs by a command is ready there; it is gone afterwards.
-
-    Args:
-        command: Python's arguments.
-        environment: of the process; None: of this one.
-        cores: as of ``served``.
-
-    Raises:
-        RuntimeError: it left before it was ready.
-    """
+    command = [*fixed.split(), str(port), "--artifact", str(ARTIFACT), *flags]
+    address = f"http://127.0.0.1:{port}"
     with on_cores(cores):  # a process begins on the cores of the thread that starts it
-        process = subprocess.Popen(
-            [sys.executable, *command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     with process:
         try:
             while not _ready(address):

@@ -7,7 +7,6 @@ was sent: clients that wait for answers slow down with the server (coordinated o
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -53,25 +52,21 @@ def poisson_times(rate_per_s: float, seconds: float, seed: int) -> list[float]:
 
 
 class Callers:
-    """Clients of a server, each of an address of its own where the server is on the loopback network.
+    """Clients of a server, each of an address of its own where the server is on the loopback network."""
 
-    Args:
-        others: addresses of servers beside it: requests go to each in turn.
-    """
-
-    def __init__(self, url: str, headers: dict[str, str], others: Sequence[str] = ()) -> None:
-        self._urls, self._headers = (url, *others), headers
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
+        self._url, self._headers = url, headers
         self._clients: list[aiohttp.ClientSession] = []
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Callers:
-        for i, url in itertools.product(range(CALLERS), self._urls):
-            address = (f"127.0.0.{2 + i}", 0) if urlsplit(url).hostname == "127.0.0.1" else None
+        local = urlsplit(self._url).hostname == "127.0.0.1"
+        for i in range(CALLERS):
             client = aiohttp.ClientSession(
-                url,
+                self._url,
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(300.0),
-                connector=aiohttp.TCPConnector(limit=0, local_addr=address),
+                connector=aiohttp.TCPConnector(limit=0, local_addr=(f"127.0.0.{2 + i}", 0) if local else None),
             )
             self._clients.append(await self._stack.enter_async_context(client))
         return self

@@ -20,7 +20,6 @@ from benchmarks.peers import __main__ as peers
 from benchmarks.peers.tables import page_tables
 from benchmarks.promises import page as promises
 from benchmarks.reproduce.page import page_text, read_published
-from benchmarks.scaling import __main__ as scaling
 from benchmarks.speed import published as overload
 from benchmarks.speed.__main__ import PARTS
 from training.report.markdown import fill
@@ -38,7 +37,6 @@ MADE: list[tuple[Path, Callable[[str], str]]] = [
     (FOLDER / "RESULTS.md", lambda _: speed.render(read(FOLDER))),
     (overload.PAGE, overload.with_figures),
     (ROOT / "docs" / "reproduction.md", reproduction),
-    (scaling.PAGE, lambda page: scaling.render(page, json.loads(scaling.RESULTS.read_text(encoding="utf-8")))),
     (familiarity.FOLDER / "RESULTS.md", lambda _: familiarity_page(json.loads(familiarity.RESULTS.read_bytes()))),
     (promises.PAGE, lambda _: promises.render(json.loads(promises.RESULTS.read_bytes()))),
     (experts.PAGE, lambda _: experts.render(scores.read(scores.RESULTS))),

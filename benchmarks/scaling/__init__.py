@@ -1,1 +1,0 @@
-"""Replicas on Ray beside one process: ``replicas`` measures, the command writes docs/ray.md."""
