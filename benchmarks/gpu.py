@@ -3,10 +3,10 @@
     python -m benchmarks.gpu                                 # or: make bench-gpu
     python -m benchmarks.gpu --device cpu --layers 2 --quick # the same script without a GPU, to try it
 
-For each model: the time to make it, a training step as the model's configuration has it, a fit of 64 rows, answers as a
-server's device runs them (latency, throughput, Laplace over MAP), the memory of all that beside what the count without
-a card says (``benchmarks.estimate``), and the share of the card that it takes. The figures go to results.json and
-RESULTS.md under the GPU's name; those of ``--quick``, of fewer layers or of a CPU are left in runs/bench-quick.
+Of each model: the time to make it, a training step as the model's configuration has it, a fit of 64 rows, answers as a
+server's device runs them (latency, throughput, Laplace over MAP), the memory of all that, and the share of the card
+that it takes. The figures go to results.json and RESULTS.md under the GPU's name; those of ``--quick``, of fewer layers
+or of a CPU are left in runs/bench-quick.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.estimate.architectures import architecture
-from benchmarks.estimate.run import RunEstimate, estimate
-from benchmarks.estimate.shapes import held_bytes
 from benchmarks.harness import provenance
 from benchmarks.harness.allocation import peak_bytes
+from benchmarks.harness.architectures import architecture
 from benchmarks.harness.random_models import random_model
 from benchmarks.harness.record import FOLDER, Conditions, Record, conditions_here, keep
+from benchmarks.harness.shapes import held_bytes
 from benchmarks.harness.subject import load_subject, random_batch, with_classes
 from benchmarks.harness.timing import exactly, in_turns, ratio, spread
 from benchmarks.speed.parts.fit import with_posterior
@@ -153,14 +152,12 @@ def measured(device: torch.device, layers: int, sizes: Sizes, conditions: Condit
         seconds = time.perf_counter() - started
         subject = fitted(f"gpu, {model}'s shape, {layers} layers, NF4", adapted, conditions, sizes)
         yield subject.record("time to make it, on the device", exactly(seconds), "seconds")
-        expected = estimate(config, settings, tokens=sizes.tokens, classes=2)
-        yield from training(subject, config, expected)
-        counted = device.type == "cuda" and sizes.rows[0] == config.laplace.batch_size
-        yield from subject_records(subject, expected.fit_bytes if counted else None)
+        yield from training(subject, config)
+        yield from subject_records(subject)
         del adapted, subject
         free(device)
     adapted = load_subject("nf4", str(device))
-    yield from subject_records(fitted("gpu, default artifact, NF4", adapted, conditions, sizes), None)
+    yield from subject_records(fitted("gpu, default artifact, NF4", adapted, conditions, sizes))
 
 
 def free(device: torch.device) -> None:
@@ -182,7 +179,7 @@ def fitted(title: str, adapted: AdaptedModel, conditions: Conditions, sizes: Siz
     return Subject(title, made[0], conditions, sizes, held_bytes(adapted.model), peak, seconds)
 
 
-def training(subject: Subject, config: RunConfig, expected: RunEstimate) -> Iterator[Record]:
+def training(subject: Subject, config: RunConfig) -> Iterator[Record]:
     """Yield time and memory of a training step, its batch as the configuration has it; the adapter moves."""
     model, readout, rows = subject.adapted.model, subject.adapted.readout, config.optimizer.batch_size
     batch = random_batch(subject.adapted, rows, subject.sizes.tokens)
@@ -208,27 +205,25 @@ def training(subject: Subject, config: RunConfig, expected: RunEstimate) -> Iter
     model.eval()
     size = f"{rows} x {subject.sizes.tokens} tokens"
     yield subject.record(f"training step, {size}", spread([1e3 * s for s in times]), "ms")
-    yield from memory(subject, f"training step, {size}", peak + moments, expected.training_bytes)
+    yield from memory(subject, f"training step, {size}", peak + moments)
 
 
-def memory(subject: Subject, what: str, above: int, expected: int | None = None) -> Iterator[Record]:
-    """Yield what is held above the weights, against the count, and all of it as a share of the card."""
+def memory(subject: Subject, what: str, above: int) -> Iterator[Record]:
+    """Yield what is held above the weights, and all of it as a share of the card."""
     yield subject.record(f"memory, {what}", exactly(above / GIB), "GiB above the weights")
-    if expected is not None:
-        yield subject.record(f"memory, {what}; to the count", exactly(above / expected), "the count's")
     if subject.device.startswith("cuda"):
         card = torch.cuda.get_device_properties(subject.device).total_memory
         share = exactly((subject.held_bytes + above) / card)
         yield subject.record(f"memory, {what}, weights included", share, "the card's")
 
 
-def subject_records(subject: Subject, fit_bytes: int | None) -> Iterator[Record]:
-    """Yield the records of weights, fit and answers; ``fit_bytes`` are the counted ones."""
+def subject_records(subject: Subject) -> Iterator[Record]:
+    """Yield the records of weights, fit and answers."""
     sizes = subject.sizes
     yield subject.record("memory, weights", exactly(subject.held_bytes / GIB), "GiB")
     fit = f"fit of {sizes.fit_rows} rows of {sizes.tokens} tokens, {sizes.rows[0]} a batch"
     yield subject.record(fit, exactly(subject.fit_s), "seconds")
-    yield from memory(subject, fit, subject.fit_bytes, fit_bytes)
+    yield from memory(subject, fit, subject.fit_bytes)
     for rows in (1, *sizes.rows):
         for name, function in subject.functions(rows).items():
             yield from memory(subject, f"{name}, {rows} x {sizes.tokens} tokens", peak_bytes(function, subject.device))

@@ -18,7 +18,7 @@ import torch
 from alike_runs import check_alike, check_measured_alike
 from tiny_runs import sentiment_config
 
-from benchmarks.estimate.architectures import architecture
+from benchmarks.harness.architectures import architecture
 from benchmarks.harness.provenance import ARTIFACT
 from benchmarks.harness.random_models import random_model
 from benchmarks.harness.subject import random_batch

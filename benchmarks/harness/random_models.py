@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from benchmarks.estimate.shapes import shape_model
+from benchmarks.harness.shapes import shape_model
 from laplora.models.lora import lora_layers, lora_of
 from laplora.predictive.batch_outputs import AdaptedModel
 from laplora.predictive.lora_weights import lora_parameters

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from benchmarks import gpu
-from benchmarks.estimate.architectures import ARCHITECTURES
+from benchmarks.harness.architectures import ARCHITECTURES
 from benchmarks.harness.random_models import random_model
 from benchmarks.harness.record import read
 
@@ -63,9 +63,7 @@ def test_one_command_writes_everything(tmp_path: Path, monkeypatch: pytest.Monke
             assert values[f"{title}: throughput, {answer}, 4 x 16 tokens"]["value"] > 0
             assert values[f"{title}: memory, {answer}, 4 x 16 tokens"]["value"] > 0
         assert values[f"{title}: fit of 4 rows of 16 tokens, 2 a batch"]["value"] > 0
-    for title in shapes:
-        to_the_count = values[f"{title}: memory, training step, 6 x 16 tokens; to the count"]
-        assert to_the_count["value"] == pytest.approx(1, abs=0.3)
+    assert all(values[f"{title}: memory, training step, 6 x 16 tokens"]["value"] > 0 for title in shapes)
     assert not any("the card's" in r["baseline"] for r in values.values())  # a CPU is none
     assert "### gpu, default artifact, NF4" in (tmp_path / "new" / "RESULTS.md").read_text()
 

@@ -1,4 +1,4 @@
-"""What is measured of models: the cost of Jacobians for each family and what a card holds, as docs/models.md has it."""
+"""What is measured of models: the cost of Jacobians for each family, as docs/models.md has it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import pytest
 from documents import ROOT
 
-from benchmarks import cards, reverse_pass
+from benchmarks import reverse_pass
 from laplora.jacobians.decoder_forms import _NORM_OFFSETS, decoder_form
 
 
@@ -43,19 +43,3 @@ def test_what_is_measured() -> None:
     assert list(qwen3) == [(2, "written_out"), (2, "automatic"), (4, "written_out"), (4, "automatic")]
     assert all(value is not None and value > 0 for value in qwen3.values())
     assert [value is None for value in phi.values()] == [True, False, True, False]
-
-
-@pytest.mark.slow
-def test_the_page_has_what_the_count_says() -> None:
-    """One model of the four, the quickest to count: every line of its tables."""
-    found = {"phi2": cards.counted("phi2")}
-    page = cards.PAGE.read_text(encoding="utf-8")
-    for table in (cards.memory_table(found), cards.cards_table(found)):
-        for line in table.splitlines():
-            assert line in page, "run python -m benchmarks.cards --publish"
-    few, most = (cards.most_tokens(found["phi2"], card) for card in ("24 GB", "80 GB"))
-    assert 6 * cards.SHORT < few < most
-    short, long = found["phi2"].short, found["phi2"].long
-    each = (long.training_bytes - short.training_bytes) / (6 * (cards.LONG - cards.SHORT))
-    held = short.model_bytes + short.training_bytes + each * (few - 6 * cards.SHORT)
-    assert held == pytest.approx(cards.usable_bytes("24 GB"), rel=1e-3)

@@ -19,7 +19,7 @@ from tiny_runs import sentiment_rows
 from tiny_tokenizer import tiny_tokenizer
 
 import laplora
-from benchmarks.estimate.architectures import architecture
+from benchmarks.harness.architectures import architecture
 from laplora.jacobians.contrasts import reverse_pass
 from laplora.models.base import BaseSpec, load_base_model, load_tokenizer
 from laplora.models.held_weights import packed_linears

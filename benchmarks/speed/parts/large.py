@@ -11,11 +11,11 @@ from typing import Any
 
 from safetensors.torch import save
 
-from benchmarks.estimate.architectures import architecture
-from benchmarks.estimate.shapes import held_bytes
 from benchmarks.harness.allocation import peak_bytes
+from benchmarks.harness.architectures import architecture
 from benchmarks.harness.random_models import random_model
 from benchmarks.harness.record import Conditions, Record
+from benchmarks.harness.shapes import held_bytes
 from benchmarks.harness.subject import random_batch
 from benchmarks.harness.timing import exactly
 from benchmarks.speed.parts.fit import fit, with_posterior

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.estimate.architectures import ARCHITECTURES, architecture
-from benchmarks.estimate.shapes import shape_model
+from benchmarks.harness.architectures import ARCHITECTURES, architecture
+from benchmarks.harness.shapes import shape_model
 from training.config import RunConfig, config_hash_fields, load_config
 from training.data.benchmarks import BENCHMARKS, benchmark_key
 
