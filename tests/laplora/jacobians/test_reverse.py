@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from laplora.jacobians import contrasts as jacobians
 from laplora.jacobians.attention import attention_gradients, by_torch
 from laplora.jacobians.blocks import ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks, reverse_pass
-from laplora.jacobians.decoder_forms import DecoderForm, decoder_form
+from laplora.jacobians.decoder_forms import _NORM_OFFSETS, DecoderForm, decoder_form
 from laplora.jacobians.reverse import DecoderTape
 from laplora.prompts.rows import EncodedRow
 from laplora.readouts.label_tokens import LabelTokens
@@ -313,3 +315,8 @@ def test_what_is_no_such_form_is_differentiated_automatically() -> None:
         how = reverse_pass(tiny_model(architecture, targets=[target], **options))
         assert (how.kind, how.form) == ("automatic", None), architecture
         assert how.reason.endswith("is not written out")
+
+
+def test_the_page_of_models_lists_every_covered_class() -> None:
+    page = Path(__file__).resolve().parents[3] / "docs" / "models.md"
+    assert set(re.findall(r"`(\w+DecoderLayer)`", page.read_text(encoding="utf-8"))) == set(_NORM_OFFSETS)
