@@ -1,7 +1,7 @@
 """A row's numbers as the database has them: float64 in base64, so that an upload can be told what its answers take.
 
-For each method, a labelled row has the parts of the metrics (``laplora.metrics.scores.RowScores``), or where several
-labels may be right their probabilities and scores. Rows of an older server have what it had in memory, as lists.
+Of each method a labelled row has what the metrics are made of (``laplora.metrics.scores.RowScores``), or where several
+labels may be right their probabilities and scores.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read_answer(text: str, labels: Sequence[str]) -> dict[str, Any]:
     """Return what ``kept_answer`` was given, but for what is not kept."""
     answer: dict[str, Any] = json.loads(text)
     for name in _BY_LABEL:
-        if isinstance(answer[name], str):
+        if answer[name] is not None:
             answer[name] = dict(zip(labels, unpacked(answer[name]), strict=False))
     return answer
 
@@ -87,12 +87,7 @@ def scores_of(rows: Sequence[ScoredRow], method: str, methods: Collection[str], 
     count = len(labels.names)
     width = 2 * count if labels.several else len(RowScores._fields)
     place = width * sorted(methods).index(method)
-    numbers = [
-        unpacked(row.methods)[place : place + width]
-        if isinstance(row.methods, str)
-        else _numbers([row.methods[method]], [row.truth], labels)[0]
-        for row in rows
-    ]
+    numbers = [unpacked(row.methods)[place : place + width] for row in rows]
     if labels.several:
         split = [(values[:count], None if math.isnan(values[count]) else values[count:]) for values in numbers]
         return method_scores(split, truths, labels)

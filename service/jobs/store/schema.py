@@ -25,8 +25,6 @@ from sqlalchemy import (
 from service.errors import JobsUnavailableError
 
 FORMAT: Final = 9
-#: This server reads it too, and marks it as its own: rows have their numbers as lists there, not packed (``numbers``).
-_BEFORE: Final = 8
 _FORMAT_TABLE: Final = "laplora_jobs_format"
 #: Any number that is ours: of servers that start at once one makes the tables.
 _LOCK: Final = 7_251_901
@@ -121,12 +119,9 @@ def make_tables(connection: Connection) -> None:
     _METADATA.create_all(connection, checkfirst=found != 0)
     if found == FORMAT:
         return
-    if postgresql and found:
-        connection.execute(text(f"UPDATE {_FORMAT_TABLE} SET format = {FORMAT}"))
-    elif postgresql:
+    if postgresql:
         connection.execute(text(f"CREATE TABLE {_FORMAT_TABLE} AS SELECT {FORMAT} AS format"))
     else:
-        # So that servers before the first release refuse it by name too.
         connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT}")
 
 
@@ -143,7 +138,7 @@ def check_format(connection: Connection) -> int:
     else:
         found = int(connection.execute(text(f"SELECT format FROM {_FORMAT_TABLE}")).scalar_one())
     unmarked = found == 0 and any(inspect(connection).has_table(name) for name in _METADATA.tables)
-    if unmarked or found not in (0, _BEFORE, FORMAT):
+    if unmarked or found not in (0, FORMAT):
         raise JobsUnavailableError(
             f"the jobs' database has format {found}, this server reads format {FORMAT}: give it another jobs_dir, or "
             "another jobs_url; the uploads of its jobs, which are prompts, stay until you delete the jobs folder too"
