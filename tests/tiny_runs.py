@@ -150,7 +150,6 @@ def choices_config(folder: Path, base: Path) -> Path:
         adapter={"rank": 4, "alpha": 8, "save_dtype": "bfloat16"},
         optimizer={"learning_rate": 5e-3, "steps": 12, "batch_size": 6},
         laplace={"structure": "ekfac", "rank": 6, "oversampling": 4, "factor_dtype": "bfloat16", **prior},
-        evaluation={"order_average": True},
     )
 
 

@@ -28,12 +28,9 @@ from laplora.metrics.label_sets import SetQuality
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.pool.served import NO_EXPERTS, ServedExperts
 from laplora.posterior.file import read_posterior
-from laplora.predictive.kinds import PredictiveName
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch
-from laplora.report.names import display_name
 from laplora.report.records import Rows
-from training.calibration.order_average import OrderGain, order_averages
 from training.config import RunConfig
 from training.report.evaluation import print_table, write_report
 from training.report.page import answered_rows, run_report, write_pages
@@ -50,7 +47,6 @@ class Measured:
 
     Attributes:
         sets: of the predictives, which are the methods that have sets.
-        gains: of the predictives that were averaged over the orders of the choices.
         over_temperature: of the recommended predictive; None where that is temperature scaling.
         unfamiliar: share of the rows that are flagged so; None where nothing says which.
         rows: as a server answers them.
@@ -58,7 +54,6 @@ class Measured:
 
     evaluations: dict[str, Evaluation]
     sets: dict[str, SetQuality]
-    gains: dict[str, OrderGain]
     over_temperature: Gain | None
     unfamiliar: float | None
     rows: Rows
@@ -68,8 +63,6 @@ class Measured:
         values = {name: evaluation.to_json() for name, evaluation in self.evaluations.items()}
         for name, quality in self.sets.items():
             values[name]["sets"] = vars(quality)
-        for name, gain in self.gains.items():
-            values[name]["order_average"] = vars(gain)
         if one := self.over_temperature:
             values[one.predictive]["less_temperature"] = {"nll": one.difference, "interval": [one.low, one.high]}
         if self.unfamiliar is not None:
@@ -106,7 +99,6 @@ def _report(run: Run, measured: Measured, fitted: Path, folder: Path) -> None:
     write_json(folder / "evaluation.json", values)
     title = f"{config.name}: {len(run.splits.test)} test rows"
     sentences = [str(gain) for gain in (record.fine_tuning, measured.over_temperature) if gain]
-    sentences += [gain.sentence(display_name(name)) for name, gain in measured.gains.items()]
     if measured.unfamiliar is not None and record.familiarity:
         stated = record.familiarity.false_alarms
         sentences.append(f"Flagged as unfamiliar: {measured.unfamiliar:.1%} of the rows, stated at most {stated:.1%}")
@@ -167,20 +159,6 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     by_predictive = RowProbs.of(found, calibrated.temperatures)
     evaluations, sets, _ = evaluate_predictives(by_predictive, calibrated.predictives, conformal, unfamiliar)
     results |= evaluations
-    gains: dict[str, OrderGain] = {}
-    if config.evaluation.order_average:
-        names: tuple[PredictiveName, ...] = ("map", "temperature", calibrated.recommended.predictive)
-        records = {name: calibrated.predictives[name] for name in names if name in calibrated.predictives}
-        averaged, gains = order_averages(
-            classifier,
-            config.fit,
-            posterior,
-            found,
-            passes,
-            test,
-            records,
-        )
-        results |= averaged
     for choice in record.choices:
         if choice != record.served:
             of_choice = replace(outputs, fitted=replace(outputs.fitted, prior=choice.prior))
@@ -191,7 +169,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     share = None if unfamiliar is None else float(unfamiliar.double().mean())
     over_temperature = gain_over_temperature(by_predictive, calibrated.recommended.predictive)
     rows = answered_rows(found, calibrated, unfamiliar, test, encoded)
-    return Measured(results, sets, gains, over_temperature, share, rows)
+    return Measured(results, sets, over_temperature, share, rows)
 
 
 def heads_of(classifier: Classifier, record: FitRecord, fitted: Path) -> tuple[ServedExperts, ExpertPasses | None]:

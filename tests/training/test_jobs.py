@@ -229,7 +229,6 @@ def test_every_method_is_measured_on_every_test_row_and_against_temperature_scal
         ),
         ("run", ["golden_inputs=[{txet: x}]"], "golden_inputs.0: template 'sentiment' takes the fields"),
         ("run", ["golden_inputs=[" + "{text: x}, " * 65 + "]"], "golden_inputs: expected at most 64, got 65"),
-        ("run", ["evaluation.order_average=true"], "the template 'sentiment' takes none: turn it off"),
         ("run", ["base.model=/nowhere"], "base model '/nowhere': no tokenizer can be loaded"),
         ("run", ["base.device=gpu"], "no device is called 'gpu'"),
     ],

@@ -6,17 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from alike_runs import read
 from tiny_runs import FinishedRun, job
 
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import POSTERIOR
 from laplora.files.atomic import file_sha256
-from laplora.metrics.scores import evaluate_probs
 from laplora.predictor import Predictor
-from laplora.report.names import display_name
-from training.calibration.order_average import OrderGain
 from training.config import load_config
 from training.data.files import SplitPaths
 from training.evaluate import measure
@@ -81,30 +77,3 @@ def test_the_page_of_files_by_split_names_no_folder(sentiment_run: FinishedRun) 
     shown = configuration(config.model_copy(update={"data": config.data.model_copy(update={"path": paths})}))
     assert "somebody" not in shown
     assert {"a.jsonl", "b.jsonl"} <= set(json.loads(shown)["data"]["path"].values())
-
-
-def test_order_averages_are_those_of_the_predictor_with_their_gain_beside_them(
-    choices_run: FinishedRun, choices_predictor: Predictor
-) -> None:
-    """Of MAP, temperature scaling and what is served."""
-    report = read(choices_run.config.run_dir / "report" / "evaluation.json")
-    text = (choices_run.config.run_dir / "report" / "results.md").read_text(encoding="utf-8")
-    test = open_run(choices_run.config).splits.test
-    asked = [choices_predictor.encode_orders(e.fields, truncate=True) for e in test]
-    names = {"map", "temperature", choices_predictor.recommended}
-    assert {name for name in report if name.endswith("_order_average")} == {f"{name}_order_average" for name in names}
-    for name in names:
-        own, averaged = report[name], report[f"{name}_order_average"]
-        gain = OrderGain(**averaged["order_average"])
-        assert gain.nll_difference == pytest.approx(averaged["nll"] - own["nll"], abs=1e-12)
-        assert gain.accuracy_difference == pytest.approx(averaged["accuracy"] - own["accuracy"], abs=1e-12)
-        assert gain.low <= gain.nll_difference <= gain.high
-        assert gain.information > 0
-        assert gain.sentence(display_name(f"{name}_order_average")) in text
-        probs = torch.zeros(len(test), 3, dtype=torch.float64)
-        each = choices_predictor.predict([row for question in asked for row in question], name)
-        for i, answer in enumerate(choices_predictor.average_orders(each)):
-            probs[i, : len(answer.labels)] = torch.tensor(answer.arrays.probs)
-        # bfloat16: a probability moves by up to 0.02 with the padding, and these are not small.
-        found = evaluate_probs(probs, torch.tensor([e.label for e in test]))
-        assert found.nll == pytest.approx(averaged["nll"], abs=0.05)

@@ -1,5 +1,5 @@
 """The computations on a run's calibration rows, and the measurements on its test rows.
 
 ``cross_fit`` is the fit of an adapter that was trained on every label: ``fold_adapters`` are what calibrates it, and
-``folded`` their posteriors as one. ``order_average`` measures.
+``folded`` their posteriors as one.
 """

@@ -164,11 +164,6 @@ class ExpertsConfig(ExpertSettings):
 class EvaluationConfig(Section):
     """Measurements on the test split beside every predictive."""
 
-    order_average: bool = Field(
-        False,
-        description="MAP, temperature scaling and the served predictive averaged over two orders of the choices too, "
-        "the data's and its reverse",
-    )
     report_texts: bool = Field(
         False,
         description="whether the report that the artifact takes along shows the texts of its worst and most uncertain "

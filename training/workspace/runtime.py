@@ -61,8 +61,8 @@ def prepared_run(config: RunConfig, workers: Workers = ALONE) -> Run:
     Its configuration is filled in (``training.workspace.filled_in``), and says in which folder it lies.
 
     Raises:
-        ConfigError: no calibration or test rows, a device map for several processes, golden inputs that the template
-            does not take, or an average over the orders of choices that it has none of.
+        ConfigError: no calibration or test rows, a device map for several processes, or golden inputs that the
+            template does not take.
         DataError, ModelError, LabelTokenError, DownloadError: data, base or labels that cannot be used.
         ArtifactWriteError: something that is no artifact has the finished one's place.
     """
@@ -146,9 +146,5 @@ def _check_splits(config: RunConfig, splits: Splits) -> None:
     for name, rows in (("calibration", splits.calibration), ("test", splits.test)):
         if not rows and not (name == "calibration" and config.calibration.cross_fits):
             raise ConfigError(f"the {name} split is empty, and a run needs it: set data.{name} to a number of rows")
-    if config.evaluation.order_average and not template.takes_choices:
-        raise ConfigError(
-            f"evaluation.order_average reorders choices, and the template {template.name!r} takes none: turn it off"
-        )
     check_independent(splits.calibration, config.calibration.guarantee)
     golden_inputs(config.golden_inputs, template, splits.task.labels, [])

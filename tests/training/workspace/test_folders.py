@@ -88,7 +88,7 @@ def test_what_changes_no_result_changes_no_folder(run_copy: Path) -> None:
         *("report_to=[wandb]", "calibration.rows=held_out", "laplace.many_classes.limit=16"),
     ):
         assert load_config(run_copy, [override]).run_dir == plain, override
-    changes = ["seed=7", "max_tokens=12", "adapter.rank=2", "laplace.rank=3", "evaluation.order_average=true"]
+    changes = ["seed=7", "max_tokens=12", "adapter.rank=2", "laplace.rank=3", "evaluation.report_texts=true"]
     changes += ["laplace.many_classes.directions=5"]
     changes += ["calibration.rows=cross_fit", "calibration.folds=4", "calibration.coverage=0.8"]
     assert len({plain, *(load_config(run_copy, [one]).run_dir for one in changes)}) == 1 + len(changes)
