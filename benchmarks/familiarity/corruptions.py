@@ -1,4 +1,4 @@
-"""Corrupted inputs: the same questions with typing mistakes, missing words or less context, their labels unchanged.
+"""Corrupted inputs: the same texts with typing mistakes, words in other places or random letters, labels unchanged.
 
 The seed, the row's id and the kind decide which places change, so a higher severity includes the changes of a lower
 one. Typing mistakes are those of Belinkov and Bisk (arXiv 1711.02173): a neighbouring key, two letters that changed
@@ -14,10 +14,9 @@ from dataclasses import replace
 from string import ascii_lowercase
 from typing import Any, Literal
 
-from laplora.errors import ConfigError
 from laplora.prompts.examples import Example
 
-CorruptionKind = Literal["typos", "word_drop", "word_shuffle", "truncated_context", "choice_noise", "gibberish"]
+CorruptionKind = Literal["typos", "word_shuffle", "gibberish"]
 
 #: The keys beside each letter on a QWERTY keyboard.
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
@@ -34,33 +33,18 @@ _NEIGHBOURS = {
 
 
 def corrupt(example: Example, kind: CorruptionKind, severity: float, seed: int) -> Example:
-    """Return an example with corrupted text and the same label.
+    """Return an example with corrupted texts, choices left alone, and the same label.
 
-    ``choice_noise`` makes typing mistakes in the choices, none of which becomes equal to another one;
-    ``truncated_context`` takes away the first words of the longest other field, and the rest touch all of these. No
-    text becomes empty, and one without a letter, or of one word, may stay as it is.
+    No text becomes empty, and one without a letter, or of one word, may stay as it is.
 
     Args:
         severity: share of the letters or words that are touched, at least one of them; above 0 and at most 1.
-
-    Raises:
-        ConfigError: ``choice_noise`` for an example without choices.
     """
-
-    def draw(place: str) -> random.Random:
-        return random.Random(f"{seed}/{kind}/{place}/{example.id}")
-
     fields: dict[str, Any] = dict(example.fields)
-    if kind == "choice_noise":
-        if "choices" not in fields:
-            raise ConfigError("the corruption choice_noise needs a data set with choices: this one's rows have none")
-        fields["choices"] = _noisy_choices(fields["choices"], severity, draw)
-        return replace(example, fields=fields)
-    texts = [name for name in fields if name != "choices"]
-    if kind == "truncated_context":
-        texts = sorted(texts, key=lambda name: len(fields[name]))[-1:]
-    for name in texts:
-        fields[name] = _TEXT[kind](fields[name], severity, draw(name))
+    for name in fields:
+        if name != "choices":
+            draw = random.Random(f"{seed}/{kind}/{name}/{example.id}")
+            fields[name] = _TEXT[kind](fields[name], severity, draw)
     return replace(example, fields=fields)
 
 
@@ -86,28 +70,12 @@ def typos(text: str, severity: float, draw: random.Random) -> str:
     return "".join(characters)
 
 
-def drop_words(text: str, severity: float, draw: random.Random) -> str:
-    """Return the text without that share of its words, one of which always stays."""
-    start, words, order = _drawn(text, draw)
-    gone = set(order[: min(_count(len(words), severity), len(words) - 1)])
-    if not gone:
-        return text
-    return (start + "".join(word + space for i, (word, space) in enumerate(words) if i not in gone)).strip()
-
-
 def shuffle_words(text: str, severity: float, draw: random.Random) -> str:
     """Return the text with that share of its words, at least two, in each other's places."""
     start, words, order = _drawn(text, draw)
     places = order[: _count(len(words), severity, least=2)]
     moved = {place: words[source][0] for place, source in zip(places, places[1:] + places[:1], strict=True)}
     return start + "".join(moved.get(i, word) + space for i, (word, space) in enumerate(words))
-
-
-def cut_start(text: str, severity: float, draw: random.Random) -> str:
-    """Return the text without that share of its words, from the first; the last one always stays."""
-    _, words, _ = _drawn(text, draw)
-    count = min(_count(len(words), severity), len(words) - 1)
-    return "".join(word + space for word, space in words[count:]) if count > 0 else text
 
 
 def random_letters(text: str, severity: float, draw: random.Random) -> str:
@@ -122,20 +90,9 @@ def random_letters(text: str, severity: float, draw: random.Random) -> str:
 
 _TEXT: dict[str, Callable[[str, float, random.Random], str]] = {
     "typos": typos,
-    "word_drop": drop_words,
     "word_shuffle": shuffle_words,
-    "truncated_context": cut_start,
     "gibberish": random_letters,
 }
-
-
-def _noisy_choices(choices: tuple[str, ...], severity: float, draw: Callable[[str], random.Random]) -> tuple[str, ...]:
-    result = list(choices)
-    for i, choice in enumerate(choices):
-        noisy = typos(choice, severity, draw(f"choice {i}"))
-        if noisy.casefold() not in {other.casefold() for j, other in enumerate(result) if j != i}:
-            result[i] = noisy
-    return tuple(result)
 
 
 def _drawn(text: str, draw: random.Random) -> tuple[str, list[tuple[str, str]], list[int]]:
