@@ -48,12 +48,6 @@ def artifact(folder: Path = ARTIFACT) -> str:
     return f"{content.name} {content.digest[:19]}"
 
 
-def adapter(folder: Path = ARTIFACT) -> str:
-    """Return the start of the SHA-256 of an artifact's adapter: of the weights alone."""
-    files = read_artifact(folder).manifest.files
-    return files["adapter/adapter_model.safetensors"].sha256[:12]
-
-
 def processor() -> str:
     info = Path("/proc/cpuinfo")
     name = re.search(r"^model name\s*: (.*)", info.read_text(encoding="utf-8") if info.is_file() else "", re.MULTILINE)

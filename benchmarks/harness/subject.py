@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,9 +20,9 @@ from laplora.readouts.label_tokens import LabelTokens
 Format = Literal["float32", "bfloat16", "nf4"]
 
 
-def load_subject(number_format: Format, device: str = "cpu", artifact: Path = ARTIFACT) -> AdaptedModel:
-    """Return an artifact's model and posterior; ``nf4`` stays packed, the others hold the plain base."""
-    manifest = read_artifact(artifact).manifest
+def load_subject(number_format: Format, device: str = "cpu") -> AdaptedModel:
+    """Return the default artifact's model and posterior; ``nf4`` stays packed, the others hold the plain base."""
+    manifest = read_artifact(ARTIFACT).manifest
     spec = BaseSpec(
         manifest.base_model,
         manifest.revision,
@@ -32,8 +31,8 @@ def load_subject(number_format: Format, device: str = "cpu", artifact: Path = AR
     )
     where = torch.device(device)
     base = load_base_model(locate_base(spec), spec, device=where, dequantize=False).model
-    model = attach_adapter(base, artifact / ADAPTER_FOLDER)
-    return load_adapted(artifact, manifest, model, where)
+    model = attach_adapter(base, ARTIFACT / ADAPTER_FOLDER)
+    return load_adapted(ARTIFACT, manifest, model, where)
 
 
 def with_classes(adapted: AdaptedModel, classes: int) -> AdaptedModel:

@@ -1,6 +1,6 @@
-"""Compare with peers: results.json beside this file, and the tables of docs/evidence.md.
+"""Compare with peers: results.json beside this file, and its places in docs/evidence.md.
 
-    python -m benchmarks.peers                    # both; 20 minutes, most of it laplace-torch
+    python -m benchmarks.peers                    # both, on tiny models: a minute
     python -m benchmarks.peers --only laplace     # or bayesian_lora; the other keeps its results
     python -m benchmarks.peers --tables           # measures nothing: the page again, from results.json
 
@@ -61,7 +61,7 @@ def keep(part: str, result: dict[str, Any]) -> None:
 
 
 def write_page() -> None:
-    """Write the tables of docs/evidence.md from what was measured."""
+    """Write the figures of docs/evidence.md from what was measured."""
     results = _read(FOLDER / "results.json")
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), "peers", page_tables(results)), encoding="utf-8")
 
@@ -75,7 +75,6 @@ def conditions(part: str, arguments: list[str]) -> dict[str, Any]:
     return {
         "date": provenance.today(),
         "commit": provenance.commit(),
-        "adapter": provenance.adapter(),
         "command": shlex.join(["python", "-m", "benchmarks.peers", *arguments]),
         "hardware": f"{provenance.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread used",
         "versions": provenance.versions([*PACKAGES[part], *SHARED]),

@@ -7,8 +7,6 @@ the structures that compute the same posterior.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,24 +18,21 @@ from benchmarks.peers.laplace_torch_calls import (
     ClassLogits,
     fit_laplace,
     laplace_covariances,
-    laplace_jacobians,
     mapping,
     quiet,
 )
 from benchmarks.peers.ours import covariances, fit_laplora, log_determinant_ratio
-from benchmarks.peers.subject import ARTIFACT, Subject, artifact_subject, initial_weights, lora_parameters, tiny_subject
-from laplora.artifact.folder import read_artifact
-from laplora.jacobians.contrasts import find_blocks
+from benchmarks.peers.subject import Subject, initial_weights, lora_parameters, tiny_subject
 from laplora.posterior.base import Posterior
 
 #: Prior precision of the tiny models.
 TINY_PRECISION = 2.0
 
 
-def compare(rows: int = 40) -> dict[str, Any]:
-    """Return the comparison on the tiny model, and on so many training and test rows of the default artifact's."""
+def compare() -> dict[str, Any]:
+    """Return the comparison on the tiny model."""
     with quiet():
-        return {"tiny": compare_tiny(), "artifact": compare_artifact(rows)}
+        return {"tiny": compare_tiny()}
 
 
 def compare_tiny() -> dict[str, Any]:
@@ -71,72 +66,26 @@ def compare_tiny() -> dict[str, Any]:
     }
 
 
-def compare_artifact(rows: int) -> dict[str, Any]:
-    """Return the same on the default artifact's weights in float64.
-
-    ``full`` would be a square of 460,800 parameters: it is compared on ``lora_B`` of the last layer's values.
-    """
-    subject = artifact_subject(train=rows, test=rows, dtype=torch.float64)
-    zero, precision = centre(subject), served_precision()
-    results: dict[str, Any] = {"rows": rows, "prior_precision": precision}
-    jacobians: Sequence[torch.Tensor] | None = None
-    for structure in ("diagonal", "kfac_expand", "kfac_reduce"):
-        print(f"laplace-torch: {structure}, {rows} + {rows} rows", flush=True)
-        ours = fit_laplora(subject, structure)
-        theirs = fit_laplace(subject, structure, precision, prior_mean=zero)
-        jacobians = jacobians or laplace_jacobians(subject, theirs)
-        results[structure] = difference(subject, theirs, ours, precision, zero, jacobians)
-    last = [b for b in find_blocks(subject.model, 2) if "v_proj" in b.name and b.group == "lora_B"][-1]
-    ours = fit_laplora(subject, "exact", blocks=(last,))
-    theirs = fit_laplace(subject, "exact", precision, names=[last.name])
-    results["exact, one block"] = difference(subject, theirs, ours, precision, None)
-    return results
-
-
-def served_precision() -> float:
-    """Return the prior precision that the default artifact serves, two digits; the mean of its groups' logarithms."""
-    values = read_artifact(ARTIFACT).manifest.prior.precision.values()
-    return float(f"{statistics.geometric_mean(values):.2g}")
-
-
-def centre(subject: Subject) -> torch.Tensor:
-    """Return the zero vector that both priors are centred at, flat: the artifact does not ship its initial weights."""
-    return torch.cat([torch.zeros_like(p).flatten() for p in lora_parameters(subject.model).values()])
-
-
-def compared(ours: torch.Tensor, wanted: torch.Tensor) -> dict[str, Any]:
-    """Return how far two covariances are apart."""
-    return {"covariance": relative_difference(ours, wanted)} | variance_ratio(ours, wanted)
-
-
 def difference(
     subject: Subject,
     theirs: Any,
     ours: Posterior,
     precision: float,
-    start: torch.Tensor | None,
-    jacobians: Sequence[torch.Tensor] | None = None,
+    start: torch.Tensor,
 ) -> dict[str, Any]:
-    """Return how far two posteriors are apart: the test rows' covariances, and the log evidence.
-
-    Args:
-        start: what both priors are centred at, flat; None leaves the evidence out.
-        jacobians: laplace-torch's of the test rows, if they are there already.
-    """
-    package = in_contrasts(laplace_covariances(theirs, jacobians or laplace_jacobians(subject, theirs)))
-    result = compared(package, covariances(subject, ours, precision))
-    if start is not None:
-        weights = torch.cat([p.detach().flatten() for p in lora_parameters(subject.model).values()])
-        distance = float((weights.double() - start.double()).square().sum())
-        fit = -float(F.cross_entropy(train_logits(subject), subject.train_labels, reduction="sum"))
-        evidence = fit - 0.5 * precision * distance - 0.5 * log_determinant_ratio(ours, precision)
-        their_evidence = float(theirs.log_marginal_likelihood())
-        result |= {
-            "evidence_laplace_torch": their_evidence,
-            "evidence_laplora": evidence,
-            "evidence": abs(their_evidence - evidence) / abs(evidence),
-        }
-    return result
+    """Return how far two posteriors, both with a prior around ``start``, are apart: covariances, and log evidence."""
+    package, own = in_contrasts(laplace_covariances(subject, theirs)), covariances(subject, ours, precision)
+    result: dict[str, Any] = {"covariance": relative_difference(package, own)} | variance_ratio(package, own)
+    weights = torch.cat([p.detach().flatten() for p in lora_parameters(subject.model).values()])
+    distance = float((weights.double() - start.double()).square().sum())
+    fit = -float(F.cross_entropy(train_logits(subject), subject.train_labels, reduction="sum"))
+    evidence = fit - 0.5 * precision * distance - 0.5 * log_determinant_ratio(ours, precision)
+    their_evidence = float(theirs.log_marginal_likelihood())
+    return result | {
+        "evidence_laplace_torch": their_evidence,
+        "evidence_laplora": evidence,
+        "evidence": abs(their_evidence - evidence) / abs(evidence),
+    }
 
 
 @torch.no_grad()

@@ -47,25 +47,16 @@ def fit_laplace(
     *,
     size: int = 1,
     prior_mean: torch.Tensor | None = None,
-    names: Sequence[str] | None = None,
 ) -> Any:
-    """Return laplace-torch's posterior of the training rows, ``size`` rows per batch.
-
-    With ``names`` of blocks, its subnetwork class: the same algebra from Jacobians, where its ``full`` multiplies the
-    GGN with every unit vector.
-    """
+    """Return laplace-torch's posterior of the training rows, ``size`` rows per batch."""
     from laplace import Laplace
 
     hessian, options = PAIRS[structure]
-    parameters = lora_parameters(subject.model, names)
-    options = dict(options)
+    lora_parameters(subject.model)
     if prior_mean is not None:
-        options["prior_mean"] = prior_mean
-    if names is not None:
-        options["subnetwork_indices"] = torch.arange(sum(p.numel() for p in parameters.values()))
-    weights = "all" if names is None else "subnetwork"
+        options = options | {"prior_mean": prior_mean}
     module = ClassLogits(subject.model, subject.label_ids)
-    posterior = Laplace(module, "classification", weights, hessian, prior_precision=precision, **options)
+    posterior = Laplace(module, "classification", "all", hessian, prior_precision=precision, **options)
     pairs = list(zip(subject.train, subject.train_labels.tolist(), strict=True))
     posterior.fit(DataLoader(pairs, batch_size=size, collate_fn=lambda p: mapping(subject, *zip(*p, strict=True))))
     return posterior
@@ -78,13 +69,9 @@ def mapping(subject: Subject, rows: Sequence[EncodedRow], labels: Sequence[int] 
     return BatchEncoding(data | ({} if labels is None else {"labels": torch.tensor(labels)}))
 
 
-def laplace_jacobians(subject: Subject, posterior: Any) -> list[torch.Tensor]:
-    """Return laplace-torch's Jacobians of the test rows' class logits, each (1, classes, parameters)."""
-    return [posterior.backend.jacobians(mapping(subject, [row]))[0] for row in subject.test]
-
-
-def laplace_covariances(posterior: Any, jacobians: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return laplace-torch's covariance of the class logits, (rows, classes, classes)."""
+def laplace_covariances(subject: Subject, posterior: Any) -> torch.Tensor:
+    """Return laplace-torch's covariance of the test rows' class logits, (rows, classes, classes)."""
+    jacobians = (posterior.backend.jacobians(mapping(subject, [row]))[0] for row in subject.test)
     return torch.cat([posterior.functional_variance(j).detach() for j in jacobians])
 
 

@@ -10,7 +10,7 @@ import torch
 from benchmarks.peers.subject import Subject
 from benchmarks.structures.curvature import fit_posterior, needs_tokens
 from benchmarks.structures.curvature.diagonal import DiagonalPosterior
-from laplora.jacobians.blocks import Block, ContrastJacobians
+from laplora.jacobians.blocks import ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.posterior.base import Posterior
 from laplora.posterior.eigen import EigenPosterior
@@ -19,11 +19,9 @@ from laplora.posterior.passes import StructureSettings
 State = TypeVar("State")
 
 
-def fit_laplora(
-    subject: Subject, structure: str, *, blocks: tuple[Block, ...] | None = None, size: int = 1
-) -> Posterior:
+def fit_laplora(subject: Subject, structure: str, *, size: int = 1) -> Posterior:
     """Return laplora's posterior of the training rows, no rank cut and nothing rounded; ``size``: rows per batch."""
-    blocks = blocks or find_blocks(subject.model, len(subject.label_ids))
+    blocks = find_blocks(subject.model, len(subject.label_ids))
     tokens = needs_tokens(structure)
 
     def run_pass(_title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]) -> State:

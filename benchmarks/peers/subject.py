@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,24 +73,21 @@ def _tiny_models() -> Any:
     return tiny_models
 
 
-def artifact_rows(artifact: Path = ARTIFACT) -> tuple[Splits, str]:
-    """Return the rows of an artifact of a ready configuration, as text, and the folder of its base model."""
-    config = load_config(ROOT / "training" / "configs" / f"{artifact.name}.yaml")
+def artifact_rows() -> tuple[Splits, str]:
+    """Return the rows of the default artifact, as text, and the folder of its base model."""
+    config = load_config(ROOT / "training" / "configs" / f"{ARTIFACT.name}.yaml")
     location = locate_base(BaseSpec(config.base.model, config.base.revision))
     return load_splits(config.data, seed=config.seed), location
 
 
-def artifact_subject(*, train: int = 100, test: int = 100, dtype: torch.dtype = torch.float32) -> Subject:
-    """Return the default artifact's model on its first training and test rows, with the weights that are served.
-
-    In float64 transformers still takes norms in float32, on both sides.
-    """
+def artifact_subject(*, train: int, test: int) -> Subject:
+    """Return the default artifact's model on its first training and test rows, with the weights that are served."""
     manifest = read_artifact(ARTIFACT).manifest
     splits, location = artifact_rows()
     tokenizer = load_tokenizer(location)
     spec = dataclasses.replace(manifest.base, dtype="float32")
     base = load_base_model(location, spec, device=torch.device("cpu"), dequantize=True).model
-    model = attach_adapter(base, ARTIFACT / "adapter").to(dtype)
+    model = attach_adapter(base, ARTIFACT / "adapter").to(torch.float32)
     template = manifest.template.template()
 
     def encoded(examples: Sequence[Example]) -> tuple[EncodedRow, ...]:
@@ -136,12 +132,12 @@ def attentions(model: Any) -> dict[str, Callable[[], AbstractContextManager[None
     }
 
 
-def lora_parameters(model: Any, names: Sequence[str] | None = None) -> dict[str, torch.nn.Parameter]:
-    """Make LoRA weights (of these blocks, or all), and only them, trainable; return them by block name, in order."""
+def lora_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Make LoRA weights, and only them, trainable; return them by block name, in order."""
     chosen = {}
     for name, parameter in model.named_parameters():
         block = name.removeprefix("base_model.model.").removesuffix(".default.weight")
-        trained = ".lora_" in name and (names is None or block in names)
+        trained = ".lora_" in name
         parameter.requires_grad_(trained)
         if trained:
             chosen[block] = parameter

@@ -63,10 +63,6 @@ def test_bayesian_lora_gives_what_is_recorded() -> None:
 
 def test_what_is_recorded_is_what_the_page_tells() -> None:
     """Agreement to rounding where the posterior is the same, and the ways in which the packages differ."""
-    artifact = RECORDED["laplace"]["artifact"]
-    for structure in ("diagonal", "kfac_reduce", "exact, one block"):
-        # transformers takes norms in float32 whatever the model's type is: relative 6e-8 a norm, 61 norms.
-        assert artifact[structure]["covariance"] < 1e-6, structure
     tiny, bayesian = RECORDED["laplace"]["tiny"], RECORDED["bayesian_lora"]
     # laplora rounds the diagonal to float32, laplace-torch multiplies the GGN with a float32 identity.
     limits = {"kfac_reduce, alone": 1e-12, "kfac_expand, equal lengths": 1e-12, "diagonal, padded": 6e-8}
