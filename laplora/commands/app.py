@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(None if arguments is None else list(arguments), prog_name="laplora")
     except SystemExit as ended:
+        if isinstance(ended.__context__, typer.Abort):  # Ctrl-C where something is asked
+            return Status.INTERRUPTED
         return ended.code if isinstance(ended.code, int) else Status.DONE if ended.code is None else Status.USAGE
     except BrokenPipeError:  # whoever read the output has gone, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,7 @@ import typer
 from laplora.commands import console
 from laplora.data.records import read_records
 from laplora.errors import ArtifactWriteError, ConfigError
-from laplora.execution.progress import Bars, Silent
+from laplora.execution.progress import Bars, Item, Silent
 
 if TYPE_CHECKING:
     from laplora.data.columns import LabelledTexts
@@ -30,20 +30,31 @@ _MEASURED_ROWS = 24
 #: Heads of so many rows take twice as long as of hardly any, of twice as many three times as long, and so on. CPU
 #: seconds on TREC: 0.9 for 24 rows, 2.5 for 200, 8.4 for 600.
 _TWICE_AS_LONG = 75
+#: Built-in texts that are read too.
+_UNLIKE = 40
 _LABELS_SHOWN = 12
 
 
-class _BarsAlone(Bars):
-    """Bars without the lines of a fit: the command says what a newcomer needs."""
+class _Steps(Bars):
+    """Bars, or a line for each where nobody watches, without the lines of a fit, which are not for newcomers."""
 
     def say(self, line: str) -> None:
         """Drop the line."""
+
+    def track(self, items: Sequence[Item], title: str) -> Iterator[Item]:
+        """Yield items, under a bar on a terminal."""
+        if not sys.stderr.isatty():
+            console.say(f"computing: {title} ...")
+        return super().track(items, title) if sys.stderr.isatty() else iter(items)
 
 
 def quick(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Labelled texts: CSV, JSON Lines or Parquet.")],
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the texts (default: found).")] = None,
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the labels (default: found).")] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Rows of one value belong together, such as a customer's.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Go on without asking.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Artifact to write (default: beside FILE).")
@@ -73,7 +84,7 @@ def quick(
     _check_free(folder, page, replace)
     text = text or find_text(records) or _asked("text", columns, terminal)
     label = label or find_label(records, text) or _asked("label", columns, terminal)
-    found = labelled_texts(file, records, text, label)
+    found = labelled_texts(file, records, text, label, group)
     template = f"{_words(text)}: {{text}}\n{_words(label)}:"
     counts = Counter(row["label"] for row in found.rows)
     shown = ", ".join(f"{name[:32]} {counts[name]}" for name in found.labels[:_LABELS_SHOWN])
@@ -134,20 +145,26 @@ def _fitted(
     settings = FitSettings(calibration=CalibrationSettings(target_risk=target_risk))
     spec = BaseSpec(base, quantization="none")
     location, start = locate_base(spec, progress=console.say), time.monotonic()
+    console.say(f"loading the base model {base} ...")
     model = load_base_model(location, spec, device=resolve_device(device)).model
     classifier = Classifier(model, load_tokenizer(location), template, found.labels)
-    rows = read_rows(found.rows, classifier, "label")
+    rows = read_rows(found.rows, classifier, "label", groups="group")
     loading = time.monotonic() - start  # the artifact loads the model once more
     passes = expert_passes(classifier, (), settings.experts.encoder, console.say)
+    console.say(f"timing {min(len(rows), _MEASURED_ROWS)} of the rows ...")
     seconds = loading + _seconds(passes, rows, settings)
-    shown = f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
-    console.say(f"about {shown} on this machine, measured on a few of these rows")
+    shown = (
+        f"{seconds:.0f} to {2 * seconds:.0f} seconds"
+        if seconds < 90
+        else f"{seconds / 60:.0f} to {seconds / 30:.0f} minutes"
+    )
+    console.say(f"takes {shown} more, if this machine stays as busy as it is now")
     if not yes and not typer.confirm("Go on?", default=True, err=True):
         console.say("nothing was written")
         raise typer.Exit(console.Status.INTERRUPTED)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "[0-9]+ rows repeat another row's prompt")  # said with their lines
-        return fit_as_it_is(classifier, rows, settings, _BarsAlone() if sys.stderr.isatty() else Silent(), None, passes)
+        return fit_as_it_is(classifier, rows, settings, _Steps(), None, passes)
 
 
 def _seconds(passes: Any, rows: Sequence[Any], settings: Any) -> float:
@@ -163,19 +180,21 @@ def _seconds(passes: Any, rows: Sequence[Any], settings: Any) -> float:
     labelled = shared_folds(passes.classifier, (), some, settings.calibration.folds, settings.seed)
     fit_experts(passes.names, outputs, labelled, settings.seed, Silent())
     heads = (time.monotonic() - read) / (1 + len(some) / _TWICE_AS_LONG)
-    return (read - start) * len(rows) / len(some) + heads * (1 + len(rows) / _TWICE_AS_LONG)
+    return (read - start) * (len(rows) + _UNLIKE) / len(some) + heads * (1 + len(rows) / _TWICE_AS_LONG)
 
 
 def _written(posterior: HeadsPosterior, file: Path, folder: Path, page: Path, base: str) -> Report:
     """Write the artifact, which brings the report without texts, and the report with them; return it."""
     from laplora.files.atomic import file_sha256
-    from laplora.fitting.cross_fitted import cross_fitted_report
+    from laplora.fitting.cross_fitted import built_in_texts, cross_fitted_report
     from laplora.report.page import html
     from laplora.report.verdict import judge
 
     provenance = {"data": f"{file.name}, {file_sha256(file)}", "base model": base}
-    report = cross_fitted_report(posterior, folder.name, file.name, provenance)
+    console.say("measuring ...")
+    report = cross_fitted_report(posterior, folder.name, file.name, provenance, [built_in_texts(posterior)])
     verdict = judge(report)
+    console.say("writing the artifact, and trying that it answers the same ...")
     posterior.save(folder, base=base, report=html(report.without_texts(), verdict))
     console.write_page(page, html(report, verdict))
     return report
@@ -183,7 +202,7 @@ def _written(posterior: HeadsPosterior, file: Path, folder: Path, page: Path, ba
 
 def _write_results(report: Report, folder: Path, text: str) -> None:
     """Write what the classifier is worth, and how it is served."""
-    from laplora.report.verdict import Share, operating_point, percent
+    from laplora.report.verdict import Share, judge, operating_point, percent, rows_needed
 
     rows, (_, wrong) = report.rows, operating_point(report)
     body = shlex.quote(json.dumps({"inputs": [{"text": text}]}, ensure_ascii=False))
@@ -192,8 +211,10 @@ def _write_results(report: Report, folder: Path, text: str) -> None:
         f"accepted at an error rate of {percent(report.promise.target_risk)}: {Share.of(~rows.review, rows.groups)} of "
         f"{len(rows)} rows{of_these}\n"
         f"right of all answers: {Share.of(~rows.wrong, rows.groups)}\n"
-        "(each row by heads and a threshold that do not know it; in parentheses 95 % intervals; unlike inputs go to "
-        "review too)\n"
+        "(each row is answered by heads that do not know it, and goes to review where it is unlike the others, as on "
+        "the server; in parentheses 95 % intervals)\n"
+        f"unlike texts: {report.notes[-1]}\n"
+        f"verdict: {judge(report).title}. {rows_needed(report)}\n"
         f"serve it: laplora serve {shlex.quote(str(folder))}\n"
         f"ask it:   curl -s localhost:8000/predict -H 'content-type: application/json' -d {body}"
     )

@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from laplora.data.labelled import Task, without_gaps
+from laplora.data.near_copies import near_copies
 from laplora.data.records import Record
 from laplora.errors import DataError
+from laplora.prompts.groups import grouped
 from laplora.prompts.labelled import empty, label_text, row_id
-from laplora.prompts.templates import PromptTemplate
+from laplora.prompts.rows import MAX_LABELS
 
 #: With fewer rows no threshold reaches an error rate of 5 %, even without a mistake.
 FEWEST_ROWS = 20
-_TASK = Task("texts", PromptTemplate("texts", 1, "{text}"), ())
 #: A column of more different numbers holds amounts or keys, not labels.
 _MOST_NUMBERS = 20
 _TEXTS = {"text", "message", "sentence", "content", "body", "review", "comment", "question", "query", "utterance"}
 _LABELS = {"label", "category", "class", "topic", "intent", "target", "sentiment"}
+#: Labels, in lower case, that may be meant for none.
+_NONE = {"none", "null", "n/a", "na", "-", "?"}
 _SHOWN = 5
 
 
@@ -28,8 +30,8 @@ class LabelledTexts:
     """The usable rows of a file.
 
     Attributes:
-        rows: dicts of ``id``, ``text`` and ``label``; labels: their names, sorted.
-        notes: what was left out or is odd, a sentence each.
+        rows: dicts of ``id``, ``text``, ``label`` and ``group``, which is empty where a row stands alone.
+        labels: their names, sorted; notes: what was left out or is odd, a sentence each.
     """
 
     rows: tuple[dict[str, str], ...]
@@ -74,59 +76,83 @@ def _filled(records: Sequence[Record], name: str) -> list[str]:
     return [label_text(value) for value in values if isinstance(value, str | int | float) and not empty(value)]
 
 
-def labelled_texts(file: Path, records: Sequence[Record], text: str, label: str) -> LabelledTexts:
+def labelled_texts(
+    file: Path, records: Sequence[Record], text: str, label: str, group: str | None = None
+) -> LabelledTexts:
     """Return the rows of a file that have a text and a label, each once.
 
     Labels that differ in case alone are one, by the most frequent spelling. A text with several labels stays with each.
+    Near-copies of a text are a group (``near_copies``), and so are the rows that share a value of the column ``group``.
 
     Raises:
-        DataError: no such column, values that are neither text nor number, no header, or too few rows or labels.
+        DataError: no such column, values that are neither text nor number, no header, or too few rows or labels, or too
+            many labels.
     """
-    _check_columns(file, records, text, label)
-    whole = [Record(record.line, {text: None, label: None, **record.values}) for record in records]
-    filled, notes = without_gaps(file, whole, _TASK, label, {}, {"text": text})
+    named = (text, label) if group is None else (text, label, group)
+    _check_columns(file, records, named)
+    gaps = {name: [one.line for one in records if empty(one.values.get(name))] for name in (text, label)}
+    nan = [one.line for one in records if str(one.values.get(label)).strip().casefold() == "nan"]
+    filled = [one for one in records if not any(empty(one.values.get(name)) for name in (text, label))]
     spellings = Counter(_filled(filled, label))
     spelling = {one.casefold(): one for one, _ in reversed(spellings.most_common())}
-    copies, rows = list[int](), dict[tuple[str, str], tuple[int, dict[str, str]]]()
+    copies, rows = list[int](), dict[tuple[str, str], tuple[Record, dict[str, str]]]()
     for record in filled:
         values = record.values
         given, name = str(values[text]), spelling[label_text(values[label]).casefold()]
         row = {"id": row_id(values, f"line {record.line}"), "text": given, "label": name}
-        if rows.setdefault((" ".join(given.casefold().split()), name), (record.line, row))[1] is not row:
+        if rows.setdefault((" ".join(given.casefold().split()), name), (record, row))[1] is not row:
             copies.append(record.line)
     counts, texts = Counter(name for _, name in rows), Counter(words for words, _ in rows)
-    differ = [line for (words, _), (line, _) in rows.items() if texts[words] > 1]
+    differ = [record.line for (words, _), (record, _) in rows.items() if texts[words] > 1]
     single = sorted(name for name, count in counts.items() if count == 1)
-    notes += [
+    kept = [one for one in rows.values() if one[1]["label"] not in single]
+    labels = tuple(sorted(counts.keys() - set(single)))
+    alike = near_copies([row["text"] for _, row in kept])
+    given_groups = [None if group is None else record.values.get(group) for record, _ in kept]
+    keys = [[*some, *([] if empty(one) else [str(one)])] for some, one in zip(alike, given_groups, strict=True)]
+    groups = [str(number) for number in grouped(keys).tolist()]
+    together, leaders = Counter(groups), Counter(number for some in alike for number in some)
+    copied = [one.line for place, (one, _) in enumerate(kept) if leaders[place] > 1 or alike[place] != [place]]
+    near = [line for line in copied if line not in differ]
+    notes = [
+        _note(gaps[text], "without a text: left out"),
+        _note([line for line in gaps[label] if line not in nan], "without a label: left out"),
+        _note(nan, "with 'nan' for a label, which tables write where there is none: left out"),
         _note(copies, "with the text and the label of an earlier one: left out"),
         _note(differ, "with a text that has several labels: each is kept, so correct those that are wrong"),
+        _note(near, "that have a near-copy: each is measured by heads that know none of its copies"),
     ]
+    if odd := [name for name in labels if name.casefold() in _NONE]:
+        notes.append(f"{odd[0]!r} is taken for a label: empty these cells if they mean that there is none")
     if len(spelling) < len(spellings):
         notes.append(f"labels that differ in case alone are one: {len(spellings)} spellings of {len(spelling)} labels")
     if single:
         notes.append(f"labels with one row, left out and never answered: {', '.join(single)[:200]}")
-    kept = tuple(row for _, row in rows.values() if row["label"] not in single)
-    labels = tuple(sorted(counts.keys() - set(single)))
     if len(labels) < max(2, len(single)):
         raise DataError(
             f"{file}: column {label!r} has {len(counts)} labels, {len(single)} of them with one row. A classifier "
             "needs two labels or more with several rows each: label more rows, or name another column by --label"
         )
-    if len(kept) < FEWEST_ROWS:
+    if len(labels) > MAX_LABELS:
+        raise DataError(f"{file}: column {label!r} has {len(labels)} labels, and at most {MAX_LABELS} work: join some")
+    if len(together) < FEWEST_ROWS:
+        apart = "" if len(together) == len(kept) else f" {len(together)} but for near-copies,"
         raise DataError(
-            f"{file}: {len(kept)} rows can be used, and fewer than {FEWEST_ROWS} show no error rate of 5 %: label "
-            "more, 200 are a good start"
+            f"{file}: {len(kept)} rows can be used,{apart} and fewer than {FEWEST_ROWS} show no error rate of 5 %: "
+            "label more, 200 are a good start"
         )
-    return LabelledTexts(kept, labels, tuple(note.removeprefix(f"{file}: ") for note in notes if note))
+    for (_, row), number in zip(kept, groups, strict=True):
+        row["group"] = number if together[number] > 1 else ""
+    return LabelledTexts(tuple(row for _, row in kept), labels, tuple(filter(None, notes)))
 
 
-def _check_columns(file: Path, records: Sequence[Record], text: str, label: str) -> None:
-    columns = columns_of(records)
-    if missing := [name for name in (text, label) if name not in columns]:
+def _check_columns(file: Path, records: Sequence[Record], named: Sequence[str]) -> None:
+    columns, (text, label) = columns_of(records), named[:2]
+    if missing := [name for name in named if name not in columns]:
         raise DataError(f"{file}: there is no column {missing[0]!r}: name one of {', '.join(map(repr, columns))}")
     if text == label:
         raise DataError(f"{file}: text and label are both {text!r}: name two columns by --text and --label")
-    for name in (text, label):
+    for name in named:
         if odd := [one.line for one in records if not isinstance(one.values.get(name), str | int | float | None)]:
             raise DataError(
                 f"{file}, line {odd[0]}: {name!r} is a list or an object: give one text and one label a row"

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
+import laplora.familiarity
 from laplora.decisions.review import accept_threshold
+from laplora.experts.familiar import compared
+from laplora.familiarity.percentile import false_alarms, is_unfamiliar, percentile
 from laplora.fitting.evaluation import RowProbs, evaluate_predictives
 from laplora.fitting.heads import HeadsPosterior
+from laplora.head.folds import parted
 from laplora.report.records import Promise, Report, Rows
+
+#: Texts that hardly any task is about.
+_UNLIKE = Path(laplora.familiarity.__file__).with_name("unlike_texts.json")
 
 
 def accepted_rows(posterior: HeadsPosterior) -> torch.Tensor:
-    """Return (rows,) bool which labelled rows are accepted at the target risk.
+    """Return (rows,) bool which labelled rows are accepted at the target risk, as the server would without them.
 
     A row is answered by heads without its fold, and its threshold is set on the answers to the other folds.
     """
@@ -24,13 +33,41 @@ def accepted_rows(posterior: HeadsPosterior) -> torch.Tensor:
         rest = folds != number
         limit = accept_threshold(scores.score[rest], scores.error[rest], risk)
         accepted |= ~rest & (scores.score <= (-1 if limit is None else limit))
-    return accepted
+    return accepted & ~unfamiliar_rows(posterior)
 
 
-def cross_fitted_report(posterior: HeadsPosterior, title: str, source: str, provenance: Mapping[str, str]) -> Report:
+def unfamiliar_rows(posterior: HeadsPosterior) -> torch.Tensor:
+    """Return (rows,) bool which labelled rows are flagged as unfamiliar by distances to the rows outside their fold."""
+    heads, served = posterior.heads, posterior.heads.served
+    name, rows = served.heaviest(heads.choice.name), len(heads.labelled)
+    if name is None or name not in served.familiar:
+        return torch.zeros(rows, dtype=torch.bool)
+    fitted = heads.experts[name].fitted
+    states = compared(fitted.rows.blocks, fitted.rows.class_mask)
+    scores = torch.zeros(rows, dtype=torch.float64)
+    for (_, held_out), fold in zip(parted(fitted.folds), served.familiar[name], strict=True):
+        scores[held_out] = fold.score.of(states.take(held_out))
+    at_least = rows * percentile(scores, scores.sort().values) + percentile(scores, scores.sort().values) - 1
+    return is_unfamiliar(at_least / rows, false_alarms(posterior.settings.calibration.unfamiliar_rate, rows - 1))
+
+
+def built_in_texts(posterior: HeadsPosterior) -> str:
+    """Return how many built-in texts of other subjects and languages are flagged, and how many would be accepted."""
+    answers = posterior.predict(json.loads(_UNLIKE.read_bytes()))
+    flagged = sum("unfamiliar" in one.flags for one in answers)
+    accepted = sum(one.decision == "accept" for one in answers)
+    return (
+        f"{flagged} of {len(answers)} built-in texts of other subjects and languages are flagged as unlike, and "
+        f"{accepted} would be accepted"
+    )
+
+
+def cross_fitted_report(
+    posterior: HeadsPosterior, title: str, source: str, provenance: Mapping[str, str], notes: Sequence[str] = ()
+) -> Report:
     """Return the report of labelled rows with one label each, texts included; ``source``: what they are from.
 
-    Label sets and the flag ``unfamiliar`` are not in it: what they compare with is set on these rows.
+    Label sets are not in it: what they compare with is set on these rows.
     """
     heads, manifest, name = posterior.heads, posterior.predictor.artifact.manifest, posterior.recommended
     labelled, wanted, nothing = heads.labelled, manifest.calibration, posterior.predictor.nothing_accepted(name, None)
@@ -38,7 +75,7 @@ def cross_fitted_report(posterior: HeadsPosterior, title: str, source: str, prov
     records = {one: record for one, record in manifest.predictives.items() if one in held_out}
     rows = RowProbs(held_out, held_out.get("map"), labelled.labels, labelled.class_mask, 1, labelled.groups)
     measured, _, _ = evaluate_predictives(rows, records, wanted.conformal)
-    alarms = manifest.familiarity.false_alarms if manifest.familiarity else 0.0
+    unlike = int(unfamiliar_rows(posterior).sum())
     return Report(
         title=title,
         measured_on=f"{len(labelled)} rows of {source}, each answered by heads and a threshold that do not know it",
@@ -62,6 +99,6 @@ def cross_fitted_report(posterior: HeadsPosterior, title: str, source: str, prov
             texts=[" · ".join(map(str, example.fields.values())) for example in posterior.rows],
             groups=labelled.groups,
         ),
-        notes=[f"Inputs unlike these rows go to review too, as do at most {alarms:.0%} of those like them"],
+        notes=[f"Inputs unlike the others go to review too, {unlike} of these rows among them", *notes],
         provenance=provenance,
     )

@@ -65,6 +65,10 @@ class ServedExperts:
         """Return the heads that a predictive asks: none of one that is not theirs."""
         return tuple(one for one in (self.weights if name == POOLED else (name,)) if one in self.heads)
 
+    def heaviest(self, name: str) -> str | None:
+        """Return the head of a predictive that says how familiar inputs are; None without heads."""
+        return max(self.members(name), key=lambda one: self.weights.get(one, 0.0), default=None)
+
     def sources(self, names: Iterable[str]) -> set[FeatureSource]:
         """Return what the heads of predictives read."""
         return {self.heads[one].source for name in names for one in self.members(name)}
@@ -87,10 +91,8 @@ class ServedExperts:
 
     def familiarity(self, name: str, outputs: Outputs) -> torch.Tensor | None:
         """Return (batch,) float64 how familiar inputs are, to a predictive's heaviest head; None where nothing says."""
-        asked = self.members(name)
-        if not self.familiar or not asked:
+        if not self.familiar or (heaviest := self.heaviest(name)) is None:
             return None
-        heaviest = max(asked, key=lambda one: self.weights.get(one, 0.0)) if name == POOLED else asked[0]
         states = compared(outputs.features[self.heads[heaviest].source], outputs.class_mask)
         return across(self.familiar[heaviest], states)
 

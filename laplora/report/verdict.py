@@ -23,6 +23,7 @@ from typing import Literal
 
 import torch
 
+from laplora.decisions.review import accept_threshold
 from laplora.metrics.groups import mean_and_error
 from laplora.metrics.noise import calibrated_ece, effective_rows, lowest_coverage, share_interval
 from laplora.metrics.scores import ece, row_nll
@@ -126,7 +127,7 @@ def judge(report: Report) -> Verdict:
         if check.outcome == "no" and caveat:
             caveats.append(caveat)
     kind, sentence = _decision(report)
-    if (nothing := _nothing_accepted(report)) and nothing != sentence:
+    if (nothing := _nothing_accepted(report)) and nothing not in sentence:
         caveats.append(nothing)
     if (skill := _skill(report)).shown and not skill.by_accuracy:
         caveats.append(
@@ -138,10 +139,35 @@ def judge(report: Report) -> Verdict:
 
 def rows_to_show(target: float, error_rate: float = 0.0) -> int:
     """Return how many rows show, at 95 %, an error rate of at most ``target``, in (0, 1), where this share is wrong."""
-    rows = max(1, math.floor(math.log(_CHANCE) / math.log1p(-target)))
+    fewest = error_rate * (1 - error_rate) * (_NORMAL / (target - error_rate)) ** 2  # by the narrower normal interval
+    rows = max(1, math.floor(math.log(_CHANCE) / math.log1p(-target)), math.floor(fewest))
     while share_interval(math.ceil(error_rate * rows), rows)[1] > target:
         rows += 1
     return rows
+
+
+def rows_needed(report: Report) -> str:
+    """Return how many rows would show that the target is kept, or would have some accepted; "" where these do."""
+    rows, target, (review, accepted) = report.rows, report.promise.target_risk, operating_point(report)
+    if accepted is None:
+        for times in (2, 3, 4, 6, 8, 12, 16):
+            if accept_threshold(rows.score.repeat(times), rows.wrong.repeat(times), target) is not None:
+                return f"With about {times * len(rows):,} rows like these it would accept some."
+        return f"With {times * len(rows):,} rows like these it would still accept none."
+    if accepted.interval[1] <= target:
+        return ""
+    if accepted.value >= target:
+        return f"No number of rows shows that it is kept while {accepted.count} of {accepted.rows} are wrong."
+    needed = rows_to_show(target, accepted.value) * accepted.rows / (accepted.independent or accepted.rows)
+    return (
+        f"If mistakes stay as rare as here, {accepted.count} of {accepted.rows}, about {_rounded(needed)} accepted "
+        f"rows, {_rounded(needed / (1 - review.value))} in all, would show that it is kept."
+    )
+
+
+def _rounded(rows: float) -> str:
+    """Return a number of rows with two digits."""
+    return f"{int(float(f'{rows:.2g}')):,}"
 
 
 def _title(kind: Kind, report: Report) -> str:
@@ -196,19 +222,18 @@ def _decision(report: Report) -> tuple[Kind, str]:
             "learnt the task."
         )
     if accepted is None:
-        return "stop", _nothing_accepted(report) or (
+        nothing = _nothing_accepted(report) or (
             "A person would have to look at every answer: the review rule finds none sure enough for an error rate of "
             f"{percent(target)}."
         )
+        return "stop", f"{nothing} {rows_needed(report)}"
     looks = f"{percent(1 - review.value)} of the answers are accepted, and {accepted} of these are wrong"
     if accepted.interval[0] > target:
         return "stop", f"{looks}, more than the {percent(target)} {report.promise.verb} and more than noise explains."
     kept = f"within the {percent(target)} {report.promise.verb} even with noise"
     if accepted.interval[1] > target:
         return "open", (
-            f"{looks}. That interval reaches above the {percent(target)} {report.promise.verb}. {rows_to_show(target)} "
-            f"accepted rows without a mistake would show that it is kept; here {accepted.count} of {accepted.rows} are "
-            "wrong."
+            f"{looks}. That interval reaches above the {percent(target)} {report.promise.verb}. {rows_needed(report)}"
         )
     if report.questions > 1:
         return "open", (

@@ -10,7 +10,9 @@ import pytest
 
 from laplora.commands.app import main
 
-ROWS = [(f"the parcel {i} came {'late' if i % 2 else 'early'}", "bad" if i % 2 else "good") for i in range(40)]
+ROWS = [
+    (f"{'x' * (i + 1)} came {'late' if i % 2 else 'early'} {'y' * (i + 1)}", ["good", "bad"][i % 2]) for i in range(40)
+]
 
 
 def csv(folder: Path, header: str, *more: str) -> Path:
@@ -56,6 +58,31 @@ def test_on_a_terminal_it_asks_for_the_column(
     assert said.count("Which column has the label? One of 'a', 'b', 'c':") == 2
     assert "the label is 'c'" in said
     assert said.splitlines()[-1].startswith("error: base model ")
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, EOFError])
+def test_who_leaves_a_question_gets_the_status_of_an_interrupt_and_nothing_is_written(
+    stopped: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(_: str) -> str:
+        raise stopped
+
+    monkeypatch.setattr("sys.stdin", Terminal(""))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("typer._click.termui.visible_prompt_func", leave)
+    file = csv(tmp_path, "a,b,c", "1")
+    assert main(["quick", str(file)]) == 130
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_steers_a_terminal_is_shown_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {"good": "\x1b[2Jgood", "bad": "b\u202ead\x9b"}
+    rows = "".join(f"{text},{labels[label]}\n" for text, label in ROWS)
+    (tmp_path / "rows.csv").write_text(f"text,la\x1b[31mbel\n{rows}", encoding="utf-8")
+    assert main(["quick", str(tmp_path / "rows.csv")]) == 2
+    said = capsys.readouterr().err
+    assert r"40 rows train 2 labels: \u001b[2Jgood 20, b\u202ead\u009b 20" in said
+    assert not {"\x1b", "\u202e", "\x9b"} & set(said)
 
 
 @pytest.mark.parametrize(

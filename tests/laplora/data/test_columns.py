@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from laplora.data.records import Record
 from laplora.errors import DataError
 
 FILE = Path("rows.csv")
-WORDS = ["red", "green", "blue", "warm", "cold", "late", "early", "small", "large", "bright"]
-TEXTS = [f"a {one} parcel came {other}" for one in WORDS for other in WORDS][:60]
+WORDS = ["red", "green", "blue", "warm", "cold", "late", "early", "small", "large", "bright", "round", "flat"]
+TEXTS = [f"{one} {other}" for one, other in combinations(WORDS, 2)][:60]
 
 
 def records(**columns: list[Any]) -> list[Record]:
@@ -53,15 +54,48 @@ def test_rows_are_used_once_and_what_is_odd_is_noted_with_its_lines() -> None:
     found = labelled_texts(FILE, records(text=texts, label=labels, id=NUMBERS[:44]), "text", "label")
     assert found.labels == ("bad", "good", "odd")
     assert [row["id"] for row in found.rows] == [*NUMBERS[:40], "42"]
-    assert found.rows[9] == {"id": "9", "text": TEXTS[9], "label": "good"}
+    assert found.rows[9] == {"id": "9", "text": TEXTS[9], "label": "good", "group": ""}
     assert found.notes == (
-        "left out, as text is empty or nan: 1 of 44 rows (line 43)",
+        "1 row without a text: left out (line 43)",
         "1 row with the text and the label of an earlier one: left out (line 42)",
         "2 rows with a text that has several labels: each is kept, so correct those that are wrong (lines 3, 44)",
         "labels that differ in case alone are one: 5 spellings of 4 labels",
         "labels with one row, left out and never answered: rare",
     )
     assert labelled_texts(FILE, records(text=TEXTS, label=LABELS), "text", "label").notes == ()
+
+
+def test_rows_that_belong_together_share_a_group() -> None:
+    texts = [
+        *TEXTS[:36],
+        "order 1 for Anna is late again",
+        "ORDER 2, for Bob, is late again!",
+        "2 is late again: order",
+    ]
+    columns = {"text": texts, "label": LABELS[:39], "customer": ["", *NUMBERS[:36], "0", "nan"]}
+    found = labelled_texts(FILE, records(**columns), "text", "label")
+    together = [row["group"] for row in found.rows]
+    assert together[:36] == [""] * 36
+    assert together[36:] == [together[36] or "none"] * 3
+    said = "3 rows that have a near-copy: each is measured by heads that know none of its copies (lines 38, 39, 40)"
+    assert found.notes == (said,)
+    groups = [row["group"] for row in labelled_texts(FILE, records(**columns), "text", "label", "customer").rows]
+    assert groups[1] == groups[36] == groups[38] != ""
+    assert groups.count("") == 35
+    with pytest.raises(DataError, match="60 rows can be used, 2 but for near-copies, and fewer than 20"):
+        labelled_texts(FILE, records(text=[f"{i} {'ab'[i % 2]}" for i in range(60)], label=LABELS), "text", "label")
+
+
+def test_labels_that_may_mean_none_are_said() -> None:
+    labels = ["None", "nan", "", "NaN", *LABELS[4:57], "none", "null", "null"]
+    found = labelled_texts(FILE, records(text=TEXTS, label=labels), "text", "label")
+    assert found.labels == ("None", "bad", "good", "null", "odd")
+    assert found.notes == (
+        "1 row without a label: left out (line 4)",
+        "2 rows with 'nan' for a label, which tables write where there is none: left out (lines 3, 5)",
+        "'None' is taken for a label: empty these cells if they mean that there is none",
+        "labels that differ in case alone are one: 6 spellings of 5 labels",
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,8 +108,13 @@ def test_rows_are_used_once_and_what_is_odd_is_noted_with_its_lines() -> None:
         ({"text": TEXTS, "label": ["good"] * 60}, ("text", "label"), "has 1 labels.* two labels or more"),
         ({"text": TEXTS, "label": NUMBERS}, ("text", "label"), "60 labels, 60 of them with one row.* --label"),
         (
-            {TEXTS[0]: TEXTS, "good": LABELS},
-            (TEXTS[0], "good"),
+            {"text": [str(i) for i in range(8194)], "label": [str(i // 2) for i in range(8194)]},
+            ("text", "label"),
+            "4097 labels, and at most 4096 work: join some",
+        ),
+        (
+            {"the red parcel": TEXTS, "good": LABELS},
+            ("the red parcel", "good"),
             "rows.csv: its first line looks like a row.* text,label",
         ),
     ],

@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ import laplora
 from laplora.answers.review_scores import ReviewScores
 from laplora.errors import ConfigError, DataError, DownloadError, LaploraWarning, ModelError
 from laplora.execution.progress import Silent
+from laplora.experts.familiar import compared
+from laplora.familiarity.ood_score import fit_ood_score
 from laplora.features import expert_passes
-from laplora.fitting.cross_fitted import accepted_rows, cross_fitted_report
+from laplora.fitting.cross_fitted import accepted_rows, built_in_texts, cross_fitted_report, unfamiliar_rows
 from laplora.fitting.rows import read_rows
 from laplora.report.page import html
 from laplora.report.verdict import judge
@@ -74,6 +77,9 @@ def test_a_row_is_accepted_by_what_does_not_know_it_and_the_report_says_how_many
         decided.append(accepted_rows(changed))
     first, second = decided
     assert 20 < first.sum() < 60
+    unlike = unfamiliar_rows(posterior)
+    assert unlike.nonzero()[:, 0].tolist() == [farthest(posterior)]  # 2 % of 60
+    assert not first[unlike].any()
     assert first[folds == 0].equal(second[folds == 0])  # its own mistakes move no threshold of its rows
     assert not second[folds != 0].any()
     report = cross_fitted_report(changed, "title", "rows.csv", {})
@@ -84,6 +90,31 @@ def test_a_row_is_accepted_by_what_does_not_know_it_and_the_report_says_how_many
     assert "60 rows of rows.csv, each answered by heads and a threshold that do not know it" in html(
         report, judge(report)
     )
+
+
+def farthest(posterior: laplora.HeadsPosterior) -> int:
+    """Return the row that is farthest from the rows outside its fold, each fold's distances fitted anew."""
+    fitted = posterior.heads.experts["frozen"].fitted
+    states, scores = compared(fitted.rows.blocks, fitted.rows.class_mask), torch.zeros(60)
+    for place in range(60):
+        rest = (fitted.folds != fitted.folds[place]).nonzero()[:, 0]
+        score = fit_ood_score(states.take(rest), torch.zeros_like(rest))
+        scores[place] = score.of(states.take(torch.tensor([place])))
+    return int(scores.argmax())
+
+
+def test_what_the_flag_sees_of_built_in_texts_is_counted(
+    posterior: laplora.HeadsPosterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [SimpleNamespace(flags=["unfamiliar"], decision="review")] * 30
+    answers += [SimpleNamespace(flags=["low_confidence"], decision="review")] * 7
+    answers += [SimpleNamespace(flags=[], decision="accept")] * 3
+    given = []
+    monkeypatch.setattr(posterior, "predict", lambda texts: given.extend(texts) or answers)
+    assert built_in_texts(posterior).startswith("30 of 40 built-in texts")
+    assert built_in_texts(posterior).endswith("and 3 would be accepted")
+    assert len({*given}) == 40
+    assert all(isinstance(one, str) and one for one in given)
 
 
 def largest_change(one: laplora.HeadsPosterior, other: laplora.HeadsPosterior, rows: Rows) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from report_records import PROMISE, report
 from scipy import stats
 
 from laplora.report.records import Report, Rows
-from laplora.report.verdict import Share, judge, operating_point, rows_to_show
+from laplora.report.verdict import Share, judge, operating_point, rows_needed, rows_to_show
 
 REVIEWED = report(rows=1000, wrong=120, reviewed=300)
 
@@ -37,9 +38,17 @@ NOTHING = replace(PROMISE, nothing_accepted="map accepts nothing at 5 %")
         (report(rows=1000, wrong=20, reviewed=15), "ship", "still sends 1.5\xa0% of them to a person"),
         (REVIEWED, "review", "aimed at"),
         (replace(REVIEWED, promise=replace(PROMISE, bounded=True)), "review", "promised even with noise"),
-        (report(rows=120, wrong=30, reviewed=60), "open", "72 accepted rows without a mistake would show"),
-        (report(rows=120, wrong=30, reviewed=60, accepted_wrong=5), "open", "here 5 of 60 are wrong"),
-        (report(rows=1000, wrong=2, reviewed=999), "open", "here 0 of 1 are wrong"),
+        (
+            report(rows=120, wrong=30, reviewed=60),
+            "open",
+            "stay as rare as here, 0 of 60, about 72 accepted rows, 140 in all, would",
+        ),
+        (
+            report(rows=120, wrong=30, reviewed=60, accepted_wrong=5),
+            "open",
+            "No number of rows shows that it is kept while 5 of 60 are wrong",
+        ),
+        (report(rows=1000, wrong=2, reviewed=999), "open", "0 of 1, about 72 accepted rows, 72,000 in all, would"),
         (report(rows=1000, wrong=200, reviewed=300, accepted_wrong=80), "stop", "than noise explains"),
         (report(rows=120, wrong=12, reviewed=120), "stop", "look at every answer: the review rule finds none sure"),
         (replace(report(reviewed=120), promise=NOTHING), "stop", "MAP accepts nothing at 5\xa0%."),
@@ -61,6 +70,36 @@ def test_the_verdict_goes_by_what_is_accepted(one: Report, kind: str, said: str)
 def test_that_nothing_is_accepted_is_said_beside_another_verdict() -> None:
     unskilled = replace(report(rows=120, wrong=58, reviewed=60, accepted_wrong=29), promise=NOTHING)
     assert "MAP accepts nothing at 5\xa0%." in judge(unskilled).caveats
+
+
+def test_the_rows_that_are_needed_are_those_with_which_the_verdict_changes() -> None:
+    """A report with four times the rows and mistakes ships as soon as it has as many rows as are said."""
+    few = report(rows=120, wrong=22, reviewed=60, accepted_wrong=2)
+    said = rows_needed(few)
+    accepted, all_rows = (
+        int(one.replace(",", "")) for one in re.findall(r"about ([\d,]+) .*, ([\d,]+) in all", said)[0]
+    )
+    assert said.startswith("If mistakes stay as rare as here, 2 of 60, about ")
+    assert all_rows == pytest.approx(2 * accepted, rel=0.05)
+    kinds = [judge(times(few, count)).kind for count in (0.8 * accepted / 60, 1.2 * accepted / 60)]
+    assert kinds == ["open", "review"]
+    assert rows_needed(REVIEWED) == ""
+    together = in_groups(few, 3)
+    assert int(re.findall(r"about ([\d,]+) ", rows_needed(together))[0].replace(",", "")) > accepted
+
+
+def times(one: Report, count: float) -> Report:
+    """Return a report of about so many times the rows."""
+    whole = round(count)
+    return report(rows=120 * whole, wrong=22 * whole, reviewed=60 * whole, accepted_wrong=2 * whole)
+
+
+def test_of_too_few_rows_it_is_said_with_how_many_some_would_be_accepted() -> None:
+    sure = report(rows=16, wrong=1, reviewed=16)
+    assert rows_needed(sure) == "With about 32 rows like these it would accept some."
+    hopeless = report(rows=40, wrong=20, reviewed=40)
+    half = replace(hopeless, rows=replace(hopeless.rows, labels=(torch.arange(40) // 2) % 2))
+    assert rows_needed(half) == "With 640 rows like these it would still accept none."
 
 
 @pytest.mark.parametrize(("target", "rows"), [(0.05, 72), (0.1, 36), (0.5, 6), (0.001, 3688)])
