@@ -130,8 +130,8 @@ def labelled_texts(
         notes.append(f"labels with one row, left out and never answered: {', '.join(single)[:200]}")
     if len(labels) < max(2, len(single)):
         raise DataError(
-            f"{file}: column {label!r} has {len(counts)} labels, {len(single)} of them with one row. A classifier "
-            "needs two labels or more with several rows each: label more rows, or name another column by --label"
+            f"{file}: {len(labels)} labels of column {label!r} have several rows, {len(single)} have one. A classifier "
+            "needs at least two with several: label more rows, or name another column by --label"
         )
     if len(labels) > MAX_LABELS:
         raise DataError(f"{file}: column {label!r} has {len(labels)} labels, and at most {MAX_LABELS} work: join some")

@@ -110,7 +110,8 @@ def format_of(place: Path | str) -> str:
     ending = Path(place).suffix.lower()
     if ending not in FORMATS:
         raise DataError(
-            f"{place}: expected a file that ends in one of {sorted(FORMATS)}, got {ending or 'no ending'!r}"
+            f"{place}: expected a file that ends in one of {sorted(FORMATS)}, got {ending or 'no ending'!r}: save a "
+            "spreadsheet as 'CSV UTF-8'"
         )
     return FORMATS[ending]
 
@@ -152,12 +153,15 @@ def json_record(numbered: tuple[int, str]) -> Record:
 def csv_records(path: Path | str, file: BinaryIO, kind: str) -> list[Record]:
     """Return the records of a CSV file, or a ``tsv``, that has a header; it is in memory as a whole.
 
-    The header says what parts the fields of a CSV file: a comma, or a semicolon or tab where it has no comma.
+    The header says what parts the fields of a CSV file: a comma, or a semicolon, tab or bar where it has no comma. A
+    spreadsheet's first line ``sep=;`` is no header, and its last columns without a name are none if they are empty.
 
     Raises:
         DataError: no header, or rows that cannot be read; with the line numbers.
     """
     lines = _lines(path, file)
+    if re.fullmatch("sep=.\r?", lines[0]):
+        lines[0] = ""
     rows = _csv_rows(lines, kind, "\t" if kind == "tsv" else _delimiter(lines))
     try:
         start, cells = next(rows)
@@ -166,12 +170,13 @@ def csv_records(path: Path | str, file: BinaryIO, kind: str) -> list[Record]:
     except StopIteration:
         raise DataError(f"{path}: is empty, expected a header line") from None
     header = [name.strip() for name in cells]
+    header = header[: max((place for place, name in enumerate(header, 1) if name), default=0)]
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(f"{path}, line {start}: the header names {twice} more than once")
 
     def record(row: tuple[int, list[str]]) -> Record:
-        line, cells = row
+        line, cells = row[0], row[1] if any(map(str.strip, row[1][len(header) :])) else row[1][: len(header)]
         if len(cells) == len(header):
             return Record(line, dict(zip(header, cells, strict=True)))
         few = len(cells) < len(header)
@@ -184,7 +189,7 @@ def csv_records(path: Path | str, file: BinaryIO, kind: str) -> list[Record]:
 def _delimiter(lines: Iterable[str]) -> str:
     """Return what parts the fields of a CSV file, by its header's text outside quotes."""
     header = re.sub('"[^"]*"', "", next((line for line in lines if line.strip()), ""))
-    return next((one for one in (",", ";", "\t") if one in header), ",")
+    return next((one for one in (",", ";", "\t", "|") if one in header), ",")
 
 
 def _csv_rows(lines: list[str], kind: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:

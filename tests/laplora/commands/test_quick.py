@@ -94,7 +94,7 @@ def test_what_steers_a_terminal_is_shown_escaped(tmp_path: Path, capsys: pytest.
             [],
             "is not UTF-8 (invalid continuation byte): save it as UTF-8",
         ),
-        (b"text,label\nx,y\n", [], "has 1 labels, 1 of them with one row"),
+        (b"text,label\nx,y\n", [], "0 labels of column 'label' have several rows, 1 have one"),
         (b"", [], "is empty, expected a header line"),
         (b"text,label\nx,y\n", ["--target-risk", "5"], "--target-risk 5.0: expected an error rate between 0 and 1"),
         (b"text,label\nx,y\n", ["--out", "taken.report"], "taken.report is there already: give --replace"),

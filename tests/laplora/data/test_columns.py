@@ -105,8 +105,16 @@ def test_labels_that_may_mean_none_are_said() -> None:
         ({"text": TEXTS, "label": LABELS}, ("text", "text"), "name two columns"),
         ({"text": TEXTS, "label": [["good"]] * 60}, ("text", "label"), "line 2: 'label' is a list"),
         ({"text": TEXTS[:19], "label": LABELS[:19]}, ("text", "label"), "19 rows can be used.* fewer than 20 show"),
-        ({"text": TEXTS, "label": ["good"] * 60}, ("text", "label"), "has 1 labels.* two labels or more"),
-        ({"text": TEXTS, "label": NUMBERS}, ("text", "label"), "60 labels, 60 of them with one row.* --label"),
+        (
+            {"text": TEXTS, "label": ["good"] * 60},
+            ("text", "label"),
+            "1 labels of column 'label' have several.* at least two",
+        ),
+        (
+            {"text": TEXTS, "label": NUMBERS},
+            ("text", "label"),
+            "0 labels of column 'label' have several rows, 60 have one.* --label",
+        ),
         (
             {"text": [str(i) for i in range(8194)], "label": [str(i // 2) for i in range(8194)]},
             ("text", "label"),

@@ -62,6 +62,14 @@ def test_byte_order_mark_and_crlf(tmp_path: Path, name: str, plain: str) -> None
     assert read(tmp_path / name, plain.rstrip("\n")) == expected
 
 
+def test_what_a_spreadsheet_writes_around_its_cells_is_no_value(tmp_path: Path) -> None:
+    expected = read(tmp_path / "a.csv", "text,label\n\nfine,positive\n")
+    for content in ("sep=;\r\ntext;label;;\r\nfine;positive;;\r\n;;;\r\n", "\ntext|label\nfine|positive\n"):
+        assert read(tmp_path / "a.csv", content) == expected
+    with pytest.raises(DataError, match="line 3: has 3 fields, the header has 2; quote"):
+        read(tmp_path / "a.csv", "sep=;\ntext;label;\nfine;positive;odd\n")
+
+
 def test_label_map_takes_numbers_and_booleans(tmp_path: Path) -> None:
     rows = [{"text": f"t{i}", "label": v} for i, v in enumerate([0, 1, True, False, "1", 1.0])]
     label_map = {"0": "negative", "1": "positive", "true": "positive", "false": "negative", "1.0": "positive"}
