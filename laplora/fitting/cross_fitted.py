@@ -17,7 +17,7 @@ from laplora.fitting.heads import HeadsPosterior
 from laplora.head.folds import parted
 from laplora.report.records import Promise, Report, Rows
 
-#: Texts that hardly any task is about.
+#: Texts that hardly any task is about, by language.
 _UNLIKE = Path(laplora.familiarity.__file__).with_name("unlike_texts.json")
 
 
@@ -52,13 +52,17 @@ def unfamiliar_rows(posterior: HeadsPosterior) -> torch.Tensor:
 
 
 def built_in_texts(posterior: HeadsPosterior) -> str:
-    """Return how many built-in texts of other subjects and languages are flagged, and how many would be accepted."""
-    answers = posterior.predict(json.loads(_UNLIKE.read_bytes()))
-    flagged = sum("unfamiliar" in one.flags for one in answers)
-    accepted = sum(one.decision == "accept" for one in answers)
+    """Return how many built-in texts are flagged as unlike and how many accepted, and the language with the fewest."""
+    flags, accepted = dict[str, list[bool]](), 0
+    for language, texts in json.loads(_UNLIKE.read_bytes()).items():
+        answers = posterior.predict(texts)
+        flags[language] = ["unfamiliar" in one.flags for one in answers]
+        accepted += sum(one.decision == "accept" for one in answers)
+    least = min(flags, key=lambda language: sum(flags[language]) / len(flags[language]))
+    flagged, count = sum(map(sum, flags.values())), sum(map(len, flags.values()))
     return (
-        f"{flagged} of {len(answers)} built-in texts of other subjects and languages are flagged as unlike, and "
-        f"{accepted} would be accepted"
+        f"{flagged} of {count} built-in texts of other subjects are flagged as unlike, and {accepted} would be "
+        f"accepted; fewest are flagged in {least}, {sum(flags[least])} of {len(flags[least])}"
     )
 
 

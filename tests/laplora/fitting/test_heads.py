@@ -106,15 +106,22 @@ def farthest(posterior: laplora.HeadsPosterior) -> int:
 def test_what_the_flag_sees_of_built_in_texts_is_counted(
     posterior: laplora.HeadsPosterior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = [SimpleNamespace(flags=["unfamiliar"], decision="review")] * 30
-    answers += [SimpleNamespace(flags=["low_confidence"], decision="review")] * 7
-    answers += [SimpleNamespace(flags=[], decision="accept")] * 3
-    given = []
-    monkeypatch.setattr(posterior, "predict", lambda texts: given.extend(texts) or answers)
-    assert built_in_texts(posterior).startswith("30 of 40 built-in texts")
-    assert built_in_texts(posterior).endswith("and 3 would be accepted")
+    def answers(texts: list[str]) -> list[SimpleNamespace]:
+        """Return that of German texts two are flagged and the others accepted, and that all others are flagged."""
+        given.extend(texts)
+        german = any("Stürmer" in one for one in texts)
+        accepted = [german and "Rosen" not in one and "Geigen" not in one for one in texts]
+        both = (SimpleNamespace(flags=["unfamiliar"], decision="review"), SimpleNamespace(flags=[], decision="accept"))
+        return [both[one] for one in accepted]
+
+    given: list[str] = []
+    monkeypatch.setattr(posterior, "predict", answers)
+    assert built_in_texts(posterior) == (
+        "36 of 40 built-in texts of other subjects are flagged as unlike, and 4 would be accepted; fewest are flagged "
+        "in German, 2 of 6"
+    )
     assert len({*given}) == 40
-    assert all(isinstance(one, str) and one for one in given)
+    assert all(given)
 
 
 def largest_change(one: laplora.HeadsPosterior, other: laplora.HeadsPosterior, rows: Rows) -> float:
