@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from laplora.report.records import Report, Rows
 
 #: What an answer has by label, and a report needs.
-_BY_LABEL = ("map_probs", "probs", "probs_std")
+_BY_LABEL = ("map_probs", "probs")
 BY_LABEL = len(_BY_LABEL)
 
 
@@ -135,7 +135,6 @@ def _rows(
     has_map = all(answer["map_probs"] is not None for answer in answers)
     at_map = questions([answer["map_probs"] for answer in answers], taken.truths, names)[0] if has_map else None
     has_epistemic = not names.several and all(answer["epistemic"] is not None for answer in answers)
-    has_std = not names.several and all(answer["probs_std"] is not None for answer in answers)
     slicings = slices_of(
         taken.values, [answer["tokens"] for answer in answers], torch.tensor([a["unfamiliar"] for a in answers])
     )
@@ -147,7 +146,6 @@ def _rows(
     if names.several:
         which = torch.arange(each).repeat(len(answers))
         slicings.insert(0, Slicing("label", names.names, which))
-    places = probs.argmax(1).tolist()
     return Rows(
         labels=labels,
         map_probs=at_map,
@@ -156,7 +154,6 @@ def _rows(
         threshold=threshold,
         review=column([answer["decision"] == "review" for answer in answers]).bool(),
         epistemic=column([answer["epistemic"] for answer in answers]) if has_epistemic else None,
-        std=column([a["probs_std"][i] for a, i in zip(answers, places, strict=True)]) if has_std else None,
         references=[
             f"{reference}, {label}" if label else reference
             for reference in taken.references

@@ -176,7 +176,8 @@ def risk_coverage_chart(report: Report) -> Chart:
 
 
 def _compared(report: Report) -> dict[str, Style]:
-    styles: dict[str, Style] = {"map": "map", "temperature": "other", report.served: "served"}
+    alone: dict[str, Style] = {"map": "map"} if report.shows_map else {}
+    styles: dict[str, Style] = {**alone, "temperature": "other", report.served: "served"}
     return {method: style for method, style in styles.items() if method in report.methods}
 
 

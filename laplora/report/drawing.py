@@ -8,7 +8,7 @@ from html import escape
 from laplora.report.charts import Axis, Bar, Chart, Dot, Line, Mark, Whisker
 
 _WIDTH = 460
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 22, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 28, 12, 44
 
 
 def svg(chart: Chart, number: int) -> str:

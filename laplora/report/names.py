@@ -1,19 +1,21 @@
-"""How methods are written in reports."""
+"""How methods are written in reports and in the web UI."""
 
 from __future__ import annotations
 
-_NAMES = {
-    "zero_shot": "zero-shot",
-    "map": "MAP",
-    "temperature": "temperature scaling",
-    "laplace": "Laplace",
-    "conditioned": "temperature, conditioned",
-    "laplace_conditioned": "Laplace, conditioned",
-    "frozen": "head on the base",
-    "encoder": "head on embeddings",
-    "options": "head on options",
-    "pooled": "pooled",
+#: What each method is, in a few words.
+WORDS = {
+    "zero_shot": "the base model, before any training",
+    "map": "the model alone, without calibration",
+    "temperature": "the model's logits divided by one fitted number",
+    "conditioned": "temperature scaling, corrected by the calibration rows' labels",
+    "laplace": "averaged over the models that fit the training rows",
+    "frozen": "logistic regression on states of the base model",
+    "encoder": "logistic regression on sentence embeddings",
+    "options": "logistic regression on what the base model says of each option",
+    "pooled": "several answers together, with fitted weights",
 }
+_NAMES = {"zero_shot": "zero-shot", "map": "MAP", "temperature": "temperature scaling", "laplace": "Laplace"}
+_NAMES |= {"conditioned": "temperature, conditioned", "laplace_conditioned": "Laplace, conditioned"}
 
 
 def display_name(method: str) -> str:

@@ -13,7 +13,7 @@ from laplora.errors import ConfigError, install
 from laplora.metrics.noise import ece_limit
 from laplora.report.charts import reliability_charts, risk_coverage_chart, uncertainty_charts
 from laplora.report.drawing import svg
-from laplora.report.names import as_sentence, display_name
+from laplora.report.names import WORDS, as_sentence, display_name
 from laplora.report.records import Report
 from laplora.report.rows import (
     commonest_confusions,
@@ -23,7 +23,7 @@ from laplora.report.rows import (
     slice_groups,
     worst_rows,
 )
-from laplora.report.verdict import Verdict, percent
+from laplora.report.verdict import Verdict, operating_point, percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -59,7 +59,7 @@ def html(report: Report, verdict: Verdict) -> str:
 
         return Markup(svg(chart, next(numbers)))  # every text in it is escaped
 
-    diagrams = [reliability_charts(report, "map", "map")] if "map" in report.methods else []
+    diagrams = [reliability_charts(report, "map", "map")] if report.shows_map else []
     if report.served != "map":
         diagrams.append(reliability_charts(report, report.served, "served"))
     return (
@@ -70,6 +70,7 @@ def html(report: Report, verdict: Verdict) -> str:
             style=style,
             style_hash="sha256-" + base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
             verdict=verdict,
+            operating_point=operating_point(report),
             columns=_COLUMNS,
             table=_table(report),
             diagrams=diagrams,
@@ -86,8 +87,8 @@ def html(report: Report, verdict: Verdict) -> str:
     )
 
 
-def _table(report: Report) -> list[tuple[str, bool, list[tuple[str, str, bool]]]]:
-    """Return by method its name, whether it is served, and of each column the value, its interval and if it is best."""
+def _table(report: Report) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+    """Return each method, and of each column the value, its interval and whether it is best."""
     cells: dict[str, list[tuple[str, str, bool]]] = {method: [] for method in report.methods}
     for key, sign, _ in _COLUMNS.values():
         texts = {m: "–" if values[key] is None else f"{values[key]:.3f}" for m, values in report.methods.items()}
@@ -99,7 +100,7 @@ def _table(report: Report) -> list[tuple[str, bool, list[tuple[str, str, bool]]]
             if key == "ece":  # some stored results have an interval of it
                 beneath = f"chance: to {ece_limit(report.methods[method]['reliability']):.3f}"
             cells[method].append((text, beneath, best))
-    return [(display_name(method), method == report.served, row) for method, row in cells.items()]
+    return list(cells.items())
 
 
 @cache
@@ -115,5 +116,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "name": display_name, "sentence": as_sentence}
+    environment.filters |= {
+        "percent": percent,
+        "name": display_name,
+        "sentence": as_sentence,
+        "words": lambda name: WORDS.get(name, ""),
+    }
     return environment

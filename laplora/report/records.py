@@ -60,7 +60,7 @@ class Rows:
             row cannot have.
         score: (rows,) what the review rule compares, nats; threshold: that it is reviewed above, None without one.
         review: (rows,) bool, whether a person is to look at it.
-        epistemic: (rows,) nats; std: (rows,) of the answer's probability. None where the predictive has none.
+        epistemic: (rows,) nats; None where the predictive has none.
         references: where each row is to be found, such as its id or line.
         texts: each row's text; None leaves texts out of the report.
         slices: the rows in parts, one way each.
@@ -78,7 +78,6 @@ class Rows:
     references: Sequence[str]
     threshold: float | None = None
     epistemic: torch.Tensor | None = None
-    std: torch.Tensor | None = None
     texts: Sequence[str] | None = None
     slices: Sequence[Slicing] = ()
     groups: torch.Tensor | None = None
@@ -89,7 +88,7 @@ class Rows:
                 checked_probs(probs, self.labels)
         rows = len(self.labels)
         columns = {"score": self.score, "review": self.review, "groups": self.groups}
-        check_columns(rows, **columns, epistemic=self.epistemic, std=self.std)
+        check_columns(rows, **columns, epistemic=self.epistemic)
         lists = {"references": self.references, "texts": self.texts, **{one.title: one.index for one in self.slices}}
         for name, values in lists.items():
             if values is not None and len(values) != rows:
@@ -150,6 +149,12 @@ class Report:
     def __post_init__(self) -> None:
         if self.served not in self.methods:
             raise DataError(f"the served predictive {self.served!r} is not among the methods {sorted(self.methods)}")
+
+    @property
+    def shows_map(self) -> bool:
+        """Whether MAP stands beside each answer: not where nothing was fine-tuned, or the model has no answer."""
+        tuned = not self.methods.keys().isdisjoint({"temperature", "laplace"})
+        return tuned and "map" in self.methods and self.rows.map_probs is not None
 
     def without_texts(self) -> Report:
         """Return the report without its rows' texts, and without the slices that are named by values of a field."""

@@ -49,13 +49,12 @@ class LabelGroup:
 
 @dataclass(frozen=True)
 class ListedRow:
-    """One row to look at; ``text`` is None where texts are left out, ``std`` where the predictive has none."""
+    """One row to look at; ``text`` is None where texts are left out."""
 
     reference: str
     right: str
     answer: str
     confidence: float
-    std: float | None
     map_confidence: float | None
     score: float
     review: bool
@@ -163,7 +162,6 @@ def _listed(report: Report, order: torch.Tensor, most: int) -> list[ListedRow]:
             right=report.labels[int(rows.labels[i])],
             answer=report.labels[int(rows.predicted[i])],
             confidence=float(rows.confidence[i]),
-            std=None if rows.std is None else float(rows.std[i]),
             map_confidence=None if rows.map_probs is None else float(rows.map_probs[i].max()),
             score=float(rows.score[i]),
             review=bool(rows.review[i]),

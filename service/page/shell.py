@@ -8,6 +8,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from laplora.report.names import WORDS
+
 _HERE = Path(__file__).parent
 _MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -38,7 +40,7 @@ def render_page() -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render()
+    return environment.get_template("page.html").render(words=WORDS)
 
 
 def read_assets() -> dict[str, Asset]:

@@ -49,9 +49,9 @@ def answered_rows(
     name, split = calibrated.recommended.predictive, found.outputs.split
     thresholds = calibrated.predictives[name].thresholds
     predictive = found.predictive(name, calibrated.temperatures[name])
-    spread = bool(predictive.std.any())
     parts = decompose(predictive)
-    epistemic = parts.epistemic if spread and bool(((parts.aleatoric > 0) | (parts.total == 0)).all()) else None
+    split_whole = ((parts.aleatoric > 0) | (parts.total == 0)).all()
+    epistemic = parts.epistemic if predictive.std.any() and split_whole else None
     map_probs = class_probs(split.logits, split.class_mask)
     score = review_score(thresholds, probs=predictive.probs, map_probs=map_probs)
     flags = raise_flags(
@@ -63,7 +63,6 @@ def answered_rows(
         epistemic=epistemic,
         unfamiliar=unfamiliar,
     )
-    answers = predictive.probs.argmax(1, keepdim=True)
     return Rows(
         labels=split.labels,
         map_probs=map_probs,
@@ -72,7 +71,6 @@ def answered_rows(
         threshold=thresholds.review.threshold,
         review=torch.tensor([decision == "review" for decision in decide(flags)]),
         epistemic=epistemic,
-        std=predictive.std.gather(1, answers)[:, 0] if spread else None,
         references=[example.id for example in examples],
         texts=[row_text(example.fields, example.fields) for example in examples],
         slices=slices_of([example.fields for example in examples], [len(row.token_ids) for row in encoded], unfamiliar),

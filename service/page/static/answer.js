@@ -1,8 +1,8 @@
-// One prediction, drawn: MAP and the served answer side by side, what to do with it, and why.
+// One prediction, drawn: what to do with it, its label and probability, why, and the probability of each label.
 
 import { bar, stacked } from "./charts.js";
-import { facts, figure, make, percent, table } from "./dom.js";
-import { noteOf, predictiveInWords, setsInWords, uncertaintyInWords, verdict } from "./words.js";
+import { facts, figure, listed, make, percent, table } from "./dom.js";
+import { isTuned, noteOf, predictiveInWords, setsInWords, uncertaintyInWords, verdict } from "./words.js";
 
 const MOST_LABELS = 8;
 
@@ -15,18 +15,24 @@ function probability(value) {
   return percent(value, value > 0 && value < 0.0005 ? 2 : 1);
 }
 
-function comparison(answer, served, choices) {
-  const labels = Object.keys(answer.probs), alone = answer.map_probs;
+// Returns the label and its probability; of an input of several labels those that are present.
+function best({ label, label_text: text, labels, probs }) {
+  const one = (name, words) => `${words}, ${probability(probs[name])}`;
+  if (labels === undefined) return one(label, text);
+  return labels.length === 0 ? "no label is present" : labels.map((name) => one(name, name)).join("; ");
+}
+
+function comparison(answer, served, alone, choices) {
+  const labels = Object.keys(answer.probs);
   const order = labels.map((_, i) => i).sort((a, b) => answer.probs[labels[b]] - answer.probs[labels[a]]);
   const rows = order.slice(0, MOST_LABELS).map((i) => {
     const label = labels[i];
-    const deviation = answer.probs_std === null ? null : answer.probs_std[label];
     return make("tr", { role: "row" },
       make("th", { role: "rowheader", scope: "row" }, shown(label, i, choices)),
       alone === null ? null : make("td", { role: "cell", "data-head": "Model alone" },
         bar("map", alone[label]), make("span", { class: "number" }, probability(alone[label]))),
       make("td", { role: "cell", "data-head": `Served: ${served}` },
-        bar("served", answer.probs[label], deviation),
+        bar("served", answer.probs[label]),
         make("span", { class: "number" }, probability(answer.probs[label]))));
   });
   const rest = labels.length - MOST_LABELS;
@@ -59,7 +65,6 @@ function details(answer, response, classes) {
   const others = Object.entries(answer.calibrated_probs);
   return make("details", {},
     make("summary", {}, "More of this answer"),
-    answer.probs_std === null ? null : make("p", { class: "note" }, "The line across a bar is how far the models that fit the training rows differ: one standard deviation."),
     answer.uncertainty === null ? null : uncertainty(answer.uncertainty, classes),
     facts([
       ["Answered by", `${answer.answered_by}: ${predictiveInWords(answer.answered_by)}`],
@@ -73,13 +78,19 @@ function details(answer, response, classes) {
       others.map(([name, probs]) => [name, ...names.slice(0, MOST_LABELS).map((label) => probability(probs[label]))])));
 }
 
+// Returns the label set in words; one of hundreds of labels fits no card.
+function held({ prediction_set: set, probs }) {
+  if (set.length > MOST_LABELS && set.length === Object.keys(probs).length) return "every label";
+  return set.length === 0 ? "empty" : listed(set);
+}
+
 function side(answer, artifact) {
   const several = answer.labels !== undefined;
   const flags = answer.flags.map((flag) => make("li", {}, make("code", {}, flag), ` ${noteOf(flag)}`));
   return [
     make("dl", { class: "facts" },
-      make("div", {}, make("dt", {}, "Labels that are still possible"),
-        make("dd", {}, answer.prediction_set.length === 0 ? "none" : answer.prediction_set.join(", "),
+      make("div", {}, make("dt", {}, "Label set"),
+        make("dd", {}, held(answer),
           make("span", { class: "note sets" }, setsInWords(artifact?.prediction_sets, answer.answered_by, several))))),
     flags.length === 0 ? null : make("ul", { class: "flags" }, flags),
   ];
@@ -90,13 +101,10 @@ export function drawn(response, choices, artifact) {
   const [answer] = response.predictions;
   const { do: action, why } = verdict(response);
   const parts = [
-    make("p", { class: `verdict ${answer.decision}` }, make("strong", {}, action), " ", make("span", {}, why)),
-    ...comparison(answer, answer.answered_by, choices),
+    make("p", { class: `verdict ${answer.decision}` },
+      make("strong", {}, action), " ", make("span", { class: "best" }, best(answer)), " ", make("span", {}, why)),
+    ...comparison(answer, answer.answered_by, artifact !== null && isTuned(artifact) ? answer.map_probs : null, choices),
   ];
-  if (answer.labels !== undefined) {
-    const present = answer.labels.length === 0 ? "none" : answer.labels.join(", ");
-    parts.push(make("p", {}, `Present: ${present}. Each label is a question of its own.`));
-  }
   parts.push(...side(answer, artifact), details(answer, response, Object.keys(answer.probs).length));
   return parts.filter((part) => part !== null);
 }
@@ -105,6 +113,5 @@ export function drawn(response, choices, artifact) {
 export function said(response) {
   const [answer] = response.predictions;
   const { do: action, why } = verdict(response);
-  const alone = answer.map_probs === null ? "" : `${probability(answer.map_probs[answer.label])} by the model alone, `;
-  return `${action}. ${why} ${answer.label_text}: ${alone}${probability(answer.probs[answer.label])} served.`;
+  return `${action}. ${best(answer)}. ${why}`;
 }

@@ -74,5 +74,6 @@ export function inWords(error) {
   if (!(error instanceof Refused)) return `This page failed: ${error.message}`;
   if (error.status === 401) return "An API key is needed.";
   if (error.status === 403) return `This key may not do that: ${error.message}`;
-  return error.field === null ? error.message : `${error.message} (${error.field})`;
+  if (error.field === null || /^inputs\.0\b/.test(error.field)) return error.message.replace(/^input 0: /, "");
+  return `${error.message} (${error.field})`;
 }

@@ -4,8 +4,8 @@ import { address } from "./api.js";
 import { chosen, known } from "./artifacts.js";
 import { showChanges } from "./changes.js";
 import { bar } from "./charts.js";
-import { byId, bytes, elsewhere, facts, figure, make, percent, table } from "./dom.js";
-import { predictiveInWords, setsInWords } from "./words.js";
+import { byId, bytes, elsewhere, facts, figure, listed, make, percent, table } from "./dom.js";
+import { isTuned, predictiveInWords, setsInWords } from "./words.js";
 
 const METRICS = [
   ["accuracy", "Accuracy", percent],
@@ -17,10 +17,11 @@ const METRICS = [
 
 function identity(artifact) {
   return facts([
-    ["Base model", `${artifact.base_model}, ${artifact.quantization}`],
-    ["Labels", artifact.labels.length > 12 ? `${artifact.labels.slice(0, 12).join(", ")} and ${artifact.labels.length - 12} more` : artifact.labels.join(", ")],
+    ["Base model", `${artifact.base_model}${artifact.quantization === "none" ? "" : `, ${artifact.quantization}`}`],
+    ["Trained", isTuned(artifact) ? "an adapter (fine-tuned)" : "heads alone; nothing is fine-tuned"],
+    ["Labels", listed(artifact.labels)],
     ["Fields of an input", artifact.fields.join(", ")],
-    ["Sets of labels", setsInWords(artifact.prediction_sets, artifact.recommended.predictive) || "–"],
+    ["Label sets", setsInWords(artifact.prediction_sets, artifact.recommended.predictive) || "–"],
     ["Memory", artifact.memory_bytes === null ? "–" : bytes(artifact.memory_bytes)],
   ]);
 }
@@ -33,7 +34,7 @@ function recommended({ predictive, reason, chosen_by: by, table: compared }) {
   };
   const [mine, alone] = [compared?.[predictive]?.nll, compared?.map?.nll];
   const why = predictive !== "map" && typeof mine === "number" && typeof alone === "number"
-    ? ` Its mean loss (NLL) on these rows was ${figure(mine)} nats, that of the fine-tuned model alone ${figure(alone)}.`
+    ? ` Its mean loss (NLL) on these rows was ${figure(mine)} nats, that of the model alone ${figure(alone)}.`
     : "";
   return make("div", {},
     make("h2", {}, "What it answers with"),
@@ -42,9 +43,9 @@ function recommended({ predictive, reason, chosen_by: by, table: compared }) {
 }
 
 // A picture of the two figures that matter here, lower is better, and the table of all.
-function evaluation(metrics, best) {
-  const names = Object.keys(metrics).filter((name) => typeof metrics[name]?.nll === "number");
-  if (names.length === 0) return make("p", { class: "empty" }, "Its manifest records no evaluation.");
+function evaluation({ metrics, report: page }, best) {
+  const names = Object.keys(metrics ?? {}).filter((name) => typeof metrics[name]?.nll === "number");
+  if (names.length === 0) return make("p", { class: "empty" }, page ? "Its report says how it did." : "It records no evaluation.");
   const worst = Math.max(...names.map((name) => Math.max(metrics[name].ece ?? 0, metrics[name].ece_limit ?? 0)), 1e-9);
   const limited = names.some((name) => typeof metrics[name].ece_limit === "number");
   const rows = names.map((name) => [
@@ -56,7 +57,7 @@ function evaluation(metrics, best) {
       const limit = metrics[name].ece_limit;
       const known = typeof limit === "number";
       return make("span", { class: "with-bar" },
-        bar(name === best ? "served" : name === "map" ? "map" : "plain", value / worst, null, known ? limit / worst : null),
+        bar(name === best ? "served" : name === "map" ? "map" : "plain", value / worst, known ? limit / worst : null),
         make("span", {}, write(value), known ? make("small", { class: value > limit ? "bad" : "note" }, value > limit ? ` more than chance (${figure(limit)})` : ` chance: to ${figure(limit)}`) : null));
     }),
   ]);
@@ -104,7 +105,7 @@ export function showArtifact() {
       make("p", { class: "note" }, "Hash of its content: ", make("code", {}, artifact.digest)),
       recommended(artifact.recommended),
       report(artifact),
-      evaluation(artifact.metrics ?? {}, best),
+      evaluation(artifact, best),
       others(),
     ].filter(Boolean),
   );

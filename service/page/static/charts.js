@@ -4,20 +4,12 @@ import { draw } from "./dom.js";
 
 const at = (share) => `${(100 * Math.min(Math.max(share, 0), 1)).toFixed(2)}%`;
 
-// Returns a bar of a share; with `deviation`, a whisker of one standard deviation to each side; with `limit`, its mark.
-export function bar(kind, share, deviation = null, limit = null) {
+// Returns a bar of a share; with `limit`, its mark.
+export function bar(kind, share, limit = null) {
   const parts = [
     draw("rect", { class: "track", width: "100%", height: "100%", rx: 2 }),
     draw("rect", { class: kind, width: at(share), height: "100%", rx: 2 }),
   ];
-  if (deviation !== null) {
-    const [low, high] = [at(share - deviation), at(share + deviation)];
-    parts.push(
-      draw("line", { class: "whisker", x1: low, x2: high, y1: "50%", y2: "50%" }),
-      draw("line", { class: "whisker", x1: low, x2: low, y1: "25%", y2: "75%" }),
-      draw("line", { class: "whisker", x1: high, x2: high, y1: "25%", y2: "75%" }),
-    );
-  }
   if (limit !== null) parts.push(draw("line", { class: "limit", x1: at(limit), x2: at(limit), y1: "0", y2: "100%" }));
   return draw("svg", { class: "bar", "aria-hidden": "true" }, parts);
 }

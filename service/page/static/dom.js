@@ -53,6 +53,8 @@ export function bytes(value) {
   return value < 1e9 ? `${(value / 1e6).toFixed(1)} MB` : `${(value / 1e9).toFixed(2)} GB`;
 }
 
+// Returns names in one line, of many the first dozen.
+export const listed = (names) => (names.length > 12 ? `${names.slice(0, 12).join(", ")} and ${names.length - 12} more` : names.join(", "));
 export const counted = (count, one) => `${count} ${one}${count === 1 ? "" : "s"}`;
 
 // Saves bytes that this page already holds as a file.

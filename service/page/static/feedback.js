@@ -11,7 +11,7 @@ const FIGURES = [
   ["ece", "Calibration error (ECE)", "high", null],
   ["coverage", "Coverage of the sets", "low", 1],
   ["accepted_risk", "Errors among accepted", "high", null],
-  ["map_gain", "Gain over MAP, nats", "low", null],
+  ["map_gain", "Gain over the model alone, nats", "low", null],
 ];
 const REFERENCES = {
   calibration: "the calibration rows",
@@ -23,7 +23,6 @@ const DRIFT_P_VALUE = 0.001;
 
 function figureRow([name, head, worse, end], figures) {
   const { value, limit, reference } = figures[name];
-  if (value === null) return [head, "–", "–", "–", ""];
   const bad = limit !== null && (worse === "high" ? value > limit : value < limit);
   const high = end ?? 1.15 * Math.max(value, limit ?? 0, reference ?? 0, 0.05);
   const low = Math.min(0, 1.15 * Math.min(value, limit ?? 0));
@@ -67,7 +66,7 @@ function drawn(series) {
     parts.push(
       make("p", { class: "legend" }, make("span", { class: "key served" }), "measured ", make("span", { class: "key line reference" }), "compared with ", make("span", { class: "key line limit" }), "limit: beyond it, more than chance"),
       table(`Figures of labelled answers: ${title}`, ["Figure", "Measured", "Compared with", "Limit", "Picture"],
-        FIGURES.map((one) => figureRow(one, series.figures)), { stacks: true }));
+        FIGURES.filter(([name]) => series.figures[name].value !== null).map((one) => figureRow(one, series.figures)), { stacks: true }));
     const flags = Object.entries(series.flags);
     if (flags.length > 0) {
       parts.push(make("h3", {}, "Errors by flag"), table(`Errors by flag: ${title}`, ["Flag", "Labelled answers", "Wrong"],

@@ -1,4 +1,4 @@
-// Ask the artifact one thing, see both answers, and tell it the true label.
+// Ask the artifact one thing, see what to do with the answer, and tell it the true label.
 
 import { inWords, postJson } from "./api.js";
 import { drawn, said } from "./answer.js";
@@ -51,6 +51,7 @@ export function showPlayground() {
   byId("order-average").checked = false;
   const examples = examplesFor(artifact);
   byId("examples").hidden = examples.length === 0;
+  nothing.textContent = `The answer appears here. ${examples.length > 0 ? "Choose an example, or type your own input." : "Type an input."}`;
   byId("example-list").replaceChildren(...examples.map((example) =>
     make("button", {
       type: "button",

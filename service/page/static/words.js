@@ -1,11 +1,11 @@
 // What an answer's flags, decision and set mean, in plain words, and what the ways to answer are.
 
-import { percent } from "./dom.js";
+import { byId, percent } from "./dom.js";
 
 // What a flag says, whatever the decision.
 const NOTES = {
   unfamiliar: "Unlike the training rows; its set holds every label.",
-  high_epistemic: "These models disagree more than on 95 % of calibration rows.",
+  high_epistemic: "Plausible models disagree more than on 95 % of calibration rows.",
   low_confidence: "Not as sure as this share of mistakes asks for.",
   low_label_mass: "Words that are no labels were likelier than for 99 % of calibration rows.",
   ambiguous_set: "Other labels are still possible.",
@@ -20,7 +20,7 @@ export function verdict({ predictions: [answer], nothing_accepted: nothing }) {
   const from = nothing?.accepts_from;
   const rest = typeof from === "number" ? ` From ${percent(from)} on some are accepted.` : "";
   return {
-    do: answer.decision === "accept" ? `Use it: ${answer.label_text}` : "A person should look",
+    do: answer.decision === "accept" ? "Accept" : "Send to a person",
     // A percent sign stays beside its number.
     why: `${why[0].toUpperCase()}${why.slice(1)}.${rest}`.replaceAll(" %", "\u00a0%"),
   };
@@ -34,19 +34,11 @@ export function uncertaintyInWords({ total, aleatoric, epistemic }) {
     : "Most of the doubt is shared: each of these models is itself unsure of this input.";
 }
 
-// The ways to turn a model into probabilities, which the API calls predictives.
-const PREDICTIVES = {
-  zero_shot: "the base model, before any training",
-  map: "the model alone",
-  temperature: "the same, softened by one number (temperature scaling)",
-  conditioned: "temperature scaling, corrected by the calibration rows' labels",
-  laplace: "averaged over the models that fit the training rows",
-  laplace_conditioned: "laplace, corrected by the calibration rows' labels",
-  frozen: "a head on the states of the base model, without fine-tuning",
-  encoder: "a head on the embeddings of a sentence encoder",
-  options: "a head on what the base model says of each option",
-  pooled: "several answers together, each with a weight",
-};
+// What each predictive is, as laplora/report/names.py has it.
+const PREDICTIVES = JSON.parse(byId("predictive-words").textContent);
+
+// Returns whether an artifact's model was fine-tuned; where it was not, its own answer is the base's guess.
+export const isTuned = ({ predictives }) => predictives.some((name) => name === "temperature" || name === "laplace");
 
 // Returns what a way to answer is.
 export function predictiveInWords(name) {
@@ -58,10 +50,7 @@ export function predictiveInWords(name) {
 // Returns how often sets of labels hold the true one: what was asked for, and what test rows have shown.
 export function setsInWords(sets, predictive, several = false) {
   if (!sets) return "";
-  const subject = several ? "Such a set holds a right label" : "Such a set holds the true label";
   const measured = sets.measured[predictive];
-  const asked = `in ${percent(sets.nominal_coverage, 0)} (asked)`;
-  return measured === undefined
-    ? `${subject} ${asked}; not measured.`
-    : `${subject} ${asked} / ${percent(measured.empirical_coverage)} of ${measured.rows} test rows (measured).`;
+  const stated = `Holds ${several ? "a right label" : "the true label"} of ${percent(sets.nominal_coverage, 0)} of inputs (stated)`;
+  return measured === undefined ? `${stated}.` : `${stated}; of ${percent(measured.empirical_coverage)} of ${measured.rows} test rows (measured).`;
 }

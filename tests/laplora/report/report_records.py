@@ -46,7 +46,6 @@ def report(
             threshold=0.3,
             review=torch.arange(rows) >= rows - reviewed,
             epistemic=entropy(probs) / 2,
-            std=0.1 * torch.ones(rows, dtype=torch.float64),
             references=references or [f"row {i}" for i in range(rows)],
             texts=texts,
             slices=slices,

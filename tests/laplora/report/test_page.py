@@ -55,12 +55,19 @@ def test_a_page_has_every_part() -> None:
     headings = ("Predictives", "Is it as sure as it is right?", "Labels", "Slices", "Provenance")
     for text in (*said, *headings, "MAP", "temperature scaling", "The dot need not lie on it"):
         assert text in page.text
-    # A model without an answer of its own: heads alone.
-    others = {name: values for name, values in one.methods.items() if name != "map"}
-    alone = Parsed(page_of(replace(one, methods=others, rows=replace(one.rows, map_probs=None))))
-    assert "MAP: ECE" not in alone.text
+    # First of all: how much is accepted, and what is wrong among it.
+    figures = "accepted at a target error rate of 5.0 %66.7 % wrong among the accepted0.0 %"
+    assert figures in " ".join(page.text.partition(judge(one).title)[0].split())
+    # Nothing was fine-tuned: the base's own guess is a line of the table, and stands beside no answer.
+    heads = replace(one, methods={"map": one.methods["map"], "frozen": one.methods["laplace"]}, served="frozen")
+    for alone in (heads, replace(heads, rows=replace(one.rows, map_probs=None))):
+        text = Parsed(page_of(alone)).text
+        assert "frozen (served)logistic regression on states of the base model" in text
+        assert ("MAP: " in text, "MAP’s" in text) == (False, False)
     # Resampling rows pushes an ECE up, so it has no interval.
-    assert len(re.findall(r"<td>\d\.\d{3}<small>chance: to \d\.\d{3}</small></td>", page_of(one))) == 3
+    assert (
+        len(re.findall(r"<td data-label=\"ECE\">\d\.\d{3}<small>chance: to \d\.\d{3}</small></td>", page_of(one))) == 3
+    )
     # Two reliability diagrams with their counts, risk-coverage, two histograms.
     assert len(page.tags("svg")) == 2 * 2 + 1 + 2
     assert all(f"<bdi>{text}</bdi>" in page_of(one) for text in ("mail", "chat", "row 119"))

@@ -52,6 +52,7 @@ def test_axe_finds_nothing_wrong_in_any_section_and_none_scrolls_sideways(
 
 def test_the_keyboard_alone_is_enough(visited: Visit) -> None:
     page, keys = visited.page, visited.page.keyboard
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
 
     def tab_to(name: str) -> None:
         for _ in range(60):
@@ -70,12 +71,21 @@ def test_the_keyboard_alone_is_enough(visited: Visit) -> None:
     tab_to("Skip to the content")
     keys.press("Enter")
     tab_to("Clearly bad")
-    tab_to("text")
-    keys.press("Control+A")
-    keys.type("31000")
+    for field, typed in (("text", "31000"), ("risk", "20")):
+        tab_to(field)
+        keys.press("Control+A")
+        keys.type(typed)
     tab_to("ask-button")
     keys.press("Enter")
-    expect(page.locator("#answer-said")).to_contain_text("69.0 % served")
+    expect(page.locator("#answer-said")).to_contain_text("a 20 % error rate")
+    tab_to("truth")
+    keys.press("ArrowDown")
+    tab_to("Tell it")
+    keys.press("Enter")
+    expect(page.locator(".truth")).to_contain_text("Thank you")
+    tab_to("Copy curl")
+    keys.press("Enter")
+    expect(page.get_by_role("button", name="Copied curl")).to_be_focused()
     page.reload()
     expect(page.locator("#state")).to_have_text("ready")
     tab_to("Jobs")

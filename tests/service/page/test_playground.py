@@ -28,37 +28,35 @@ def code(visited: Visit, name: str) -> str:
     return visited.page.locator(f"#connect-{name}").inner_text()
 
 
-def test_both_answers_stand_side_by_side_and_what_to_do_is_said(visited: Visit) -> None:
+def test_what_to_do_comes_first_then_label_and_probability_then_why(visited: Visit) -> None:
     """The fake's probability of negative is the largest token over 100,000; it accepts what risks half of its score."""
     visited.ask("87000")
     assert cells(visited) == [["negative", "87.0 %", "87.0 %"], ["positive", "13.0 %", "13.0 %"]]
-    said = "positive: 13.0 % by the model alone, 13.0 % served"
-    assert said in visited.page.locator("#answer-said").inner_text()
     assert visited.page.locator(".comparison svg").count() == 4
     for kind in ("map", "served"):
         assert visited.page.locator(f".comparison rect.{kind}").first.get_attribute("width") == "87.00%"
-    alone = "; map_probs favours 'negative'."
-    for risk, said in (
-        ("20", f"Use it: positive 0.93 is at least 0.86, the threshold for a 20 % error rate{alone}"),
-        (
-            "1",
-            f"A person should look 0.931 is below 0.997, the threshold for a 1 % error rate{alone} From 12.5 % on some",
-        ),
-    ):
-        visited.page.get_by_label("Of accepted answers, at most").fill(risk)
-        visited.ask("87000")
-        expect(visited.page.locator(".verdict")).to_contain_text(said)
+    visited.page.get_by_label("Target error rate").fill("20")
+    visited.ask("87000")
+    why = "0.93 is at least 0.86, the threshold for a 20 % error rate; map_probs favours 'negative'."
+    expect(visited.page.locator(".verdict")).to_have_text(f"Accept positive, 13.0 % {why}")
+    expect(visited.page.locator("#answer-said")).to_have_text(f"Accept. positive, 13.0 %. {why}")
+    visited.page.get_by_label("Target error rate").fill("1")
+    visited.ask("87000")
+    said = (
+        "Send to a person positive, 13.0 % 0.931 is below 0.997, the threshold for a 1 % error rate; map_probs favours"
+    )
+    expect(visited.page.locator(".verdict")).to_contain_text(f"{said} 'negative'. From 12.5 % on some")
 
 
 def test_what_was_measured_is_said_beside_what_is_promised(visited: Visit) -> None:
     """The fake's manifest records sets of laplace alone, an ECE of it above its limit, and no limit of MAP."""
     visited.ask("87000")
-    said = "Such a set holds the true label in 90 % (asked) / 91.4 % of 500 test rows (measured)."
+    said = "Holds the true label of 90 % of inputs (stated); of 91.4 % of 500 test rows (measured)."
     sets = visited.page.locator("#answer .sets")
     assert sets.inner_text() == said
     visited.page.get_by_label("Answered by").select_option("map")
     visited.ask("87000")
-    assert sets.inner_text() == "Such a set holds the true label in 90 % (asked); not measured."
+    assert sets.inner_text() == "Holds the true label of 90 % of inputs (stated)."
     visited.show("artifact")
     expect(visited.page.locator("#artifact-about")).to_contain_text(said)
     row = visited.page.locator("#artifact tr.chosen")
