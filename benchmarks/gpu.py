@@ -3,8 +3,8 @@
     python -m benchmarks.gpu                                 # or: make bench-gpu
     python -m benchmarks.gpu --device cpu --layers 2 --quick # the same script without a GPU, to try it
 
-Of each model: the time to make it, a training step as the model's configuration has it, a fit of 64 rows, answers as a
-server's device runs them (latency, throughput, Laplace over MAP), the memory of all that, and the share of the card
+For each model: the time to make it, a training step as the model's configuration has it, a fit of 64 rows, answers as
+a server's device runs them (latency, throughput, Laplace over MAP), the memory of all that, and the share of the card
 that it takes. The figures go to results.json and RESULTS.md under the GPU's name; those of ``--quick``, of fewer layers
 or of a CPU are left in runs/bench-quick.
 """

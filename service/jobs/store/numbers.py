@@ -1,6 +1,6 @@
 """A row's numbers as the database has them: float64 in base64, so that an upload can be told what its answers take.
 
-Of each method a labelled row has what the metrics are made of (``laplora.metrics.scores.RowScores``), or where several
+For each method, a labelled row has the parts of the metrics (``laplora.metrics.scores.RowScores``), or where several
 labels may be right their probabilities and scores.
 """
 
