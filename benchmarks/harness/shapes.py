@@ -46,16 +46,13 @@ def shape_model(
     dtype: torch.dtype,
     rank: int,
     targets: Sequence[str],
-    dropout: float = 0.0,
 ) -> Any:
     """Return ``shape_base`` with a LoRA adapter on it, float32 as PEFT trains it."""
     base = shape_base(settings, quantization=quantization, dtype=dtype)
     check_targets(base, tuple(targets))
     with quiet_loading():
         from peft import LoraConfig, get_peft_model
-    adapter = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=list(targets), lora_dropout=dropout, task_type="CAUSAL_LM"
-    )
+    adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), task_type="CAUSAL_LM")
     with torch.device("meta"), quiet_loading(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(base, adapter)
