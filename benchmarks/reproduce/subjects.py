@@ -69,7 +69,7 @@ def check_reproducible(config: RunConfig, task: str) -> None:
     """Raise ConfigError for overrides under which checkpoints, tasks or seeds could not be compared."""
     if config.optimizer.evaluate_every:
         raise ConfigError("reproduce measures every checkpoint itself: leave out optimizer.evaluate_every")
-    if not config.holds_out:
+    if config.calibration.cross_fits:
         raise ConfigError("reproduce calibrates every checkpoint on the same rows: leave out calibration.rows")
     if config.data.split_seed is None:
         raise ConfigError("reproduce asks every seed the same test rows: give data.split_seed a number")
