@@ -32,6 +32,8 @@ _MEASURED_ROWS = 24
 _TWICE_AS_LONG = 75
 #: Built-in texts that are read too.
 _UNLIKE = 40
+#: Time taken, in estimated times: 0.65 to 1.2 while other processes were busy.
+_RANGE = (0.6, 1.6)
 _LABELS_SHOWN = 12
 
 
@@ -153,11 +155,8 @@ def _fitted(
     passes = expert_passes(classifier, (), settings.experts.encoder, console.say)
     console.say(f"timing {min(len(rows), _MEASURED_ROWS)} of the rows ...")
     seconds = loading + _seconds(passes, rows, settings)
-    shown = (
-        f"{seconds:.0f} to {2 * seconds:.0f} seconds"
-        if seconds < 90
-        else f"{seconds / 60:.0f} to {seconds / 30:.0f} minutes"
-    )
+    low, high = _RANGE[0] * seconds, _RANGE[1] * seconds
+    shown = f"{low:.0f} to {high:.0f} seconds" if high < 120 else f"{low / 60:.0f} to {high / 60:.0f} minutes"
     console.say(f"takes {shown} more, if this machine stays as busy as it is now")
     if not yes and not typer.confirm("Go on?", default=True, err=True):
         console.say("nothing was written")

@@ -152,16 +152,16 @@ def rows_needed(report: Report) -> str:
     if accepted is None:
         for times in (2, 3, 4, 6, 8, 12, 16):
             if accept_threshold(rows.score.repeat(times), rows.wrong.repeat(times), target) is not None:
-                return f"With about {times * len(rows):,} rows like these it would accept some."
-        return f"With {times * len(rows):,} rows like these it would still accept none."
+                return f"With about {times * len(rows):,} rows like these some answers would be accepted."
+        return f"With {times * len(rows):,} rows like these none would be accepted either."
     if accepted.interval[1] <= target:
         return ""
     if accepted.value >= target:
-        return f"No number of rows shows that it is kept while {accepted.count} of {accepted.rows} are wrong."
+        return f"No number of rows shows that the target is kept while {accepted.count} of {accepted.rows} are wrong."
     needed = rows_to_show(target, accepted.value) * accepted.rows / (accepted.independent or accepted.rows)
     return (
-        f"If mistakes stay as rare as here, {accepted.count} of {accepted.rows}, about {_rounded(needed)} accepted "
-        f"rows, {_rounded(needed / (1 - review.value))} in all, would show that it is kept."
+        f"If mistakes stay as rare as here ({accepted.count} of {accepted.rows}), about {_rounded(needed)} accepted "
+        f"rows ({_rounded(needed / (1 - review.value))} in all) would show that the target is kept."
     )
 
 

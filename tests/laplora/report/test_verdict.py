@@ -41,14 +41,14 @@ NOTHING = replace(PROMISE, nothing_accepted="map accepts nothing at 5 %")
         (
             report(rows=120, wrong=30, reviewed=60),
             "open",
-            "stay as rare as here, 0 of 60, about 72 accepted rows, 140 in all, would",
+            "stay as rare as here (0 of 60), about 72 accepted rows (140 in all) would",
         ),
         (
             report(rows=120, wrong=30, reviewed=60, accepted_wrong=5),
             "open",
-            "No number of rows shows that it is kept while 5 of 60 are wrong",
+            "shows that the target is kept while 5 of 60 are wrong",
         ),
-        (report(rows=1000, wrong=2, reviewed=999), "open", "0 of 1, about 72 accepted rows, 72,000 in all, would"),
+        (report(rows=1000, wrong=2, reviewed=999), "open", "(0 of 1), about 72 accepted rows (72,000 in all) would"),
         (report(rows=1000, wrong=200, reviewed=300, accepted_wrong=80), "stop", "than noise explains"),
         (report(rows=120, wrong=12, reviewed=120), "stop", "look at every answer: the review rule finds none sure"),
         (replace(report(reviewed=120), promise=NOTHING), "stop", "MAP accepts nothing at 5\xa0%."),
@@ -77,9 +77,9 @@ def test_the_rows_that_are_needed_are_those_with_which_the_verdict_changes() -> 
     few = report(rows=120, wrong=22, reviewed=60, accepted_wrong=2)
     said = rows_needed(few)
     accepted, all_rows = (
-        int(one.replace(",", "")) for one in re.findall(r"about ([\d,]+) .*, ([\d,]+) in all", said)[0]
+        int(one.replace(",", "")) for one in re.findall(r"about ([\d,]+) .*\(([\d,]+) in all", said)[0]
     )
-    assert said.startswith("If mistakes stay as rare as here, 2 of 60, about ")
+    assert said.startswith("If mistakes stay as rare as here (2 of 60), about ")
     assert all_rows == pytest.approx(2 * accepted, rel=0.05)
     kinds = [judge(times(few, count)).kind for count in (0.8 * accepted / 60, 1.2 * accepted / 60)]
     assert kinds == ["open", "review"]
@@ -96,10 +96,10 @@ def times(one: Report, count: float) -> Report:
 
 def test_of_too_few_rows_it_is_said_with_how_many_some_would_be_accepted() -> None:
     sure = report(rows=16, wrong=1, reviewed=16)
-    assert rows_needed(sure) == "With about 32 rows like these it would accept some."
+    assert rows_needed(sure) == "With about 32 rows like these some answers would be accepted."
     hopeless = report(rows=40, wrong=20, reviewed=40)
     half = replace(hopeless, rows=replace(hopeless.rows, labels=(torch.arange(40) // 2) % 2))
-    assert rows_needed(half) == "With 640 rows like these it would still accept none."
+    assert rows_needed(half) == "With 640 rows like these none would be accepted either."
 
 
 @pytest.mark.parametrize(("target", "rows"), [(0.05, 72), (0.1, 36), (0.5, 6), (0.001, 3688)])
