@@ -29,6 +29,17 @@ class Terminal(io.StringIO):
         return True
 
 
+class Left(Terminal):
+    """A terminal whose user ends the command in place of an answer."""
+
+    def __init__(self, by: type[BaseException]) -> None:
+        super().__init__()
+        self.by = by
+
+    def readline(self, size: int | None = -1) -> str:
+        raise self.by
+
+
 def test_without_a_terminal_it_names_options_and_columns_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,12 +75,8 @@ def test_on_a_terminal_it_asks_for_the_column(
 def test_who_leaves_a_question_gets_the_status_of_an_interrupt_and_nothing_is_written(
     stopped: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def leave(_: str) -> str:
-        raise stopped
-
-    monkeypatch.setattr("sys.stdin", Terminal(""))
+    monkeypatch.setattr(sys, "stdin", Left(stopped))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr("typer._click.termui.visible_prompt_func", leave)
     file = csv(tmp_path, "a,b,c", "1")
     assert main(["quick", str(file)]) == 130
     assert list(tmp_path.iterdir()) == [file]
