@@ -1,11 +1,11 @@
 """Whether inputs of another kind are noticed.
 
-    python -m benchmarks.familiarity --data FOLDER --runs RUNS              # all; twenty minutes of one core
-    python -m benchmarks.familiarity --data FOLDER --runs RUNS --only sst2  # the others keep their results
-    python -m benchmarks.familiarity --tables                               # measures nothing: RESULTS.md again
+    python -m benchmarks.familiarity --data FOLDER                # all; twenty minutes of one core
+    python -m benchmarks.familiarity --data FOLDER --only fields  # the default artifact alone; others stay
+    python -m benchmarks.familiarity --tables                     # measures nothing: RESULTS.md again
 
-FOLDER holds the data sets of homes.py, each with the files that its authors publish. RUNS is where
-``benchmarks.experts`` keeps its adapters; sst2 is an artifact (homes.py). What models show of texts is kept in
+FOLDER holds the data sets of homes.py, each with the files that its authors publish. All but ``fields`` need the
+adapters that ``benchmarks.experts`` keeps. What models show of texts is kept in
 runs/familiarity: a second call runs nothing. Nothing here is a time, so a busy machine gives the same figures.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.experts.__main__ import RUNS
 from benchmarks.familiarity.homes import HOMES, home_of, strangers
 from benchmarks.familiarity.models import Shown, shown
 from benchmarks.familiarity.page import render
@@ -43,12 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, help="folder with the data sets")
-    parser.add_argument("--runs", type=Path, help="folder with the adapters")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder with the adapters")
     parser.add_argument("--only", choices=list(HOMES), nargs="+", help="these homes alone")
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the page again")
     options = parser.parse_args(arguments)
-    if None in (options.data, options.runs) and not options.tables:
-        parser.error("--data FOLDER and --runs RUNS are needed")
+    if options.data is None and not options.tables:
+        parser.error("--data FOLDER is needed")
     torch.set_num_threads(1)
     for name in () if options.tables else options.only or HOMES:
         print(f"{name} ...", flush=True)

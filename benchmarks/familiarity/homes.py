@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from benchmarks.evidence.adapters import load_classifier, put
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.experts.cells import Cell
 from benchmarks.familiarity.corruptions import CorruptionKind, corrupt
-from benchmarks.harness.provenance import ROOT
+from benchmarks.harness.provenance import ARTIFACT
 from benchmarks.harness.subject import load_subject
 from benchmarks.peers.subject import artifact_rows
 from laplora.artifact.folder import read_artifact
@@ -24,16 +23,14 @@ from laplora.classifier import Classifier
 from laplora.models.base import load_tokenizer
 from laplora.prompts.examples import Example
 
-#: An artifact that ``make train CONFIG=training/configs/sst2-smollm2.yaml`` makes.
-SST2 = ROOT / "artifacts" / "sst2-smollm2"
-#: It, and tasks of which ``benchmarks.experts`` keeps an adapter.
-HOMES = ("sst2", "emotion", "trec", "clinc150")
-#: Tasks whose texts are strange to the others, and those of the same texts.
+#: The default artifact's task, and tasks of which ``benchmarks.experts`` keeps an adapter.
+HOMES = ("fields", "emotion", "trec", "clinc150")
+#: Tasks whose texts are strange to the others, and those of the same texts or of nearly the same.
 _OTHERS = ("emotion", "irony", "sst2", "banking77", "domains", "trec", "fields", "subjects")
-_SAME = {"sst2": {"domains"}, "clinc150": {"domains"}}
+_SAME = {"fields": {"domains", "subjects"}, "clinc150": {"domains"}}
 #: Nobody's rows: other languages, prompt injections, hardly any text; written for this benchmark.
 _TEXTS = Path(__file__).with_name("texts.json")
-#: Rows of a set, and of those that sst2's figure is about.
+#: Rows of a set, and of those that chose nothing.
 _SHOWN, _HELD_OUT = 200, 500
 
 
@@ -54,11 +51,11 @@ class Home:
 
 def home_of(name: str, data: Path, runs: Path) -> Home:
     """Return a home; ``runs`` is where ``benchmarks.experts`` keeps adapters."""
-    if name == "sst2":
-        splits, location = artifact_rows(SST2)
-        manifest = read_artifact(SST2).manifest
+    if name == "fields":
+        splits, location = artifact_rows()
+        manifest = read_artifact(ARTIFACT).manifest
         words: Mapping[str, str] = dict(zip(manifest.labels, manifest.readout.verbalizers, strict=True))
-        model, template = load_subject("nf4", artifact=SST2).model, manifest.template.template()
+        model, template = load_subject("nf4").model, manifest.template.template()
         classifier = Classifier(model, load_tokenizer(location), template, words, max_tokens=manifest.max_tokens)
         return Home(classifier, splits.train, splits.calibration, splits.test)
     cell = Cell(name, 0, runs)
@@ -91,19 +88,12 @@ def strangers(name: str, home: Home, data: Path) -> dict[str, list[str]]:
     }
     for title, (kind, severity) in kinds.items():
         sets[title] = [str(corrupt(row, kind, severity, 0).fields["text"]) for row in home.new[-_SHOWN:]]
-    if name == "sst2":
-        sets["as people write"] = [as_written(str(row.fields["text"])) for row in home.new[-_SHOWN:]]
     clinc150 = json.loads((data / "clinc150" / "data_full.json").read_text(encoding="utf-8"))
     if name == "clinc150":
         sets["out of scope"] = drawn([text for text, _ in clinc150["oos_test"]], _HELD_OUT)
-    if name == "sst2":
+    if name == "fields":
+        sets["other subjects"] = drawn([str(fields["text"]) for fields, _ in TASKS["subjects"].read(data)])
         with (data / "ag_news" / "test.csv").open(newline="", encoding="utf-8") as file:
             sets["AG News"] = drawn([f"{title} {text}" for _, title, text in csv.reader(file)], _HELD_OUT)
         sets["CLINC150"] = drawn([text for text, _ in clinc150["test"]], _HELD_OUT)
     return sets
-
-
-def as_written(text: str) -> str:
-    """Return a tokenised text without the spaces before its marks, with a capital first, and a full stop."""
-    plain = re.sub(r" (n't|[,;:.!?'])", r"\1", text.strip(" .!?"))
-    return f"{plain[:1].upper()}{plain[1:]}."

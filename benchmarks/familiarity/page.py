@@ -10,26 +10,27 @@ from training.report.markdown import markdown_table
 #: Calibration rows with which the share of inputs that are flagged is shown.
 _CALIBRATION = 150
 #: Sets that differ from the task's rows in little: no mean counts them.
-_NEAR = ("out of scope", "as people write")
+_NEAR = ("out of scope", "other subjects")
 _HEAD = """# Out-of-distribution inputs
 
-`python -m benchmarks.familiarity` writes this page from results.json. SmolLM2-135M with LoRA answers four tasks:
-`sst2` is the default artifact, the others are the adapters of [experts](../experts/RESULTS.md), seed 0. Inputs of
-every other set are out-of-distribution. Layers and the part of the logits were chosen on these sets, except AG News
-and CLINC150 for `sst2`. *As people write* are new rows of the task without the spaces before their punctuation:
-fewer should be flagged.
+`python -m benchmarks.familiarity` writes this page from results.json. SmolLM2-135M with LoRA answers each task, with
+the adapters of [experts](../experts/RESULTS.md), seed 0. Inputs of every other set are out-of-distribution. Layers and
+the part of the logits were chosen on such sets. {fields}
 
 AUROC is the probability that an out-of-distribution input scores as less familiar than a row of the task.
 """
+_MEASURED = """`fields` is the default artifact. It chose nothing, and neither did AG News and CLINC150.
+*Other subjects* are exam questions of six subjects of school."""
+_ELSEWHERE = "[Guarantees](../../docs/promises.md#distribution-shift) have the default artifact's figures."
 Results = Mapping[str, Mapping[str, Any]]
 
 
 def render(results: Results) -> str:
     return "\n".join(
         [
-            _HEAD,
-            "## Scores\nThe figure is the mean AUROC over sets. The mean over near sets (queries out of scope, rows as "
-            "people write) is in brackets.\n",
+            _HEAD.format(fields=_MEASURED if "fields" in results else _ELSEWHERE),
+            "## Scores\nThe figure is the mean AUROC over sets. The mean over near sets (out of scope, questions "
+            "of other subjects) is in brackets.\n",
             _scores(results),
             "## Sets\nThe figures are the AUROC of `familiarity` and the share that is flagged. The share over 200 "
             f"draws of {_CALIBRATION} calibration rows is in brackets.\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -39,9 +40,9 @@ def test_a_home_from_its_states_to_its_tables(
     monkeypatch.setattr(benchmark, "strangers", lambda *_: {"treaties": far, "out of scope": far[:9]})
     for place, value in (("FOLDER", tmp_path), ("RESULTS", tmp_path / "results.json"), ("SCRATCH", tmp_path / "runs")):
         monkeypatch.setattr(benchmark, place, value)
-    given = ["--data", str(tmp_path), "--runs", str(tmp_path), "--only", "sst2"]
+    given = ["--data", str(tmp_path), "--runs", str(tmp_path), "--only", "fields"]
     benchmark.main(given)
-    result = json.loads((tmp_path / "results.json").read_text())["sst2"]
+    result = json.loads((tmp_path / "results.json").read_text())["fields"]
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
     assert len(kept) == 4
     same = "distances alone" if template.endswith(":") else "distances and logits"
@@ -56,15 +57,19 @@ def test_a_home_from_its_states_to_its_tables(
         assert row["familiar"] <= row["stated"] + 0.02
     assert "| treaties | 40 | " in (tmp_path / "RESULTS.md").read_text()
     benchmark.main(given)
-    again = json.loads((tmp_path / "results.json").read_text())["sst2"]
+    again = json.loads((tmp_path / "results.json").read_text())["fields"]
     assert again == result | {"measured": again["measured"]}
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
 
 
 def test_no_stranger_is_a_row_of_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(homes, "_OTHERS", ("emotion",))
+    monkeypatch.setattr(homes, "_OTHERS", ("emotion", "subjects"))
     home = homes.Home(None, rows(NEAR, 9, 1), rows(NEAR, 9, 2), rows(NEAR, 9, 3))  # type: ignore[arg-type]
     own = [str(row.fields["text"]) for row in home.new]
+    exams = dataclasses.replace(
+        homes.TASKS["subjects"], read=lambda _: [({"text": text}, 0) for text in (*own, "sum?")]
+    )
+    monkeypatch.setitem(homes.TASKS, "subjects", exams)
     scope = {"test": [[text, "an intent"] for text in [*own, "a query"]], "oos_test": [["another", "oos"]]}
     emotion, news = tmp_path / "tweet_eval" / "emotion", tmp_path / "ag_news"
     for folder in (tmp_path / "clinc150", news, emotion):
@@ -74,10 +79,11 @@ def test_no_stranger_is_a_row_of_the_home(tmp_path: Path, monkeypatch: pytest.Mo
     for split in ("train", "test", "val"):
         (emotion / f"{split}_text.txt").write_text(f"{own[0]}\ntweet {split}\n")
         (emotion / f"{split}_labels.txt").write_text("0\n1\n")
-    sets = homes.strangers("sst2", home, tmp_path)
+    sets = homes.strangers("fields", home, tmp_path)
     assert sets["CLINC150"] == ["a query"]
     assert sets["AG News"] == ["A title and its text"]
+    assert sets["other subjects"] == ["sum?"]
     assert sets["emotion"]
-    assert homes.as_written("it 's good , is n't it .") == "It's good, isn't it."
+    assert "subjects" not in sets
     assert not set(own) & {text for name, some in sets.items() if name != "typing mistakes" for text in some}
     assert homes.strangers("clinc150", home, tmp_path)["out of scope"] == ["another"]
