@@ -35,6 +35,7 @@ OUTSIDE = (
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)#\s]*)(#[^)\s]*)?\)")
 CODE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 REFERENCE = re.compile(r"<!-- reference: (\w+) -->")
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 LOG = logging.getLogger("mkdocs.hooks.site_pages")
 
 
@@ -63,7 +64,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{text}({posixpath.relpath(site_path(path), posixpath.dirname(page.file.src_uri) or '.')}{anchor})"
 
     parts = CODE.split(REFERENCE.sub(lambda match: TABLES[match[1]](), markdown))
-    return blank_lines("".join(part if part.startswith("```") else LINK.sub(link, part) for part in parts))
+    return blank_lines(
+        "".join(part if part.startswith("```") else LINK.sub(link, COMMENT.sub("", part)) for part in parts)
+    )
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Return a page with what a screen reader misses in the theme: a name of the search, no empty head of a column."""
+    output = output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
+    return re.sub(r"<th([^>]*)></th>", r"<td\1></td>", output)
 
 
 def site_path(path: str) -> str:
@@ -72,12 +83,12 @@ def site_path(path: str) -> str:
 
 
 def blank_lines(markdown: str) -> str:
-    """Return Markdown with a blank line before each list and around each table and comment, as GitHub reads it."""
+    """Return Markdown with a blank line before each list and around each table, as GitHub reads it."""
     made: list[str] = []
     in_code = False
     for line in markdown.split("\n"):
         before = made[-1] if made else ""
-        changes = kind(line) != kind(before) and (kind(line) or kind(before) in {"table", "comment"})
+        changes = kind(line) != kind(before) and (kind(line) or kind(before) == "table")
         same_item = kind(line) == "list" and before.startswith(" ")
         if changes and before.strip() and not same_item and not in_code:
             made.append("")
@@ -87,9 +98,7 @@ def blank_lines(markdown: str) -> str:
 
 
 def kind(line: str) -> str:
-    """Return "table", "list" or "comment" for a line of one, else nothing."""
+    """Return "table" or "list" for a line of one, else nothing."""
     if line.startswith("|"):
         return "table"
-    if line.startswith("<!--"):
-        return "comment"
     return "list" if re.match(r"(- |\d+\. )", line) else ""

@@ -69,8 +69,10 @@ def test_every_table_is_a_table(site: Path) -> None:
     for name, text in pages.items():
         # A row that no table took in stands in a paragraph, with its bars.
         assert [found[:80] for found in re.findall(r"<p>[^<]*\|[^|]*\|[^<]*", text)] == [], name
-        # So does an item of a list that a comment at the start of a line ended.
-        assert re.findall(r"\n?- <strong>", text) == [], name
+        # So does an item of a list, or the mark of an emphasis, that a comment at the start of a line ended.
+        assert re.findall(r"\n?- <strong>|<p>\*\w", text) == [], name
+        # A screen reader says the head of every column, and what the search is.
+        assert re.findall(r"<th[^>]*></th>|role=\"dialog\">", text) == [], name
 
 
 def test_the_reference_tables_are_those_of_the_code(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
