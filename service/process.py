@@ -35,11 +35,11 @@ def exempt_from_collection() -> None:
 
 
 def free_what_is_unused() -> None:
-    """Collect Python's garbage, of what was left out too: models hold themselves in circles."""
-    left_out = gc.get_freeze_count()
+    """Collect Python's garbage, also among frozen objects: models hold themselves in circles."""
+    frozen = gc.get_freeze_count()
     gc.unfreeze()
     gc.collect()
-    if left_out:
+    if frozen:
         gc.freeze()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 pytest_plugins = [
     "exhaustive",  # what takes minutes is left to make test-exhaustive
-    "left_out",  # whether tests may be skipped
+    "skips",  # whether tests may be skipped
     "markers",  # real and process
 ]
 

@@ -81,7 +81,7 @@ def prompt_lines(run: Run) -> list[str]:
         *labels,
         "prompt of the first training row:",
         *(f"  | {line}" for line in prompt),
-        f"prompts: {mean(lengths):.0f} tokens in the mean, at most {max(lengths)}; {cut} of {len(rows)} are cut at "
+        f"prompts: {mean(lengths):.0f} tokens on average, at most {max(lengths)}; {cut} of {len(rows)} are cut at "
         f"{run.config.max_tokens}",
     ]
 

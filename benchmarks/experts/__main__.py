@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.experts.cells import DEVELOPING, SEEDS, Cell
+from benchmarks.experts.cells import DEVELOPMENT, SEEDS, Cell
 from benchmarks.experts.methods import METHODS
 from benchmarks.experts.page import PAGE, render
 from benchmarks.experts.passes import Passes
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.experts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="folder with the data sets")
-    parser.add_argument("--task", choices=DEVELOPING, nargs="+", default=DEVELOPING, help="these tasks alone")
+    parser.add_argument("--task", choices=DEVELOPMENT, nargs="+", default=DEVELOPMENT, help="these tasks alone")
     parser.add_argument("--seed", type=int, choices=SEEDS, nargs="+", default=SEEDS, help="these seeds alone")
     parser.add_argument("--method", choices=list(METHODS), nargs="+", default=list(METHODS), help="these methods alone")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of what is kept")
@@ -74,7 +74,7 @@ def publish(chosen: Sequence[Cell]) -> None:
     """Put the cells' figures in their place among the committed ones, and write the page of all."""
     made = [record for cell in chosen for record in scored(cell, {name: _path(cell, name) for name in METHODS})]
     kept = {(r["task"], r["seed"], r["method"]): r for r in (*read(RESULTS), *made) if r["method"] in METHODS}
-    order = {name: place for place, name in enumerate((*DEVELOPING, *METHODS))}
+    order = {name: place for place, name in enumerate((*DEVELOPMENT, *METHODS))}
     records = sorted(kept.values(), key=lambda r: (order[r["task"]], r["seed"], order[r["method"]]))
     write(records, RESULTS)
     write_whole(PAGE, render(records))

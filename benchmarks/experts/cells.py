@@ -13,7 +13,7 @@ from benchmarks.evidence.tasks import TASKS, Task
 from laplora.prompts.examples import Example
 
 #: Rules and defaults are chosen on these tasks alone (benchmarks/evidence/PLAN.md).
-DEVELOPING = (
+DEVELOPMENT = (
     *("domains", "trec", "emotion", "irony", "sst2", "fields", "subjects"),
     *("banking77", "clinc150", "arc_easy", "openbookqa"),
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.experts.cells import DEVELOPING, SEEDS
+from benchmarks.experts.cells import DEVELOPMENT, SEEDS
 from benchmarks.experts.methods import METHODS
 from benchmarks.experts.scores import REFERENCE, TARGET, Record
 from training.report.markdown import markdown_table
@@ -77,7 +77,7 @@ def _table(by_cell: ByCell, figure: str, shown: Callable[[float], str], best: Ca
         best: what the best figure of a task is by, which is then bold; None: none is.
     """
     means = {cell: _mean([record[figure] for record in of]) for cell, of in by_cell.items()}
-    tasks = [task for task in DEVELOPING if any(task == of for _, of in means)]
+    tasks = [task for task in DEVELOPMENT if any(task == of for _, of in means)]
     bests = {task: best(mean for (_, of), mean in means.items() if of == task) for task in tasks} if best else {}
     rows = []
     for name, method in METHODS.items():
@@ -116,7 +116,7 @@ def _means(by_cell: ByCell) -> str:
 
 def _against(by_cell: ByCell) -> str:
     """Return a table of the library's methods by tasks: differences to the reference; how many are better and worse."""
-    tasks = [task for task in DEVELOPING if (REFERENCE, task) in by_cell]
+    tasks = [task for task in DEVELOPMENT if (REFERENCE, task) in by_cell]
     rows = []
     for name, method in ((name, of) for name, of in METHODS.items() if of.title.startswith("**")):
         cells, counts = [], {"better": 0, "tied": 0, "worse": 0}

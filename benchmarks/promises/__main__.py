@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.experts.__main__ import RUNS
-from benchmarks.experts.cells import DEVELOPING, SEEDS, Cell
+from benchmarks.experts.cells import DEVELOPMENT, SEEDS, Cell
 from benchmarks.promises.page import PAGE, RESULTS, render
 from benchmarks.promises.populations import METHODS, ROWS, TARGETS, figures, population
 from laplora.files.atomic import write_whole
@@ -48,7 +48,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=Path, default=RUNS, help="what benchmarks.experts keeps")
     parser.add_argument("--draws", type=int, default=1000)
-    parser.add_argument("--task", choices=DEVELOPING, nargs="+", default=DEVELOPING, help="these tasks alone")
+    parser.add_argument("--task", choices=DEVELOPMENT, nargs="+", default=DEVELOPMENT, help="these tasks alone")
     options = parser.parse_args()
     results = results_of(options.task, options.runs, options.draws)
     lines = [

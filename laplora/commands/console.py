@@ -21,7 +21,7 @@ class Status(IntEnum):
     """Exit statuses. ``serve``, ``train``, ``fit`` and ``keys`` have those of the server and of the jobs."""
 
     DONE = 0
-    #: A bar of ``--fail-if`` was crossed, or a row has no answer: the command ran, and its output is whole.
+    #: A threshold of ``--fail-if`` was crossed, or a row has no answer: the command ran, and its output is whole.
     FAILED = 1
     #: It cannot run as it was given.
     USAGE = 2

@@ -1,4 +1,4 @@
-"""``laplora evaluate``: an artifact against labelled rows, with bars that fail a script."""
+"""``laplora evaluate``: an artifact against labelled rows, with thresholds that fail a script."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from laplora.bulk.evaluate import Evaluated, evaluate_file
 from laplora.bulk.rows import Source
 from laplora.bulk.workers import Workers
 from laplora.commands import console
-from laplora.commands.bars import Bar, Crossed
+from laplora.commands.thresholds import Crossed, MetricThreshold
 
 if TYPE_CHECKING:
     from laplora.artifact.manifest import Manifest
@@ -38,7 +38,7 @@ def evaluate(
     fail_if: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="BAR", help="Exit with 1 where this holds: 'ece_excess>0', 'map.accuracy<0.8'. Repeatable."
+            metavar="THRESHOLD", help="Exit with 1 where this holds: 'ece_excess>0', 'map.accuracy<0.8'. Repeatable."
         ),
     ] = None,
     label_field: console.LabelFieldOption = "label",
@@ -70,18 +70,17 @@ def evaluate(
 ) -> None:
     """Measure an artifact on labelled rows, without a server: accuracy, NLL, ECE and more of every predictive.
 
-    A bar of --fail-if is [PREDICTIVE.]METRIC, then >, <, >= or <=, and a number; without PREDICTIVE it is of the one
-    that answers. Metrics: accuracy, nll, ece, ece_limit, ece_excess, brier, auroc_error, auprc_error, aurc,
-    excess_aurc. METRIC.low and METRIC.high are the ends of its 95 % interval. ece_excess is the ECE above what one
-    calibrated model in 40 has by chance on as many rows. Exit status: 0 all well, 1 a bar was crossed, 2 it could not
-    run.
+    --fail-if takes [PREDICTIVE.]METRIC, then >, <, >= or <=, and a number. PREDICTIVE is by default the one that
+    answers. Metrics: accuracy, nll, ece, ece_limit, ece_excess, brier, auroc_error, auprc_error, aurc, excess_aurc.
+    METRIC.low and METRIC.high are the ends of its 95 % interval. ece_excess is the ECE above what one calibrated model
+    in 40 has by chance on as many rows. Exit status: 0 all well, 1 a threshold was crossed, 2 it could not run.
     """
-    bars = [Bar.parse(text) for text in fail_if or ()]
+    thresholds = [MetricThreshold.parse(text) for text in fail_if or ()]
     how, measure = How(predictive, batch_size, truncate, order_average), MeasureHow(resamples)
     Source.at(data, WINDOW)  # is there, before an artifact is fetched
     manifest = read(artifact, how, console.allowed(allowed_bases), console.say).manifest
-    for bar in bars:
-        bar.check_predictive(_to_measure(manifest, how))
+    for threshold in thresholds:
+        threshold.check_predictive(_to_measure(manifest, how))
     measured = evaluate_file(
         artifact,
         data,
@@ -95,7 +94,7 @@ def evaluate(
     )
     name = how.predictive or manifest.recommended.predictive
     answering = f"{name}_order_average" if how.order_average else name
-    crossed = [bar.check(measured.methods, answering) for bar in bars]
+    crossed = [threshold.check(measured.methods, answering) for threshold in thresholds]
     if as_json:
         console.write(json.dumps(_json(measured, answering, crossed), allow_nan=False))
     else:

@@ -39,7 +39,7 @@ class EigenPosterior:
         wide: per block (wide, k), orthonormal columns.
         narrow: per block (narrow, narrow), orthonormal.
         scale: per block (k, narrow), curvature ``s_aj`` summed over the training rows.
-        tail: per block (narrow,), ``tau_j``, the mean curvature of the directions left out.
+        tail: per block (narrow,), ``tau_j``, the mean curvature of the dropped directions.
         rows: training rows summed.
         structure: where ``scale`` comes from: ``ekfac``, measured in the bases, or ``kfac_reduce``, of the factors.
     """
@@ -72,8 +72,8 @@ class EigenPosterior:
         """The eigenvalues, flat: first every ``s_aj`` in block order, then every ``tau_j``."""
         device = self.scale[0].device
         index = torch.arange(len(self.blocks), device=device)
-        left_out = [block.wide - len(scale) for block, scale in zip(self.blocks, self.scale, strict=True)]
-        count = torch.tensor([1] * len(self.blocks) + left_out, device=device, dtype=torch.float64)
+        dropped = [block.wide - len(scale) for block, scale in zip(self.blocks, self.scale, strict=True)]
+        count = torch.tensor([1] * len(self.blocks) + dropped, device=device, dtype=torch.float64)
         sizes = torch.tensor([t.numel() for t in (*self.scale, *self.tail)], device=device)
         return Spectrum(
             curvature=torch.cat([t.double().flatten() for t in (*self.scale, *self.tail)]),
@@ -89,9 +89,9 @@ class EigenPosterior:
         """
         kept, rest = [], []
         for wide, narrow, block in zip(self.wide, self.narrow, jacobians.blocks, strict=True):
-            coordinates, left_out = project(block, wide, narrow)
+            coordinates, residual = project(block, wide, narrow)
             kept.append(coordinates.flatten(2).to(jacobians.logits.device))
-            rest.append(left_out.to(jacobians.logits.device))
+            rest.append(residual.to(jacobians.logits.device))
         return ProjectedJacobians(jacobians.mean, torch.cat(kept, 2), torch.cat(rest, 3))
 
     def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ class KroneckerBasis(Basis):
     Attributes:
         wide_eigenvalues: (k,) float64, descending.
         narrow_eigenvalues: (narrow,) float64, descending.
-        wide_rest: mean eigenvalue of the wide factor over the directions left out; 0 when there are none.
+        wide_rest: mean eigenvalue of the wide factor over the dropped directions; 0 when there are none.
     """
 
     wide_eigenvalues: torch.Tensor
@@ -78,8 +78,8 @@ def fit_ekfac(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: 
     sums = run_pass("scales", empty, partial(_add_eigen_batch, bases=bases))
     # Sums of squares; below zero is rounding.
     scale = tuple(s.clamp_min(0) for s in sums.scale)
-    left_out = [max(block.wide - len(s), 1) for block, s in zip(blocks, scale, strict=True)]
-    tail = tuple(rest.clamp_min(0) / count for rest, count in zip(sums.rest, left_out, strict=True))
+    dropped = [max(block.wide - len(s), 1) for block, s in zip(blocks, scale, strict=True)]
+    tail = tuple(rest.clamp_min(0) / count for rest, count in zip(sums.rest, dropped, strict=True))
     return _posterior(blocks, bases, scale, tail, sums.rows, "ekfac")
 
 
@@ -156,8 +156,8 @@ def kronecker_bases(sums: KroneckerSums, rank: int) -> tuple[KroneckerBasis, ...
         test = sketch_matrix(block, wide.shape[1], sums.seed)
         values, vectors = nystrom_eigen(wide / sums.rows, test, min(rank, block.wide), block.name)
         narrow_values, narrow_vectors = torch.linalg.eigh((narrow + narrow.T) / 2)
-        left_out = block.wide - len(values)
-        rest = max(float(sums.wide_trace[i]) / sums.rows - float(values.sum()), 0.0) / left_out if left_out else 0.0
+        dropped = block.wide - len(values)
+        rest = max(float(sums.wide_trace[i]) / sums.rows - float(values.sum()), 0.0) / dropped if dropped else 0.0
         bases.append(KroneckerBasis(vectors, narrow_vectors.flip(1), values, narrow_values.flip(0).clamp_min(0), rest))
     return tuple(bases)
 
@@ -169,11 +169,11 @@ def _add_eigen_batch(
     scale, rest = [], []
     for i, (basis, jacobian) in enumerate(zip(bases, jacobians.blocks, strict=True)):
         where = jacobian.jacobian.device
-        coordinates, left_out = project(jacobian, basis.wide.to(where), basis.narrow.to(where))
+        coordinates, residual = project(jacobian, basis.wide.to(where), basis.narrow.to(where))
         coordinates, own = coordinates.double(), hessian.to(where)
         weighted = torch.einsum("nce,nekj->nckj", own, coordinates)
         scale.append(sums.scale[i] + (weighted * coordinates).sum((0, 1)).cpu())
-        rest.append(sums.rest[i] + torch.einsum("nce,ncej->j", own, left_out.double()).cpu())
+        rest.append(sums.rest[i] + torch.einsum("nce,ncej->j", own, residual.double()).cpu())
     return EigenSums(sums.rows + len(hessian), tuple(scale), tuple(rest))
 
 

@@ -44,7 +44,7 @@ def test_it_says_what_a_run_would_do_and_writes_nothing(
     )
     assert re.search(r"  negative: ' negative', token \d+\n  positive: ' positive', token \d+\n", said)
     assert re.search(r"  \| Review: The .*", said)
-    assert re.search(r"prompts: \d+ tokens in the mean, at most \d+; 0 of 96 are cut at 64", said)
+    assert re.search(r"prompts: \d+ tokens on average, at most \d+; 0 of 96 are cut at 64", said)
     assert re.search(r"frozen fit: heads frozen of 72 labelled rows, in passes of about \d+ s, and of \d+ s over", said)
     assert re.search(r"training: 60 steps of \d+ rows, \d+\.\d\d s each as measured, learning rate 0.01: about", said)
     assert re.search(r"memory: [\d,]+ MB at most", said)

@@ -58,9 +58,9 @@ def start_from(sibling: Path, folder: Path, fields: Mapping[str, Any]) -> bool:
     folder appears whole; False: another job was faster.
     """
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    left_out = shutil.ignore_patterns(".*", "checkpoints", "earlier-*")
+    ignored = shutil.ignore_patterns(".*", "checkpoints", "earlier-*")
     try:
-        shutil.copytree(sibling, partial, ignore=left_out, dirs_exist_ok=True)
+        shutil.copytree(sibling, partial, ignore=ignored, dirs_exist_ok=True)
         partial.chmod(folder_mode(partial))
         write_json(partial / CONFIG, fields)
         partial.rename(folder)

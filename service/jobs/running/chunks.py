@@ -76,7 +76,7 @@ def read_chunk(
     """Return at most ``rows`` rows of an upload from ``first`` on, and no more than ``most_bytes`` but for one row.
 
     Args:
-        bad: rows to leave out, and the codes of why.
+        bad: rows to drop, and the codes of why.
 
     Raises:
         UploadChangedError: what is there is not what was checked; its field names the line.
@@ -101,8 +101,8 @@ def read_chunk(
             if row not in bad:
                 items.append(Item(row, read.fields, read.truth))
             row += 1
-        left_out = {number: code for number, code in bad.items() if first <= number < row}
-        return Chunk((first, row), items, left_out, offset, file.tell())
+        dropped = {number: code for number, code in bad.items() if first <= number < row}
+        return Chunk((first, row), items, dropped, offset, file.tell())
 
 
 def _changed(row: int) -> UploadChangedError:

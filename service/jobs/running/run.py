@@ -1,7 +1,7 @@
 """One job that has not ended: its chunks go through, or do not, and it ends.
 
 Chunks go to disk in their order, each in one transaction; what one failed for undoes those read after it. If queue or
-disk are full, it is tried again later. A row without an answer is left out and recorded.
+disk are full, it is tried again later. A row without an answer is dropped and recorded.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from service import errors
 from service.errors import ArtifactNotLoadedError, BatchTooLargeError, kind_of
 from service.jobs.running.absence import Absence
 from service.jobs.running.chunks import Chunk, RowError, pinned, score_chunk
+from service.jobs.running.dropped_rows import DroppedRows
 from service.jobs.running.ending import Ending
-from service.jobs.running.left_out import LeftOut
 from service.jobs.running.tools import Tools
 from service.jobs.running.under_way import UnderWay
 from service.jobs.running.waiting import Pauses
@@ -64,7 +64,7 @@ class Run:
         self.not_before = 0.0
         self.unread: Exception | None = None
         self.ending, self.absence = Ending(job, tools), Absence(job, tools)
-        self.under_way, self.left_out = UnderWay(job, tools), LeftOut(job, tools.settings.max_job_bad_rows)
+        self.under_way, self.dropped = UnderWay(job, tools), DroppedRows(job, tools.settings.max_job_bad_rows)
         self.next_row, self.next_offset = job.rows_done, job.input_offset
         self._leave_out(self.under_way.given_up)
         self._go_on()
@@ -171,7 +171,7 @@ class Run:
         codes = {**chunk.bad, **{row: kind_of(error).code for row, error in bad.items()}}
         await whole(ledger.add_rows(job, chunk.rows, scored, codes, sums=sums, end=chunk.end))
         self.under_way.over(chunk.rows)
-        self.left_out.forget_stored()
+        self.dropped.forget_stored()
         while self.careful and self.careful[-1][0] <= job.rows_done:
             self.careful.pop()
         self.alone = bool(self.careful)
@@ -241,7 +241,7 @@ class Run:
 
     def _leave_out(self, bad: Mapping[int, Exception]) -> None:
         """Leave out rows that have no answer, or let the job fail where there are too many."""
-        too_many = self.left_out.add(bad)
+        too_many = self.dropped.add(bad)
         if too_many is not None:
             self._fail(too_many)
 
@@ -263,7 +263,7 @@ class Run:
     async def _end(self) -> None:
         if self.ending.leaving is not None:
             await self.under_way.stop()
-        if await self.ending.carry_out(lambda: self.left_out.new):
+        if await self.ending.carry_out(lambda: self.dropped.new):
             self.tools.forget(self.job)
         else:
             await self.lost()

@@ -2,7 +2,7 @@
 
 Two chunks are under way at any time, of one job or of two: while the device is at one, the other is read, tokenised and
 queued behind it. Chunks under way are on disk before they run. Those under way when a process ended uncleanly are
-suspect: the next process tries those rows one by one, and leaves out a row that was alone at several such ends.
+suspect: the next process tries those rows one by one, and drops a row that was alone at several such ends.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Runner:
             await ledger.disk.in_files(ledger.disk.folder.fetch, job.id, job.about.upload_bytes)
             read = partial(read_chunk, ledger.disk.folder.inputs(job.id), job.about, self._tools.read_uploaded)
             which = {"first": first, "offset": offset, "rows": rows, "most_bytes": self._settings.max_body_bytes}
-            chunk = await ledger.disk.in_files(partial(read, **which, bad=run.left_out.codes))
+            chunk = await ledger.disk.in_files(partial(read, **which, bad=run.dropped.codes))
             if job.id not in self._runs:
                 await ledger.disk.forget_copy(job.id)  # it was taken away while its upload came
         except FileNotFoundError:

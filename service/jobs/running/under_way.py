@@ -12,7 +12,7 @@ from service.jobs.store.records import Job, RowRange
 from service.jobs.store.tasks import whole
 from service.telemetry.logs import logger
 
-#: A row that was alone at so many unclean ends is left out; a first one, with others beside it, is not counted.
+#: A row that was alone at so many unclean ends is dropped; a first one, with others beside it, is not counted.
 _LONE_TRIES = 2
 
 
@@ -31,7 +31,7 @@ class UnderWay:
 
     @property
     def given_up(self) -> dict[int, Exception]:
-        """The next row by number, and why it is left out, where it was alone at several unclean ends."""
+        """The next row by number, and why it is dropped, where it was alone at several unclean ends."""
         row = self._job.rows_done
         tries = self._job.begun.get((row, row + 1), 0)
         if tries < _LONE_TRIES:

@@ -11,7 +11,7 @@ import pytest
 from tiny_runs import FinishedRun
 
 from laplora.commands.app import main
-from laplora.commands.bars import Bar
+from laplora.commands.thresholds import MetricThreshold
 from laplora.errors import ConfigError
 from laplora.predictor import Predictor
 
@@ -184,7 +184,7 @@ METRICS: dict[str, dict[str, Any]] = {
     ],
 )
 def test_it_fails_where_it_is_crossed(text: str, value: float | None, failed: bool) -> None:
-    crossed = Bar.parse(text).check(METRICS, "laplace")
+    crossed = MetricThreshold.parse(text).check(METRICS, "laplace")
     assert (crossed.value, crossed.failed) == (value, failed)
     assert crossed.predictive == ("map" if "map" in text else "laplace")
 
@@ -195,16 +195,16 @@ NO_BARS = ["", "ece", "ece>", "ece=0.05", "ece>five", "0.05<ece", "a.b.c>1", "ec
 @pytest.mark.parametrize("text", [*NO_BARS, "eces>0.05", "reliability>0", "auroc<0.5"])
 def test_what_is_no_bar_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--fail-if"):
-        Bar.parse(text)
+        MetricThreshold.parse(text)
 
 
 def test_what_was_not_measured_is_named_with_what_was() -> None:
     for text, named in (("mapp.ece>0.05", "map, laplace"), ("nll.low<0.5", "accuracy")):
         with pytest.raises(ConfigError, match=named):
-            Bar.parse(text).check(METRICS, "laplace")
+            MetricThreshold.parse(text).check(METRICS, "laplace")
     with pytest.raises(ConfigError, match="ece_excess>0"):  # the interval of an ECE, with what to use instead
-        Bar.parse("ece.low>0.05")
+        MetricThreshold.parse("ece.low>0.05")
     # A predictive that there is not is named before anything runs.
-    Bar.parse("map.ece>1").check_predictive(("map", "laplace"))
+    MetricThreshold.parse("map.ece>1").check_predictive(("map", "laplace"))
     with pytest.raises(ConfigError, match=r"map, laplace$"):
-        Bar.parse("mapp.ece>1").check_predictive(("map", "laplace"))
+        MetricThreshold.parse("mapp.ece>1").check_predictive(("map", "laplace"))

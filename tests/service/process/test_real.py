@@ -69,7 +69,7 @@ def test_answers_are_what_they_say(client: httpx.Client, artifact: Artifact) -> 
 
 
 #: No exam questions, less familiar than every calibration row or nearly: rounding moves none back.
-STRANGERS = [
+OUT_OF_DISTRIBUTION = [
     "a quietly moving story, told with wit and great care.",
     "SELECT name FROM users WHERE id = 7;",
     "The weather in Lisbon will be sunny on Sunday.",
@@ -84,7 +84,7 @@ def test_unfamiliar_inputs_go_to_review_with_every_label(
     labels = list(artifact.manifest.labels)
     stated = artifact.manifest.familiarity
     assert stated is not None
-    for answer in predicted(client, *STRANGERS, predictive=predictive)["predictions"]:
+    for answer in predicted(client, *OUT_OF_DISTRIBUTION, predictive=predictive)["predictions"]:
         assert answer["familiarity"] <= stated.false_alarms
         assert "unfamiliar" in answer["flags"]
         assert answer["decision"] == "review"

@@ -1,4 +1,4 @@
-"""A bar that an artifact must not cross: ``accuracy<0.8``, ``ece_excess>0``, ``map.nll>=0.5``, ``nll.low>0.4``."""
+"""A threshold that an artifact must not cross: ``accuracy<0.8``, ``ece_excess>0``, ``map.nll>=0.5``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FORM = re.compile(r"\s*([A-Za-z_][\w.-]*?)\s*(>=|<=|>|<)\s*([-+]?[\d.]+(?:[eE][
 
 
 @dataclass(frozen=True)
-class Bar:
+class MetricThreshold:
     """Fails where ``metric`` of ``predictive`` (None: of the one that answers) compares so with ``limit``.
 
     ``end`` is "low" or "high" of the metric's 95 % interval, or None for the metric itself.
@@ -48,8 +48,8 @@ class Bar:
     limit: float
 
     @classmethod
-    def parse(cls, text: str) -> Bar:
-        """Return the bar that a text means; ConfigError: none."""
+    def parse(cls, text: str) -> MetricThreshold:
+        """Return the threshold that a text means; ConfigError: none."""
         form = _FORM.fullmatch(text)
         try:
             limit = float(form[3]) if form else math.nan
@@ -96,7 +96,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Crossed:
-    """A bar after the measurement: its value and the metric's 95 % interval, and whether it fails.
+    """A threshold after the measurement: its value and the metric's 95 % interval, and whether it fails.
 
     A metric that these rows do not give, as ``auroc_error`` without a mistake, has the value None and fails.
     """

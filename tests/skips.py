@@ -1,4 +1,4 @@
-"""A run that may leave nothing out but what is named: ``python -m pytest --no-skips-but gpu,nginx``.
+"""Fails a run that skips other tests than the named ones: ``python -m pytest --no-skips-but gpu,nginx``.
 
 It fails for every skipped test that has none of these words as its marker or in its reason, so that a package which is
 no longer installed in continuous integration cannot silently take its tests with it.
@@ -29,18 +29,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     assert terminal is not None
     refused = [report for report in terminal.getreports("skipped") if not allowed(report, words.split(","))]
     for report in refused:
-        terminal.write_line(f"\nmay not be left out: {report.nodeid}: {reason_of(report)}", red=True)
+        terminal.write_line(f"\nmay not be skipped: {report.nodeid}: {reason_of(report)}", red=True)
     if refused and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def allowed(report: pytest.TestReport | pytest.CollectReport, words: Sequence[str]) -> bool:
     """Return whether one of the words is a marker of the skipped test, or a word of its reason."""
-    said = {word.lower() for word in re.findall(r"[\w-]+", reason_of(report))}
-    return any(word in getattr(report, "keywords", ()) or word in said for word in words)
+    words_of_reason = {word.lower() for word in re.findall(r"[\w-]+", reason_of(report))}
+    return any(word in getattr(report, "keywords", ()) or word in words_of_reason for word in words)
 
 
 def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
     """Return why a test was skipped."""
-    said = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
-    return str(said).removeprefix("Skipped: ")
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    return str(reason).removeprefix("Skipped: ")

@@ -1,4 +1,4 @@
-"""The rows of a job that have no answer: left out and recorded, up to a limit."""
+"""The rows of a job that have no answer: dropped and recorded, up to a limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.jobs.store.records import Job
 from service.telemetry.logs import log_crash
 
 
-class LeftOut:
+class DroppedRows:
     """Rows without an answer.
 
     Attributes:
@@ -32,7 +32,7 @@ class LeftOut:
         self.codes = self.new
 
     def add(self, bad: Mapping[int, Exception]) -> TooManyBadRowsError | None:
-        """Leave out rows; return the error that the job fails with where there are too many."""
+        """Drop rows; return the error that the job fails with where there are too many."""
         for row, error in bad.items():
             self.codes[row] = kind_of(error).code
             if kind_of(error).status == 500:
