@@ -27,12 +27,12 @@ _BARS = {"temperature": "before", "pool": "after"}
 
 def accepted_by_task() -> dict[str, dict[str, tuple[float, float]]]:
     """Return by task and bar the mean share of answers that are accepted, and of these that are wrong."""
-    found: dict[str, dict[str, tuple[float, float]]] = {}
+    by_task: dict[str, dict[str, tuple[float, float]]] = {}
     for (method, task), records in cells_of(json.loads(EXPERTS.read_text(encoding="utf-8"))).items():
         if method in _BARS:
             shares = fmean(one["accepted"] for one in records), error_among_accepted(records) or 0.0
-            found.setdefault(task, {})[_BARS[method]] = shares
-    return found
+            by_task.setdefault(task, {})[_BARS[method]] = shares
+    return by_task
 
 
 def picture(tasks: dict[str, dict[str, tuple[float, float]]]) -> str:
@@ -57,9 +57,11 @@ def picture(tasks: dict[str, dict[str, tuple[float, float]]]) -> str:
     for x, (kind, meaning) in zip((10, 262, 350), key.items(), strict=True):
         parts.append(f'<rect class="{kind}" x="{x}" y="{bottom}" width="12" height="12"/>')
         parts.append(f'<text x="{x + 18}" y="{bottom + 11}">{meaning}</text>')
-    said = " ".join(f"{task}: {_change(bars)}." for task, bars in ordered)
+    summary = " ".join(f"{task}: {_change(bars)}." for task, bars in ordered)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDTH + 130} {bottom + 24}" role="img">'
-    words = f"<title>Share of answers accepted before and after</title>\n<desc>{said}</desc>\n<style>{_STYLE}</style>"
+    words = (
+        f"<title>Share of answers accepted before and after</title>\n<desc>{summary}</desc>\n<style>{_STYLE}</style>"
+    )
     return "\n".join([head, f'{words}<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>", ""])
 
 

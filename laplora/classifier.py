@@ -227,13 +227,13 @@ def batches(
     """
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].token_ids), i))
     limit, tokens_of = most or (math.inf, lambda row: 0)
-    found: list[list[int]] = []
+    chosen: list[list[int]] = []
     for i in order:
         # Every earlier row is as short or shorter.
-        if not found or len(found[-1]) == size or (len(found[-1]) + 1) * tokens_of(rows[i]) > limit:
-            found.append([])
-        found[-1].append(i)
-    return found
+        if not chosen or len(chosen[-1]) == size or (len(chosen[-1]) + 1) * tokens_of(rows[i]) > limit:
+            chosen.append([])
+        chosen[-1].append(i)
+    return chosen
 
 
 def _described(

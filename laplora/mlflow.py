@@ -105,7 +105,7 @@ class ServedModel:
         if problems:
             more = [f"... and {len(problems) - 5} more rows"] if len(problems) > 5 else []
             raise DataError("\n".join([*problems[:5], *more]))
-        found = self.predictor.predict_all(
+        answers = self.predictor.predict_all(
             rows,
             self._config["predictive"],
             batch_size=self._config["batch_size"],
@@ -113,7 +113,7 @@ class ServedModel:
         )
         labels = self.predictor.artifact.manifest.labels
         columns = [column.name for column in _answers(self.predictor.artifact).inputs]
-        return pd.DataFrame([_record(one, labels) for one in found], index=frame.index, columns=columns)
+        return pd.DataFrame([_record(one, labels) for one in answers], index=frame.index, columns=columns)
 
 
 def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) -> ServedModel:

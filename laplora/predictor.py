@@ -248,10 +248,10 @@ class Predictor(Encoder):
         The others, and errors, are those of ``predict``.
         """
         most = None if most_tokens is None else (most_tokens, self.device_tokens)
-        found: dict[int, Prediction] = {}
+        answers: dict[int, Prediction] = {}
         for index in track(batches(rows, batch_size, most)):
-            found.update(zip(index, self.predict([rows[i] for i in index], predictive, also=also), strict=True))
-        return [found[i] for i in range(len(rows))]
+            answers.update(zip(index, self.predict([rows[i] for i in index], predictive, also=also), strict=True))
+        return [answers[i] for i in range(len(rows))]
 
     def predict_each(self, rows: Sequence[EncodedRow]) -> dict[PredictiveName, list[Prediction]]:
         """Return every predictive's answers to at least one row."""
@@ -314,18 +314,21 @@ class Predictor(Encoder):
             read = self._passes_for([*names, *map(self._comparing, names)]).of_batch(rows)
             nothing = torch.zeros(read.class_mask.shape, dtype=torch.float64)
             return BatchOutputs(read.log_probs.get("zero_shot", nothing), None, read.class_mask, None), read
-        found = batch_outputs(self._adapted, self._batch(rows), covariance=any(map(has_jacobians, names)))
-        assert found.hidden is not None
+        outputs = batch_outputs(self._adapted, self._batch(rows), covariance=any(map(has_jacobians, names)))
+        assert outputs.hidden is not None
         one = self._adapted.readout.likelihood == "categorical"
-        logits = class_log_probs(found.logits, found.class_mask) if one else found.logits
+        logits = class_log_probs(outputs.logits, outputs.class_mask) if one else outputs.logits
         mine = Outputs(
-            found.class_mask, {"adapter": logits}, {"last_state": {LAST: found.hidden}}, covariance=found.covariance
+            outputs.class_mask,
+            {"adapter": logits},
+            {"last_state": {LAST: outputs.hidden}},
+            covariance=outputs.covariance,
         )
         passes = self._passes_for(names)
         if not passes.sources:
-            return found, mine
+            return outputs, mine
         beside = passes.of_batch(rows)
-        return found, replace(mine, features={**mine.features, **beside.features})
+        return outputs, replace(mine, features={**mine.features, **beside.features})
 
     def _passes_for(self, names: Sequence[PredictiveName]) -> FeaturePasses:
         """Return the passes that the heads of predictives read."""

@@ -51,7 +51,7 @@ class LaplaceSettings(Section):
     )
 
     @property
-    def asked(self) -> tuple[str, str]:
+    def requested(self) -> tuple[str, str]:
         """Method and granularity of the prior that is served."""
         return self.prior, self.granularity
 

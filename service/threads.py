@@ -28,8 +28,8 @@ def forget_frames(error: BaseException) -> None:
 
 def frames_of(error: BaseException) -> list[str]:
     """Return where an exception was raised, a line for each frame: of each thread that it came through, in order."""
-    own = [f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]
-    return [*error.__dict__.get("_lines", ()), *own]
+    frames = [f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]
+    return [*error.__dict__.get("_lines", ()), *frames]
 
 
 def settle(future: Future[Any], *, result: Any = None, error: BaseException | None = None) -> None:

@@ -107,8 +107,12 @@ def _report(run: Run, measured: Measured, fitted: Path, folder: Path) -> None:
         run, record, values, measured.rows, (gain.difference, gain.low, gain.high) if gain else None, sentences
     )
     verdict = write_pages(report, config.run_dir, texts_travel=config.evaluation.report_texts)
-    said = (f"Served: {recommended.reason}", *sentences, f"{verdict.title}. {verdict.sentence.removesuffix('.')}")
-    note = "\n\n".join(f"{sentence}." for sentence in said)
+    sentences_of_report = (
+        f"Served: {recommended.reason}",
+        *sentences,
+        f"{verdict.title}. {verdict.sentence.removesuffix('.')}",
+    )
+    note = "\n\n".join(f"{sentence}." for sentence in sentences_of_report)
     write_report(measured.evaluations, folder, title=title, sets=measured.sets, note=note)
     print_table(measured.evaluations, title=title)
     for sentence in sentences:
@@ -135,7 +139,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         zero_shot = plain_probs(classifier, test, config.laplace.batch_size)
     heads, passes = heads_of(classifier, record, fitted)
     posterior = read_posterior(fitted / POSTERIOR, blocks)
-    found = outputs_of(
+    row_outputs = outputs_of(
         classifier,
         config.fit.laplace.batch_size,
         posterior,
@@ -146,17 +150,17 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         heads=heads,
         passes=passes,
     )
-    outputs, split = found.outputs, found.outputs.split
+    outputs, split = row_outputs.outputs, row_outputs.outputs.split
     if run.workers.first:
         write_tensors(
             config.run_dir / "report" / "test.safetensors", split_tensors(split), {"made_from": evaluation_inputs(run)}
         )
     results = {"zero_shot": evaluate_probs(zero_shot, split.labels, groups=split.groups)}
     unfamiliar = None
-    if record.familiarity and found.familiarity is not None:
-        unfamiliar = is_unfamiliar(found.familiarity, record.familiarity.false_alarms)
+    if record.familiarity and row_outputs.familiarity is not None:
+        unfamiliar = is_unfamiliar(row_outputs.familiarity, record.familiarity.false_alarms)
     conformal = calibrated.calibration.conformal
-    by_predictive = RowProbs.of(found, calibrated.temperatures)
+    by_predictive = RowProbs.of(row_outputs, calibrated.temperatures)
     evaluations, sets, _ = evaluate_predictives(by_predictive, calibrated.predictives, conformal, unfamiliar)
     results |= evaluations
     for choice in record.choices:
@@ -168,7 +172,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     encoded = classifier.encode_examples(test)
     share = None if unfamiliar is None else float(unfamiliar.double().mean())
     over_temperature = gain_over_temperature(by_predictive, calibrated.recommended.predictive)
-    rows = answered_rows(found, calibrated, unfamiliar, test, encoded)
+    rows = answered_rows(row_outputs, calibrated, unfamiliar, test, encoded)
     return Measured(results, sets, over_temperature, share, rows)
 
 

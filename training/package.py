@@ -42,9 +42,9 @@ def _packaged(run: Run) -> Path:
     verify_fitted(run)
     verify_evaluated(run)
     record = read_fit(fitted)
-    told = {"fine_tuning": str(record.fine_tuning)} if record.fine_tuning else {}
+    fine_tuning = {"fine_tuning": str(record.fine_tuning)} if record.fine_tuning else {}
     parts = Parts(fitted, config.run_dir / "adapter", report)
-    return write_of_run(run, fitted_fields(record), parts, selection_record(run) | told)
+    return write_of_run(run, fitted_fields(record), parts, selection_record(run) | fine_tuning)
 
 
 def write_of_run(run: Run, fitted: Mapping[str, Any], parts: Parts, data: Mapping[str, Any]) -> Path:

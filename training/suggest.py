@@ -34,7 +34,7 @@ def suggest(request: SuggestRequest) -> Path:
     check_fields(template)
     examples = read_inputs(request.pool, Task(manifest.name, template, manifest.labels))
     rows = [predictor.encode(example.fields, truncate=True) for example in examples]
-    found = suggest_rows(
+    suggestion = suggest_rows(
         predictor,
         rows,
         request.count,
@@ -42,9 +42,9 @@ def suggest(request: SuggestRequest) -> Path:
         batch_size=request.batch_size,
         track=progress,
     )
-    lines = [json.dumps(line, ensure_ascii=False) for line in suggested_lines(found, examples)]
+    lines = [json.dumps(line, ensure_ascii=False) for line in suggested_lines(suggestion, examples)]
     write_whole(out, "\n".join(lines) + "\n")
-    _tell(found, len(examples))
+    _tell(suggestion, len(examples))
     say(f"rows to label, in this order: {out}")
     return out
 
@@ -64,22 +64,22 @@ def _checked_out(request: SuggestRequest) -> Path:
     return request.out
 
 
-def suggested_lines(found: Suggestion, examples: Sequence[Example]) -> list[dict[str, Any]]:
+def suggested_lines(suggestion: Suggestion, examples: Sequence[Example]) -> list[dict[str, Any]]:
     """Return what is written of each row, in the order to label: its id and fields, and under ``suggested`` why.
 
     With a field ``label`` added, such a line is a labelled row.
     """
-    chosen = [examples[one.row] for one in found.rows]
-    reasons = found.reasons()
+    chosen = [examples[one.row] for one in suggestion.rows]
+    reasons = suggestion.reasons()
     return [{"id": e.id, **e.fields, SUGGESTED: why} for e, why in zip(chosen, reasons, strict=True)]
 
 
-def _tell(found: Suggestion, pool: int) -> None:
-    left = [f"{found.repeated} repeat an earlier one"] if found.repeated else []
-    left += [f"{found.unfamiliar} are too unlike the training rows"] if found.unfamiliar else []
-    say(f"{len(found.rows)} of {pool} rows chosen" + "".join(f"; {part}" for part in left))
+def _tell(suggestion: Suggestion, pool: int) -> None:
+    left = [f"{suggestion.repeated} repeat an earlier one"] if suggestion.repeated else []
+    left += [f"{suggestion.unfamiliar} are too unlike the training rows"] if suggestion.unfamiliar else []
+    say(f"{len(suggestion.rows)} of {pool} rows chosen" + "".join(f"; {part}" for part in left))
     predicted = Counter(
-        label for one in found.rows for label in one.prediction.labels_present or [one.prediction.label]
+        label for one in suggestion.rows for label in one.prediction.labels_present or [one.prediction.label]
     )
     say("predicted labels: " + ", ".join(f"{label} {count}" for label, count in predicted.most_common(10)))
-    say(f"gain: {found.rows[0].gain:.3g} nats of the first row, {found.rows[-1].gain:.3g} of the last")
+    say(f"gain: {suggestion.rows[0].gain:.3g} nats of the first row, {suggestion.rows[-1].gain:.3g} of the last")

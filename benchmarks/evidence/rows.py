@@ -37,15 +37,15 @@ def sst2(folder: Path) -> list[Row]:
             text, _, label = line.rpartition("\t")
             phrases.setdefault(text.strip(), int(label))
     parts: set[str] = set()
-    found: list[Row] = []
+    rows: list[Row] = []
     for text in sorted(phrases, key=lambda one: (-len(one.split()), one)):
         if text in parts:
             continue
         words = text.split()
         parts.update(" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1))
         if text.endswith((".", "!", "?")):
-            found.append(({"text": text}, phrases[text]))
-    return found
+            rows.append(({"text": text}, phrases[text]))
+    return rows
 
 
 def trec(folder: Path) -> list[Row]:
@@ -84,12 +84,12 @@ def clinc150(folder: Path) -> list[Row]:
 
 def banking77(folder: Path) -> list[Row]:
     """Return Banking77's questions with their category, of 77."""
-    found = []
+    rows = []
     for name in ("train", "test"):
         with (folder / "banking77" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
-            found += [(line["text"].strip(), line["category"]) for line in csv.DictReader(file)]
-    categories = sorted({category for _, category in found})
-    return [({"text": text}, categories.index(category)) for text, category in found]
+            rows += [(line["text"].strip(), line["category"]) for line in csv.DictReader(file)]
+    categories = sorted({category for _, category in rows})
+    return [({"text": text}, categories.index(category)) for text, category in rows]
 
 
 def subjects(_: Path) -> list[Row]:
@@ -105,14 +105,14 @@ def subjects(_: Path) -> list[Row]:
 
 def fields(folder: Path) -> list[Row]:
     """Return exam questions of four professional fields."""
-    found: list[Row] = []
+    rows: list[Row] = []
     for number, names in enumerate(FIELDS.values()):
         for subject in names:
             for split in ("test", "val", "dev"):
                 with (folder / "mmlu" / split / f"{subject}_{split}.csv").open(newline="", encoding="utf-8") as file:
                     texts = [line[0].strip() for line in csv.reader(file)]
-                found += [({"text": text}, number) for text in texts if len(text) <= _LONGEST_QUESTION]
-    return found
+                rows += [({"text": text}, number) for text in texts if len(text) <= _LONGEST_QUESTION]
+    return rows
 
 
 def arc_easy(_: Path) -> list[Row]:

@@ -65,10 +65,10 @@ def _draw(training: Training) -> tuple[int, ...]:
 def distinct(task: Task, rows: Sequence[Row]) -> list[Example]:
     """Return rows as examples, the first of each prompt; in the order of the data."""
     seen: set[str] = set()
-    found = []
+    kept = []
     for number, (fields, label) in enumerate(rows):
         prompt = " ".join(render(task.template, fields, task.labels)[0].casefold().split())
         if prompt not in seen:
             seen.add(prompt)
-            found.append(Example(f"{task.name}-{number}", fields, label, len(task.labels)))
-    return found
+            kept.append(Example(f"{task.name}-{number}", fields, label, len(task.labels)))
+    return kept

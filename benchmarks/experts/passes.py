@@ -101,8 +101,8 @@ class Passes:
     def _tensors(self, source: Source, rows: tuple[Example, ...]) -> dict[str, torch.Tensor]:
         if source == "adapter":
             put(self.classifier, load_file(self.adapters / "early.safetensors"))
-            found = forward_outputs(self.classifier, rows)
-            return {name: found[name] for name in ("logits", "class_mask", "states")}
+            forwards = forward_outputs(self.classifier, rows)
+            return {name: forwards[name] for name in ("logits", "class_mask", "states")}
         encoder = load_sentence_encoder(ENCODER, progress=self.say) if source == "encoder" else None
         passes = ExpertPasses.of(self.classifier, (source,), encoder, answers=source == "frozen")
         outputs = passes.outputs(rows, Silent(), "", _BATCH)

@@ -55,24 +55,24 @@ class Rival:
         best, least, held_out, worse = self.settings[0], np.inf, np.zeros((len(y), classes)), 0
         fewest = len(y) - int(np.bincount(of_row).max())
         for setting in self.settings if not self.counts else [s for s in self.settings if s <= fewest]:
-            found = np.zeros((len(y), classes))
+            probs = np.zeros((len(y), classes))
             for fold in np.unique(of_row):
                 kept = of_row != fold
-                found[~kept] = self._fitted(setting, rows[kept], y[kept], rows[~kept], classes)
-            loss = -found[np.arange(len(y)), y].mean()
+                probs[~kept] = self._fitted(setting, rows[kept], y[kept], rows[~kept], classes)
+            loss = -probs[np.arange(len(y)), y].mean()
             if loss < least:
-                best, least, held_out, worse = setting, loss, found, 0
+                best, least, held_out, worse = setting, loss, probs, 0
             elif (worse := worse + 1) == 2:
                 break
         return torch.from_numpy(held_out), torch.from_numpy(self._fitted(best, rows, y, test, classes))
 
-    def _fitted(self, setting: float, rows: Array, labels: Array, asked: Array, classes: int) -> Array:
+    def _fitted(self, setting: float, rows: Array, labels: Array, new_rows: Array, classes: int) -> Array:
         """Return (asked, classes) log probabilities of an estimator that was fitted to some rows."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # of the widest, which folds do not choose
             estimator = self.make(setting).fit(rows, labels)
-        probs = np.zeros((len(asked), classes))
-        probs[:, estimator.classes_] = estimator.predict_proba(asked)
+        probs = np.zeros((len(new_rows), classes))
+        probs[:, estimator.classes_] = estimator.predict_proba(new_rows)
         if self.counts or len(estimator.classes_) < classes:
             share = 1 / ((setting if self.counts else len(rows)) + 1)
             probs = (1 - share) * probs + share / classes

@@ -43,7 +43,7 @@ def scored(cell: Cell, paths: Mapping[str, Path]) -> list[Record]:
             with safe_open(path, framework="pt") as handle:
                 kept[name] = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
                 kept[name]["seconds"] = float((handle.metadata() or {})["seconds"])
-    found = []
+    scores = []
     for name, of in kept.items():
         answers = Answers(of["held_out"], of["test"], of.get("entropies"))
         record = score(cell, name, answers, of["seconds"], of["labels"], of["test_labels"])
@@ -51,8 +51,8 @@ def scored(cell: Cell, paths: Mapping[str, Path]) -> list[Record]:
             losses = [row_nll(one["test"].exp(), one["test_labels"]) for one in (of, kept[REFERENCE])]
             mean, error = mean_and_error(losses[0] - losses[1])
             record = {**record, "difference": float(f"{mean:.4g}"), "difference_error": float(f"{error:.4g}")}
-        found.append(record)
-    return found
+        scores.append(record)
+    return scores
 
 
 def score(

@@ -26,7 +26,7 @@ from laplora.files.atomic import write_whole
 def results_of(tasks: Sequence[str], runs: Path, draws: int) -> dict[str, Any]:
     """Return what results.json holds, of every method that the tasks have answers of."""
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"draws": draws, "figures": [], "transfer": []}
+    results: dict[str, Any] = {"draws": draws, "figures": [], "transfer": []}
     populations = {}
     for task, method in product(tasks, METHODS):
         made = [population(Cell(task, seed, runs), method) for seed in SEEDS]
@@ -34,12 +34,12 @@ def results_of(tasks: Sequence[str], runs: Path, draws: int) -> dict[str, Any]:
             populations[task, method] = some
             means = torch.tensor([one.transfer for one in some]).mean(0).tolist()
             shares = zip(("labelled", "test", "coverage"), means, strict=True)
-            found["transfer"].append({"task": task, "method": method} | {n: round(share, 4) for n, share in shares})
+            results["transfer"].append({"task": task, "method": method} | {n: round(share, 4) for n, share in shares})
     for (target, rows), ((task, method), some) in product(product(TARGETS, ROWS), populations.items()):
         place: dict[str, Any] = {"task": task, "method": method, "rows": rows, "target": target}
         of_rules = figures(some, METHODS[method], rows, target, draws)
-        found["figures"] += [place | {"rule": rule} | of for rule, of in of_rules.items()]
-    return found
+        results["figures"] += [place | {"rule": rule} | of for rule, of in of_rules.items()]
+    return results
 
 
 def main() -> None:

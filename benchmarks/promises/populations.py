@@ -85,7 +85,7 @@ def figures(
                 shares[rule].append([*some, float(limit is None)])
         for rule, lines in shares.items():
             judged.setdefault(rule, []).append(torch.tensor(lines, dtype=torch.float64))
-    found = {}
+    by_rule = {}
     for rule, parts in judged.items():
         accepted, wrong, empty = torch.cat(parts).T
         some = accepted > 0
@@ -97,5 +97,5 @@ def figures(
             "above": (wrong > target * accepted + 1e-9).double().mean(),
             "empty": empty.mean(),
         }
-        found[rule] = {n: round(float(v), 5) if v.isfinite() else None for n, v in values.items()}
-    return found
+        by_rule[rule] = {n: round(float(v), 5) if v.isfinite() else None for n, v in values.items()}
+    return by_rule

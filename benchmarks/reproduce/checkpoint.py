@@ -109,9 +109,9 @@ def _answers(run: Run, model: Any, step: int, passes: Path) -> dict[str, torch.T
 
 def _of_last(run: Run, model: Any, step: int, passes: Path) -> dict[str, torch.Tensor]:
     """Return the probabilities of the methods that the last checkpoint alone has."""
-    found: dict[str, torch.Tensor] = {}
+    probs: dict[str, torch.Tensor] = {}
     if run.config.adapter.dropout:
-        found["mc_dropout"] = _dropout_probs(run, model)
+        probs["mc_dropout"] = _dropout_probs(run, model)
     if "lm_head" in run.config.adapter.targets:
         settings = run.config.fit
         laplace = settings.laplace.model_copy(update={"subset": "regex:lm_head"})
@@ -120,8 +120,8 @@ def _of_last(run: Run, model: Any, step: int, passes: Path) -> dict[str, torch.T
         say(f"step {step}: fitting the posterior over lm_head alone")
         mark = digest(curvature_inputs(run, run.kept_adapter(step)), laplace.subset)
         head = _fitted(run, model, settings, FolderStore(passes / "lm_head", mark))
-        found[LAST_LAYER] = _of_fit(run, model, head)["laplace"]
-    return found
+        probs[LAST_LAYER] = _of_fit(run, model, head)["laplace"]
+    return probs
 
 
 def _fitted(run: Run, model: Any, settings: FitSettings, store: FolderStore) -> Fit:
@@ -141,7 +141,7 @@ def _of_fit(run: Run, model: Any, fit: Fit) -> dict[str, torch.Tensor]:
 
     ``EVIDENCE`` comes with them: the same posterior and passes, under the other prior precision.
     """
-    found = outputs_of(
+    fitted = outputs_of(
         run.classifier(model),
         fit.settings.laplace.batch_size,
         fit.posterior,
@@ -151,9 +151,9 @@ def _of_fit(run: Run, model: Any, fit: Fit) -> dict[str, torch.Tensor]:
         Terminal(),
         heads=fit.answering,
     )
-    outputs = found.outputs
+    outputs = fitted.outputs
     probs = {
-        str(method): found.predictive(method, record.temperature).probs
+        str(method): fitted.predictive(method, record.temperature).probs
         for method, record in fit.calibrated.predictives.items()
     }
     granularity = fit.served.prior.granularity

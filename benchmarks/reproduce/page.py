@@ -55,10 +55,10 @@ def publish(out: Path) -> Path:
 
 def _write(out: Path, folder: Path, place: str) -> Path:
     """Write the page into a folder, figure and records at a place in it; in another folder other pairs stay."""
-    found = collected(out)
-    if not found:
+    collected_records = collected(out)
+    if not collected_records:
         raise ConfigError(f"no results in {out}: 'python -m benchmarks.reproduce --models MODEL' makes them")
-    records, ensembles = list(found.values()), ensembles_of_seeds(found)
+    records, ensembles = list(collected_records.values()), ensembles_of_seeds(collected_records)
     if out != folder and (before := folder / place / "reproduction.json").is_file():
         kept, kept_ensembles = read_published(before)
         made = {(r["model"], r["task"]) for r in records}
@@ -89,7 +89,7 @@ def collected(out: Path) -> dict[Path, Record]:
     Raises:
         ConfigError: two trainings of one model, task and seed, or seeds that differ in more than the seed.
     """
-    found: dict[Path, Record] = {}
+    records: dict[Path, Record] = {}
     owners: dict[tuple[str, str, int], Path] = {}
     for path in sorted(out.glob(f"*/{RECORD}")):
         record = read_record(path.parent)
@@ -101,22 +101,22 @@ def collected(out: Path) -> dict[Path, Record]:
                 f"remove one of them from {out}, or give each its own --out"
             )
         if record["checkpoints"]:
-            found[path.parent] = record
-    for pair, seeds in by_pair(list(found.values())).items():
+            records[path.parent] = record
+    for pair, seeds in by_pair(list(records.values())).items():
         if differing := [name for name in _SHARED if any(seeds[0].get(name) != r.get(name) for r in seeds)]:
             raise ConfigError(
                 f"the seeds of {' on '.join(pair)} in {out} differ in {', '.join(differing)}: give each its own --out"
             )
-    return found
+    return records
 
 
-def ensembles_of_seeds(found: Mapping[Path, Record]) -> dict[Pair, dict[str, Any]]:
+def ensembles_of_seeds(records: Mapping[Path, Record]) -> dict[Pair, dict[str, Any]]:
     """Return the metrics of the average of the seeds' MAP probabilities, by pair that has several whole seeds."""
     ensembles: dict[Pair, dict[str, Any]] = {}
-    for pair in by_pair(list(found.values())):
+    for pair in by_pair(list(records.values())):
         members = [
             answers
-            for folder, record in found.items()
+            for folder, record in records.items()
             if (record["model"], record["task"]) == pair and record.get("whole")
             if (answers := read_answers(answers_folder(folder, record["steps"][-1])))
         ]

@@ -61,20 +61,20 @@ def scores(answers: Answers) -> dict[str, dict[str, Any]]:
 
     ``gap`` is the mean largest probability less the accuracy: above 0 overconfident, below 0 underconfident.
     """
-    found = {}
+    by_method = {}
     for method, probs in answers.probs.items():
         evaluation = evaluate_probs(probs, answers.labels, resamples=0)
         confidence, guess = probs.max(1)
         hits = (guess == answers.labels).double()
         means = {"accuracy": hits, "nll": row_nll(probs, answers.labels), "gap": confidence.double() - hits}
-        found[method] = rounded(
+        by_method[method] = rounded(
             {
                 **{name: getattr(evaluation, name) for name in ("accuracy", "nll", "ece", "brier", "aurc")},
                 "gap": float(means["gap"].mean()),
                 "intervals": {name: _interval(values) for name, values in means.items()},
             }
         )
-    return found
+    return by_method
 
 
 def _interval(values: torch.Tensor) -> list[float]:

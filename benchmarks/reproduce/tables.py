@@ -50,8 +50,8 @@ def by_pair(records: Sequence[Record]) -> dict[Pair, list[Record]]:
 
 def _last(record: Record, method: str) -> Mapping[str, Any] | None:
     """Return the scores of a method at the last checkpoint; None where it is not measured so far."""
-    found: Mapping[str, Any] | None = record["checkpoints"].get(str(record["steps"][-1]), {}).get(method)
-    return found
+    scores: Mapping[str, Any] | None = record["checkpoints"].get(str(record["steps"][-1]), {}).get(method)
+    return scores
 
 
 def _so_far(seeds: Sequence[Record]) -> str:
@@ -64,10 +64,10 @@ def what_was_run(records: Sequence[Record]) -> str:
     """Return a table of every model: the task it was trained on, how long and on how many rows; or that it was not."""
     lines, pairs = [], by_pair(records)
     for model in MODELS:
-        own = {task: seeds for (name, task), seeds in pairs.items() if name == model}
-        if not own:
+        of_model = {task: seeds for (name, task), seeds in pairs.items() if name == model}
+        if not of_model:
             lines.append([f"`{model}`", "not run", "", "", "", ""])
-        for task, seeds in own.items():
+        for task, seeds in of_model.items():
             first = seeds[0]
             rows = " / ".join(f"{first['rows'][part]:,}" for part in ("train", "calibration", "test"))
             steps = f"{first['steps'][-1]:,} of {first['batch_size']}, at {first['learning_rate']:g}{_so_far(seeds)}"
@@ -106,8 +106,8 @@ def of_methods(records: Sequence[Record], model: str, ensembles: Mapping[Pair, M
     for method in METHODS:
         cells: list[str] = []
         for task, seeds in pairs.items():
-            found = ensembles.get((model, task)) if method == "seeds" else None
-            one = [found] if found else [_last(record, method) for record in seeds]
+            ensemble = ensembles.get((model, task)) if method == "seeds" else None
+            one = [ensemble] if ensemble else [_last(record, method) for record in seeds]
             cells += [_mean(one, name, interval=name == "nll") for name in (*_METRICS, "gap")]
         if any(cells):
             lines.append([_NAMES.get(method) or display_name(method), *cells])
@@ -117,36 +117,38 @@ def of_methods(records: Sequence[Record], model: str, ensembles: Mapping[Pair, M
 
 def _mean(scores: Sequence[Mapping[str, Any] | None], metric: str, *, interval: bool = True) -> str:
     """Return a metric's mean over trainings; "" where one lacks it."""
-    found = [one for one in scores if one]
-    if len(found) < len(scores):
+    present = [one for one in scores if one]
+    if len(present) < len(scores):
         return ""
     show = "{:+.3f}" if metric == "gap" else "{:.3f}"
-    text = show.format(statistics.mean(one[metric] for one in found))
-    if len(found) > 1:
-        return f"{text} ± {statistics.stdev(one[metric] for one in found):.3f}"
-    bounds = found[0]["intervals"].get(metric)
+    text = show.format(statistics.mean(one[metric] for one in present))
+    if len(present) > 1:
+        return f"{text} ± {statistics.stdev(one[metric] for one in present):.3f}"
+    bounds = present[0]["intervals"].get(metric)
     return f"{text} ({show} to {show})".format(*bounds) if interval and bounds else text
 
 
 def without_skill(task: str, seeds: Sequence[Record]) -> bool:
     """Return whether chance, on WinoGrande, is in the interval of every accuracy, by MAP and by Laplace."""
-    found = [_last(record, method) for record in seeds for method in ("map", "laplace")]
-    accuracies = [one["intervals"]["accuracy"] if one else (1.0, 1.0) for one in found]
+    scores = [_last(record, method) for record in seeds for method in ("map", "laplace")]
+    accuracies = [one["intervals"]["accuracy"] if one else (1.0, 1.0) for one in scores]
     return task.startswith("winogrande") and all(low <= 0.5 <= high for low, high in accuracies)
 
 
 def caveats(records: Sequence[Record]) -> str:
     """Return what the figures of a page do not show, in words."""
-    pairs, said = by_pair(records), []
+    pairs, sentences = by_pair(records), []
     if models := [f"`{model}`" for (model, task), seeds in pairs.items() if without_skill(task, seeds)]:
-        said.append(f"{' and '.join(models)} have **no skill** on WinoGrande: chance is in each accuracy's interval.")
+        sentences.append(
+            f"{' and '.join(models)} have **no skill** on WinoGrande: chance is in each accuracy's interval."
+        )
     for (_, task), seeds in pairs.items():
         rows = seeds[0]["rows"]
         if task == "sst2":
-            said.append("SST-2 is a development task: rules and defaults were chosen on it.")
+            sentences.append("SST-2 is a development task: rules and defaults were chosen on it.")
         if task == "sst2" and len(seeds) > 1 and seeds[0].get("source", "").endswith("(validation)"):
             left = _SST2_ROWS - rows["calibration"] - rows["test"]
-            said.append(f"Its seeds' training rows overlap: each seed draws {rows['train']} of {left} rows.")
+            sentences.append(f"Its seeds' training rows overlap: each seed draws {rows['train']} of {left} rows.")
     if any(len(seeds) > 1 for seeds in pairs.values()):
-        said.append("The ± holds the randomness of training alone.")
-    return " ".join(said)
+        sentences.append("The ± holds the randomness of training alone.")
+    return " ".join(sentences)

@@ -102,13 +102,13 @@ def read_experts(path: Path, manifest: Manifest) -> ServedExperts:
         ArtifactCorruptError: heads say how familiar inputs are, and the manifest does not, or the other way round.
     """
     weights = {str(name): weight for name, weight in manifest.pool.items()}
-    found = read_heads(path, manifest.experts, weights, manifest.likelihood, len(manifest.labels))
+    heads = read_heads(path, manifest.experts, weights, manifest.likelihood, len(manifest.labels))
     compares = manifest.familiarity is not None and not manifest.familiarity.layers
-    if compares != bool(found.familiar) or (found.familiar and set(found.familiar) != set(found.heads)):
+    if compares != bool(heads.familiar) or (heads.familiar and set(heads.familiar) != set(heads.heads)):
         raise ArtifactCorruptError(
             f"{path.name} and the manifest do not agree whether heads say how familiar inputs are"
         )
-    return found
+    return heads
 
 
 def read_heads(
@@ -223,7 +223,7 @@ def _expert(
     name: str, parts: Mapping[str, Tensors], manifest: Manifest, served: ServedExperts, labelled: Labelled
 ) -> HeadExpert:
     """Return a head with its rows; errors are those that ``_as_corrupt`` takes."""
-    record, own = manifest.experts[name], served.heads[name]  # type: ignore[index]
+    record, fitted_head = manifest.experts[name], served.heads[name]  # type: ignore[index]
     places, held_out = parts["places"][""], parts["held_out"][""]
     offset = parts["offset"][""] if "offset" in parts else None
     if (offset is None) != (record.offset is None):
@@ -234,16 +234,16 @@ def _expert(
     some = labelled.take(places)
     labels = some.labels if labelled.likelihood == "categorical" else some.labels.double()
     rows = checked_rows(parts["block"], labels, offset, some.class_mask, some.groups, labelled.likelihood)
-    widths = {block: len(mean) for block, mean in own.head.scaling.means.items()}
+    widths = {block: len(mean) for block, mean in fitted_head.head.scaling.means.items()}
     if {block: each.shape[-1] for block, each in rows.blocks.items()} != widths:
         raise ValueError(f"{name}: blocks")
     check("held_out", held_out, tuple(some.class_mask.shape), torch.float64)
     outer = {int(fold): head_of(each) for fold, each in _parted(parts["outer"]).items()}
     if set(outer) != set(some.folds.tolist()):
         raise ValueError(f"{name}: folds")
-    if any(_form(head) != _form(own.head) for head in outer.values()):
+    if any(_form(head) != _form(fitted_head.head) for head in outer.values()):
         raise ValueError(f"{name}: heads of folds that are unlike the one that answers")
-    fitted = FittedHead(own.head, held_out, some.folds, rows, outer)
+    fitted = FittedHead(fitted_head.head, held_out, some.folds, rows, outer)
     return HeadExpert(name, record.source, fitted, places, len(labelled), record.offset)
 
 
@@ -268,11 +268,11 @@ def _familiarity(name: str, tensors: Tensors) -> Familiarity:
 
 def _parted(tensors: Mapping[str, torch.Tensor]) -> dict[str, Tensors]:
     """Return tensors by the first part of their names; one that is a whole name is its part ''."""
-    found: dict[str, Tensors] = {}
+    by_part: dict[str, Tensors] = {}
     for name, tensor in tensors.items():
         first, _, rest = name.partition("/")
-        found.setdefault(first, {})[rest] = tensor
-    return found
+        by_part.setdefault(first, {})[rest] = tensor
+    return by_part
 
 
 @contextmanager

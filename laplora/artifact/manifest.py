@@ -274,8 +274,8 @@ class Manifest(_Record):
     @property
     def sources(self) -> tuple[HeadSource, ...]:
         """The sources of features that its heads need, beside the adapter."""
-        found = {one.source for one in self.experts.values()}
-        return tuple(source for source in get_args(HeadSource) if source in found)
+        used = {one.source for one in self.experts.values()}
+        return tuple(source for source in get_args(HeadSource) if source in used)
 
     @property
     def head_alone(self) -> ClassificationHeadRecord | None:

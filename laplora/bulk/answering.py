@@ -70,16 +70,22 @@ def read(artifact: str | Path, how: How, bases: Sequence[str], progress: Callabl
     from laplora.artifact.folder import read_artifact
     from laplora.predictive.kinds import SPREADLESS
 
-    found = read_artifact(local_artifact(artifact, progress=progress, rules=FetchRules(tuple(bases))).absolute())
-    known = found.manifest.servable
+    artifact_read = read_artifact(
+        local_artifact(artifact, progress=progress, rules=FetchRules(tuple(bases))).absolute()
+    )
+    known = artifact_read.manifest.servable
     if how.predictive is not None and how.predictive not in known:
-        raise ConfigError(f"artifact {found.name!r} has no predictive {how.predictive!r}: it has {', '.join(known)}")
-    name = next((name for name in known if name == how.predictive), found.manifest.recommended.predictive)
+        raise ConfigError(
+            f"artifact {artifact_read.name!r} has no predictive {how.predictive!r}: it has {', '.join(known)}"
+        )
+    name = next((name for name in known if name == how.predictive), artifact_read.manifest.recommended.predictive)
     if how.variance and "laplace" not in known and name in SPREADLESS:
-        raise ConfigError(f"--variance: {name} has no spread, and artifact {found.name!r} has no adapter's posterior")
-    if nothing := nothing_accepted_of(found, name, how.target_risk):
+        raise ConfigError(
+            f"--variance: {name} has no spread, and artifact {artifact_read.name!r} has no adapter's posterior"
+        )
+    if nothing := nothing_accepted_of(artifact_read, name, how.target_risk):
         warn(nothing.message)
-    return found
+    return artifact_read
 
 
 def load(artifact: Artifact, device: str, progress: Callable[[str], None] | None = None) -> Predictor:
@@ -107,7 +113,7 @@ def answer_all(
     Args:
         inputs: fields by name, or why there are none, which is returned.
     """
-    found: list[Answer | LaploraError | None] = []
+    answers: list[Answer | LaploraError | None] = []
     questions: list[Question] = []
     for fields in inputs:
         try:
@@ -117,11 +123,11 @@ def answer_all(
                 questions.append(predictor.encode_orders(fields, truncate=how.truncate))
             else:
                 questions.append((predictor.encode(fields, truncate=how.truncate),))
-            found.append(None)
+            answers.append(None)
         except LaploraError as error:
-            found.append(error)
+            answers.append(error)
     answered = iter(_answers(predictor, questions, how))
-    return [next(answered) if one is None else one for one in found]
+    return [next(answered) if one is None else one for one in answers]
 
 
 def _answers(predictor: Predictor, questions: Sequence[Question], how: How) -> list[Answer | LaploraError]:

@@ -99,15 +99,15 @@ class Parts:
             return {}
         kept = self._read(_RECORD, _RUN, (self.folder / _RUN).read_bytes())
         if differing := [name for name in sorted({*kept, *run}) if kept.get(name) != run.get(name)]:
-            told = "; ".join(f"{name} was {kept.get(name)}, is {run.get(name)}" for name in differing)
-            raise ConfigError(f"{self.folder}: its blocks are of another run ({told}): remove it to begin anew")
-        found = {}
+            differences = "; ".join(f"{name} was {kept.get(name)}, is {run.get(name)}" for name in differing)
+            raise ConfigError(f"{self.folder}: its blocks are of another run ({differences}): remove it to begin anew")
+        digests = {}
         for name in filter(_BLOCK.fullmatch, names):
             with (self.folder / name).open("rb") as file:
-                one = found[int(name[:6])] = self._read(_FINISHED, name, file.readline())
+                one = digests[int(name[:6])] = self._read(_FINISHED, name, file.readline())
             if one.number != int(name[:6]):
                 raise self._damaged(name)
-        return found
+        return digests
 
     def keep(self, block: bytes) -> Finished:
         """Write a block, of ``finished``, in one step, and return its record."""

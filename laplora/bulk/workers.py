@@ -208,15 +208,15 @@ def finish(
         "threads": who.threads,
         **options,
     }
-    found = parts.begin(run)
-    left = [block for block in blocks if block.number not in found]
-    if found:
-        say(f"going on: {len(found)} of {len(blocks)} blocks are finished")
+    finished = parts.begin(run)
+    left = [block for block in blocks if block.number not in finished]
+    if finished:
+        say(f"going on: {len(finished)} of {len(blocks)} blocks are finished")
     began, rows = time.monotonic(), 0
     for done, block in enumerate(worked(start, source, left, who) if left else (), 1):
         one = parts.keep(block)
-        found[one.number] = one
+        finished[one.number] = one
         rows += one.rows
         if done % -(-len(left) // 20) == 0 or done == len(left):
-            say(f"{len(found)} of {len(blocks)} blocks, {rows / (time.monotonic() - began):.3g} rows a second")
-    return [found[block.number] for block in blocks]
+            say(f"{len(finished)} of {len(blocks)} blocks, {rows / (time.monotonic() - began):.3g} rows a second")
+    return [finished[block.number] for block in blocks]

@@ -60,11 +60,11 @@ def submit(
 def list_jobs(url: UrlOption = _URL, key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
     """List your jobs, the newest first."""
     with _client(url, key_file) as client:
-        found = client.jobs()
+        jobs = client.jobs()
     if as_json:
-        write(json.dumps([job.model_dump(mode="json") for job in found]))
+        write(json.dumps([job.model_dump(mode="json") for job in jobs]))
         return
-    for job in found:
+    for job in jobs:
         write(f"{job.id}  {job.status:<9}  {job.rows_done}/{job.rows} rows  {job.artifact.name}")
 
 

@@ -113,8 +113,8 @@ def examples_of(
     def labelled(record: Record) -> Example:
         values = record.values
         if columns:
-            own = {name: value for name, value in values.items() if name not in columns}
-            values = own | {field: values[column] for field, column in columns.items() if column in values}
+            other_columns = {name: value for name, value in values.items() if name not in columns}
+            values = other_columns | {field: values[column] for field, column in columns.items() if column in values}
         if named is not None and label_field in values:
             values = {**values, label_field: named(values[label_field])}
         record = Record(record.line, values)

@@ -100,12 +100,12 @@ class Workers:
         """
         if self.count == 1:
             return work()
-        own: list[Item] = []
-        self.broadcast(lambda: own.append(work()))
+        results: list[Item] = []
+        self.broadcast(lambda: results.append(work()))
         if not self.first:
-            own.append(work())
+            results.append(work())
         self.wait()
-        return own[0]
+        return results[0]
 
     def wait(self) -> None:
         """Return when every process has come here."""

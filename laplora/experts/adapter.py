@@ -62,17 +62,19 @@ def point(log_probs: torch.Tensor, likelihood: Likelihood = "categorical") -> Po
     return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs) + entropy(1 - probs))
 
 
-def by_label(found: PosteriorPredictive) -> PosteriorPredictive:
+def by_label(predictive: PosteriorPredictive) -> PosteriorPredictive:
     """Return the moments of labels' presence, (inputs, labels), as those of a binary row for each label.
 
     An input's expected entropy is shared out evenly: what is said of it is the sum.
     """
-    probs, labels = found.probs.flatten(), found.probs.shape[1]
-    expected = (found.expected_entropy / labels).repeat_interleave(labels)
-    return PosteriorPredictive(torch.stack([1 - probs, probs], 1), found.std.flatten()[:, None].expand(-1, 2), expected)
+    probs, labels = predictive.probs.flatten(), predictive.probs.shape[1]
+    expected = (predictive.expected_entropy / labels).repeat_interleave(labels)
+    return PosteriorPredictive(
+        torch.stack([1 - probs, probs], 1), predictive.std.flatten()[:, None].expand(-1, 2), expected
+    )
 
 
 def of_rows(held_out: torch.Tensor, likelihood: Likelihood) -> PosteriorPredictive:
     """Return honest answers as those of a split's rows: under ``bernoulli`` two classes of each input and label."""
-    found = point(held_out, likelihood)
-    return found if likelihood == "categorical" else by_label(found)
+    predictive = point(held_out, likelihood)
+    return predictive if likelihood == "categorical" else by_label(predictive)

@@ -35,12 +35,12 @@ def compared(blocks: Blocks, class_mask: torch.Tensor) -> States:
 
 def familiarity_of(expert: HeadExpert) -> tuple[Familiarity, ...]:
     """Return how familiar inputs are to an expert's rows, by fold: its rows are compared with those outside it."""
-    rows, found = expert.fitted.rows, list[Familiarity]()
+    rows, by_fold = expert.fitted.rows, list[Familiarity]()
     states = compared(rows.blocks, rows.class_mask)
     for rest, held_out in parted(expert.fitted.folds):
         ood_score = fit_ood_score(states.take(rest), torch.zeros_like(rest))
-        found.append(Familiarity(ood_score, ood_score.of(states.take(held_out)).sort().values))
-    return tuple(found)
+        by_fold.append(Familiarity(ood_score, ood_score.of(states.take(held_out)).sort().values))
+    return tuple(by_fold)
 
 
 def across(folds: Sequence[Familiarity], states: States) -> torch.Tensor:

@@ -37,12 +37,12 @@ class Laplace:
         return self.held_out
 
     def log_probs(self, outputs: Outputs) -> torch.Tensor:
-        found, mask = self._answers(outputs)
-        return logged(found.probs, mask, len(found) // len(outputs))
+        predictive, mask = self._answers(outputs)
+        return logged(predictive.probs, mask, len(predictive) // len(outputs))
 
     def predictive(self, outputs: Outputs) -> PosteriorPredictive:
-        found, _ = self._answers(outputs)
-        return found if self.likelihood == "categorical" else by_input(found, len(outputs))
+        answers, _ = self._answers(outputs)
+        return answers if self.likelihood == "categorical" else by_input(answers, len(outputs))
 
     def _answers(self, outputs: Outputs) -> tuple[PosteriorPredictive, torch.Tensor]:
         """Return the answers and their class mask; under ``bernoulli`` those of a binary row for each label."""
@@ -57,10 +57,10 @@ class Laplace:
         return posterior_predictive(mean, covariance, mask), mask
 
 
-def by_input(found: PosteriorPredictive, inputs: int) -> PosteriorPredictive:
+def by_input(predictive: PosteriorPredictive, inputs: int) -> PosteriorPredictive:
     """Return the moments of binary rows as those of inputs, (inputs, labels) of each label's presence."""
-    present, spread = (moment[:, 1].view(inputs, -1) for moment in (found.probs, found.std))
-    return PosteriorPredictive(present, spread, found.expected_entropy.view(inputs, -1).sum(1))
+    present, spread = (moment[:, 1].view(inputs, -1) for moment in (predictive.probs, predictive.std))
+    return PosteriorPredictive(present, spread, predictive.expected_entropy.view(inputs, -1).sum(1))
 
 
 def logged(probs: torch.Tensor, class_mask: torch.Tensor, several: int = 1) -> torch.Tensor:

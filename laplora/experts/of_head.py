@@ -74,8 +74,8 @@ class HeadExpert(AnswersByHead):
         """Return (rows,) bool which of some rows have the features of one of its own, but for rounding."""
         apart, size = torch.zeros(()), torch.zeros(())
         for name, block in self.fitted.rows.blocks.items():
-            own, new = block.flatten(1).double(), outputs.features[self.source][name].flatten(1).double()
-            apart, size = apart + torch.cdist(new, own).square(), size + own.square().sum(1)
+            fitted_features, new = block.flatten(1).double(), outputs.features[self.source][name].flatten(1).double()
+            apart, size = apart + torch.cdist(new, fitted_features).square(), size + fitted_features.square().sum(1)
         return (apart <= COPY**2 * size).any(1)
 
     def learn(self, outputs: Outputs, labelled: Labelled) -> HeadExpert:

@@ -116,5 +116,5 @@ def _principal(states: torch.Tensor, count: int) -> torch.Tensor:
         directions = directions[:, values[-count:] > floor]
     else:
         directions = torch.linalg.eigh(states.T @ states).eigenvectors[:, -count:]
-    found: torch.Tensor = torch.linalg.qr(directions).Q
-    return found
+    orthonormal: torch.Tensor = torch.linalg.qr(directions).Q
+    return orthonormal

@@ -40,15 +40,17 @@ def option_blocks(
     Args:
         model: a causal language model.
     """
-    asked = _pass(model, [row.asked for row in rows], pad_token_id, True)
+    with_question = _pass(model, [row.with_question for row in rows], pad_token_id, True)
     alone = _pass(model, [row.alone for row in rows], pad_token_id, False)["sum"]
-    tokens = torch.tensor([count for row in rows for count in row.asked.scored])
+    tokens = torch.tensor([count for row in rows for count in row.with_question.scored])
     characters = torch.tensor([count for row in rows for count in row.characters])
-    summed = asked.pop("sum")
-    asked["scores"] = torch.stack([s / by for s in (summed, summed - alone) for by in (1, tokens, characters)], 1)
+    summed = with_question.pop("sum")
+    with_question["scores"] = torch.stack(
+        [s / by for s in (summed, summed - alone) for by in (1, tokens, characters)], 1
+    )
     numbers, places = torch.tensor([(number, place) for number, row in enumerate(rows) for place in row.places]).T
-    blocks = {name: torch.zeros(len(rows), class_count, values.shape[1]) for name, values in asked.items()}
-    for name, values in asked.items():
+    blocks = {name: torch.zeros(len(rows), class_count, values.shape[1]) for name, values in with_question.items()}
+    for name, values in with_question.items():
         blocks[name][numbers, places] = values.float()
     return blocks
 
@@ -131,9 +133,9 @@ def _passed(
 
 def _sees(option_of: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return what is added to attention's scores, (batch, 1, tokens, tokens): 0, or the least number if unseen."""
-    own, total = option_of[:, :, None] == option_of[:, None, :], option_of.shape[1]
+    same_option, total = option_of[:, :, None] == option_of[:, None, :], option_of.shape[1]
     before = torch.ones(total, total, dtype=torch.bool, device=option_of.device).tril()
-    allowed = before & (own | (option_of == 0)[:, None, :]) & (option_of >= 0)[:, None, :]
+    allowed = before & (same_option | (option_of == 0)[:, None, :]) & (option_of >= 0)[:, None, :]
     # A pad token sees itself: a row of the softmax without any key would be NaN. Nothing sees the pad token.
     allowed |= torch.eye(total, dtype=torch.bool, device=option_of.device)
     bias = torch.zeros(allowed.shape, dtype=dtype, device=option_of.device)

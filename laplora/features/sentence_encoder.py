@@ -212,8 +212,8 @@ def _settings(name: str, location: str, path: str, *, required: bool = True) -> 
     from transformers.utils.hub import cached_file
 
     try:
-        found = cached_file(location, path, _raise_exceptions_for_missing_entries=required)
-        read = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+        cached = cached_file(location, path, _raise_exceptions_for_missing_entries=required)
+        read = json.loads(Path(cached).read_text(encoding="utf-8")) if cached else {}
         if not isinstance(read, dict) and path != "modules.json":
             raise ValueError("it is no JSON object")
         return read

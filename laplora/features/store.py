@@ -54,13 +54,15 @@ def kept_outputs(passes: ExpertPasses, rows: Sequence[Example], store: Store, pr
     kept = store.read(FROZEN_PASSES, made_from)
     if kept is not None and (not passes.of_rows.answers or "log_probs/zero_shot" in kept[0]):
         return _outputs_of(kept[0])
-    found = passes.outputs(rows, progress, "labelled rows")
-    tensors = {"class_mask": found.class_mask} | {f"log_probs/{name}": each for name, each in found.log_probs.items()}
-    for source, blocks in found.features.items():
+    outputs = passes.outputs(rows, progress, "labelled rows")
+    tensors = {"class_mask": outputs.class_mask} | {
+        f"log_probs/{name}": each for name, each in outputs.log_probs.items()
+    }
+    for source, blocks in outputs.features.items():
         tensors |= {f"features/{source}/{name}": each.contiguous() for name, each in blocks.items()}
     if sum(each.nbytes for each in tensors.values()) <= _MOST_BYTES:
         store.write(FROZEN_PASSES, tensors, {}, made_from)
-    return found
+    return outputs
 
 
 def _outputs_of(tensors: Mapping[str, torch.Tensor]) -> Outputs:

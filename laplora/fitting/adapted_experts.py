@@ -221,10 +221,10 @@ def fit_conditioned(honest: Outputs, labelled: Labelled, seed: int) -> HeadExper
     """
     rows = labelled.take(labelled.honest)
     try:
-        found = fit_head("conditioned", honest, rows, "last_state", offset="adapter", temper=True, seed=seed)
+        head = fit_head("conditioned", honest, rows, "last_state", offset="adapter", temper=True, seed=seed)
     except HeadError as error:
         raise DataError(f"no head fits the labels: {error}") from error
-    return replace(found, places=labelled.honest.nonzero()[found.places, 0], rows=len(labelled))
+    return replace(head, places=labelled.honest.nonzero()[head.places, 0], rows=len(labelled))
 
 
 def outputs_of_split(outputs: SplitOutputs, *, covariance: bool = False) -> Outputs:

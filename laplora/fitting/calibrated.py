@@ -191,8 +191,10 @@ class CalibratedPosterior:
         answers: dict[int, Prediction] = {}
         for index in batches(rows, batch_size):
             with ONE_AT_A_TIME:
-                found = self.predictor.predict([rows[i] for i in index], self._named(predictive), covariance=covariance)
-            answers.update(zip(index, found, strict=True))
+                predictions = self.predictor.predict(
+                    [rows[i] for i in index], self._named(predictive), covariance=covariance
+                )
+            answers.update(zip(index, predictions, strict=True))
         return [answers[i] for i in range(len(rows))]
 
     def predict_proba(
@@ -242,11 +244,11 @@ class CalibratedPosterior:
         first = self._fitted or self
         examples = read_rows(rows, self.classifier, label_field, groups=groups)
         with ONE_AT_A_TIME:
-            found = learn(first.predictor, first.fit.kept_rows(), examples, progress=self._progress)
-        check_better(found.comparison, force=force)
-        self._progress.say(str(found.comparison))
-        data = first.data | {"labels": found.comparison.model_dump(mode="json")}
-        fit = learned_fit(first.fit, found)
+            learned = learn(first.predictor, first.fit.kept_rows(), examples, progress=self._progress)
+        check_better(learned.comparison, force=force)
+        self._progress.say(str(learned.comparison))
+        data = first.data | {"labels": learned.comparison.model_dump(mode="json")}
+        fit = learned_fit(first.fit, learned)
         posterior = CalibratedPosterior(self.classifier, fit, data, self._first_rows, self._progress)
         posterior._fitted = first
         return posterior
@@ -369,8 +371,8 @@ class CalibratedPosterior:
             )
 
     def _base_spec(self, base: str | None, revision: str | None) -> BaseSpec:
-        found = base_spec_of(base_of(self.classifier.model), base)
-        return found if revision is None else replace(found, revision=revision)
+        spec = base_spec_of(base_of(self.classifier.model), base)
+        return spec if revision is None else replace(spec, revision=revision)
 
     def _write_parts(self, folder: Path, base_model: str) -> Parts:
         """Write adapter and fit into a folder of their own."""

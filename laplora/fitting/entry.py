@@ -126,7 +126,7 @@ def fit(
             f"{len(held_out)} calibration rows are fewer than {FEW_CALIBRATION_ROWS}: the prior precision, the "
             "temperatures and the thresholds chosen on them are mostly noise"
         )
-    found = fit_rows(
+    fitted = fit_rows(
         classifier,
         train,
         held_out,
@@ -142,11 +142,11 @@ def fit(
         **({"twins_dropped": dropped} if dropped else {}),
     }
     golden = tuple(dict(example.fields) for example in held_out[:COUNT])
-    _warn_of_little_mass(found.calibration.label_mass)
-    shown.say(f"answers by {found.calibrated.recommended.predictive}: {found.calibrated.recommended.reason}")
-    if found.fine_tuning:
-        shown.say(str(found.fine_tuning))
-    return CalibratedPosterior(classifier, found, data, golden, shown)
+    _warn_of_little_mass(fitted.calibration.label_mass)
+    shown.say(f"answers by {fitted.calibrated.recommended.predictive}: {fitted.calibrated.recommended.reason}")
+    if fitted.fine_tuning:
+        shown.say(str(fitted.fine_tuning))
+    return CalibratedPosterior(classifier, fitted, data, golden, shown)
 
 
 def fit_as_it_is(

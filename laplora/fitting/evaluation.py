@@ -62,9 +62,9 @@ class RowOutputs:
         """Return the moments of a predictive, of rows as those of the split."""
         if name in PREDICTIVES:
             return predictive_of(self.outputs, name, temperature)
-        found, several = self.heads.answered(name, self.read), self.outputs.split.together > 1
+        answer, several = self.heads.answered(name, self.read), self.outputs.split.together > 1
         kind: Likelihood = "bernoulli" if several else "categorical"
-        given = point(found.log_probs[name], kind) if found.served is None else at_mode(found.served)
+        given = point(answer.log_probs[name], kind) if answer.served is None else at_mode(answer.served)
         return by_label(given) if several else given
 
 
@@ -98,8 +98,8 @@ def outputs_of_rows(classifier: Classifier, fit: Fit, examples: Sequence[Example
     """Return what all experts of a fit read of inputs."""
     size, posterior, prior = fit.settings.laplace.batch_size, fit.posterior, fit.served.prior
     passes = fit.heads.passes if fit.heads else None
-    found = outputs_of(classifier, size, posterior, prior, None, examples, progress, "inputs", passes=passes)
-    return replace(found.read, covariance=outputs_of_split(found.outputs, covariance=True).covariance)
+    outputs = outputs_of(classifier, size, posterior, prior, None, examples, progress, "inputs", passes=passes)
+    return replace(outputs.read, covariance=outputs_of_split(outputs.outputs, covariance=True).covariance)
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ class RowProbs:
     groups: torch.Tensor
 
     @classmethod
-    def of(cls, found: RowOutputs, temperatures: Mapping[PredictiveName, float]) -> RowProbs:
+    def of(cls, outputs: RowOutputs, temperatures: Mapping[PredictiveName, float]) -> RowProbs:
         """Return those of a fit's predictives, each with its temperature."""
-        split = found.outputs.split
-        probs = {name: found.predictive(name, temperature).probs for name, temperature in temperatures.items()}
+        split = outputs.outputs.split
+        probs = {name: outputs.predictive(name, temperature).probs for name, temperature in temperatures.items()}
         map_probs = class_probs(split.logits, split.class_mask)
         return cls(probs, map_probs, split.labels, split.class_mask, split.together, split.input_groups)
 
@@ -242,8 +242,8 @@ def gain_over_temperature(rows: RowProbs, name: PredictiveName) -> Gain | None:
     if name == "temperature" or "temperature" not in rows.probs:
         return None
     groups = rows.groups.repeat_interleave(rows.together)
-    found = nll_difference(rows.probs[name], rows.probs["temperature"], rows.labels, groups=groups)
-    return Gain(name, found.difference, found.low, found.high)
+    gain = nll_difference(rows.probs[name], rows.probs["temperature"], rows.labels, groups=groups)
+    return Gain(name, gain.difference, gain.low, gain.high)
 
 
 @dataclass(frozen=True)

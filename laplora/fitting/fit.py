@@ -184,14 +184,14 @@ def fit_rows(
     familiar = fit_familiar(classifier, train, split, settings, store, progress)
     start = None if initial is None else label_rows(initial, classifier)
     distances = squared_distances(block_weights(classifier), blocks, start)
-    choices = choose_priors(laplace.asked, posterior, split.judged, distances, log_likelihood)
-    served = served_choice(laplace.asked, choices)
+    choices = choose_priors(laplace.requested, posterior, split.judged, distances, log_likelihood)
+    served = served_choice(laplace.requested, choices)
     outputs = SplitOutputs(split, Fitted(posterior, served.prior, split.projected))
-    found = fit_answering(settings, outputs, labelled, beside)
-    reverse = reversed_temperature(classifier, found.settings, outputs, calibration, progress)
+    answering = fit_answering(settings, outputs, labelled, beside)
+    reverse = reversed_temperature(classifier, answering.settings, outputs, calibration, progress)
     many = many_classes_record(settings, classifier, posterior, served.prior, [(posterior, split)])
     return Fit(
-        found.settings,
+        answering.settings,
         posterior,
         tuple(choices),
         served,
@@ -199,13 +199,13 @@ def fit_rows(
         distances,
         start is not None,
         labelled,
-        found.experts,
+        answering.experts,
         beside,
         familiar,
         split,
-        with_reversed(found.calibrated, reverse),
-        found.scores,
-        found.fine_tuning,
+        with_reversed(answering.calibrated, reverse),
+        answering.scores,
+        answering.fine_tuning,
         many,
     )
 

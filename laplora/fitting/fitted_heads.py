@@ -100,10 +100,12 @@ class FittedHeads:
 
     def kept_rows(self) -> KeptRows:
         """Return the labelled rows as an artifact keeps them."""
-        own: dict[LogProbSource, torch.Tensor] = {}
+        log_probs: dict[LogProbSource, torch.Tensor] = {}
         if self.zero_shot is not None:
-            own["zero_shot"] = self.zero_shot.held_out
-        return KeptRows.of({name: self.experts[name] for name in self.served.heads}, self.labelled, own, self.pool)
+            log_probs["zero_shot"] = self.zero_shot.held_out
+        return KeptRows.of(
+            {name: self.experts[name] for name in self.served.heads}, self.labelled, log_probs, self.pool
+        )
 
 
 def fit_experts(
@@ -202,10 +204,10 @@ def _moved(pool: Pool | None, experts: Mapping[str, HeadExpert], labelled: Label
 
 def _each(names: Sequence[Named], work: Callable[[Named], HeadExpert], progress: Progress) -> dict[str, HeadExpert]:
     """Return what work gives of each expert by its name, under a bar."""
-    found = dict[str, HeadExpert]()
+    experts = dict[str, HeadExpert]()
     try:
         for name in progress.track(names, "heads"):
-            found[name] = work(name)
+            experts[name] = work(name)
     except HeadError as error:
         raise DataError(f"no head can be fitted on these rows: {error}") from error
-    return found
+    return experts

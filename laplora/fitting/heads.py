@@ -71,8 +71,8 @@ class HeadsPosterior(CalibratedPosterior):
     @property
     def experts(self) -> dict[str, AsGiven | HeadExpert | Pool]:  # type: ignore[override]
         """By name, each with its honest log probabilities of ``rows``; ``zero_shot`` is the model's own answer."""
-        own = {} if self.heads.zero_shot is None else {"zero_shot": self.heads.zero_shot}
-        return {**own, **self.heads.answering}
+        zero_shot = {} if self.heads.zero_shot is None else {"zero_shot": self.heads.zero_shot}
+        return {**zero_shot, **self.heads.answering}
 
     @property
     def losses(self) -> dict[str, torch.Tensor]:
@@ -127,9 +127,9 @@ class HeadsPosterior(CalibratedPosterior):
 
     def _with(self, heads: FittedHeads, rows: tuple[Example, ...]) -> HeadsPosterior:
         data = self.data | {"rows": {"labelled": len(rows)}}
-        found = HeadsPosterior(self.passes, heads, rows, self.settings, data, self._progress)
-        found._weights = self._weights  # those that the features are of
-        return found
+        posterior = HeadsPosterior(self.passes, heads, rows, self.settings, data, self._progress)
+        posterior._weights = self._weights  # those that the features are of
+        return posterior
 
     def _named(self, predictive: str | None) -> str | None:
         if predictive in PREDICTIVES and predictive not in (*self.predictives, "map"):
@@ -181,12 +181,12 @@ class HeadsPosterior(CalibratedPosterior):
     def _places(self, rows: Any, label_field: str) -> set[int]:
         """Return which labelled rows are meant, by ids or by the rows themselves."""
         given = [rows] if isinstance(rows, Mapping | str | int) else rows
-        found, wanted = dict[Any, list[int]](), list[Any]()
+        places, wanted = dict[Any, list[int]](), list[Any]()
         if isinstance(given, Sequence | set) and all(isinstance(one, str | int) for one in given):
             wanted, what = [str(one) for one in given], "ids"
             for place, example in enumerate(self.rows):
-                found.setdefault(example.id, []).append(place)
-            if several := [name for name in wanted if len(found.get(name, ())) > 1]:
+                places.setdefault(example.id, []).append(place)
+            if several := [name for name in wanted if len(places.get(name, ())) > 1]:
                 raise DataError(f"{len(several)} ids are of several rows each: give the rows themselves, with labels")
         else:
             template, labels = self.classifier.template, self.classifier.labels
@@ -196,10 +196,10 @@ class HeadsPosterior(CalibratedPosterior):
             ]
             wanted, what = keyed[0], "rows"
             for place, key in enumerate(keyed[1]):
-                found.setdefault(key, []).append(place)
-        if unknown := sum(one not in found for one in wanted):
+                places.setdefault(key, []).append(place)
+        if unknown := sum(one not in places for one in wanted):
             raise DataError(f"{unknown} of {len(wanted)} {what} are of none of the {len(self.rows)} labelled rows")
-        return {place for one in wanted for place in found[one]}
+        return {place for one in wanted for place in places[one]}
 
 
 def _continued(old: torch.Tensor, everyone: torch.Tensor) -> torch.Tensor:

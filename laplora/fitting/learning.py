@@ -169,19 +169,19 @@ def learn(
     return Learned(rows, served, honest, calibrated, scores, comparison, metrics)
 
 
-def learned_fit(fit: Fit, found: Learned) -> Fit:
+def learned_fit(fit: Fit, learned: Learned) -> Fit:
     """Return a fit of an adapter whose heads know further labels; what no label moves answers for none of these."""
-    further = len(found.kept.labelled) - len(fit.labelled)
+    further = len(learned.kept.labelled) - len(fit.labelled)
     experts: dict[str, Expert] = {}
     for name, one in fit.experts.items():
         if name == "adapter" and isinstance(one, AsGiven):
-            experts[name] = replace(one, held_out=found.kept.log_probs[one.source])
+            experts[name] = replace(one, held_out=learned.kept.log_probs[one.source])
         elif isinstance(one, AsGiven | Laplace):
             nothing = one.held_out.new_full((further, one.held_out.shape[1]), torch.nan)
             experts[name] = replace(one, held_out=torch.cat([one.held_out, nothing]))
-    experts |= {str(name): one for name, one in found.honest.items()}
-    scores: Any = found.scores
-    return replace(fit, labelled=found.kept.labelled, experts=experts, calibrated=found.calibrated, scores=scores)
+    experts |= {str(name): one for name, one in learned.honest.items()}
+    scores: Any = learned.scores
+    return replace(fit, labelled=learned.kept.labelled, experts=experts, calibrated=learned.calibrated, scores=scores)
 
 
 def check_count(rows: int, what: str = "labelled rows") -> None:
@@ -230,15 +230,15 @@ def _continued(known: Mapping[LogProbSource, torch.Tensor], outputs: Outputs) ->
 
 def _honest(manifest: Manifest, rows: KeptRows) -> dict[PredictiveName, HeadExpert | Pool]:
     """Return by name what labels move, with its answers to all rows, each without its fold."""
-    found: dict[Any, HeadExpert | Pool] = {**rows.experts}
+    experts: dict[Any, HeadExpert | Pool] = {**rows.experts}
     if manifest.pool:
         kind, weights = rows.labelled.likelihood, {str(name): weight for name, weight in manifest.pool.items()}
         members: dict[str, Expert] = {**rows.experts}
         if "adapter" in rows.log_probs:
             members["adapter"] = AsGiven("adapter", rows.log_probs["adapter"], kind)
         pool = Pool(members, weights, rows.by_fold, torch.empty(0), kind)
-        found[POOLED] = pool.with_experts(members, rows.labelled)
-    return {name: found[name] for name in manifest.predictives if name in found}
+        experts[POOLED] = pool.with_experts(members, rows.labelled)
+    return {name: experts[name] for name in manifest.predictives if name in experts}
 
 
 def _answering(name: PredictiveName, packaged: Predictor) -> Expert:
@@ -299,5 +299,5 @@ def _recommended(
     costs = costs_of(
         candidates, {str(name): weight for name, weight in manifest.pool.items()}, adapter=manifest.has_adapter
     )
-    found = recommended_by("auto", candidates, costs, labelled.take(labelled.honest))
-    return found.model_copy(update={"chosen_by": "labels"})
+    recommended = recommended_by("auto", candidates, costs, labelled.take(labelled.honest))
+    return recommended.model_copy(update={"chosen_by": "labels"})

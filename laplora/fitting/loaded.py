@@ -62,12 +62,12 @@ class LoadedPosterior(CalibratedPosterior):
         self._loaded, self._version, self._progress = loaded, version, progress
         self._measured = None
         self.classifier = LoadedClassifier(loaded)
-        self._serve(loaded if version is None else predictor_of(as_packaged(loaded), version.found, version.manifest))
+        self._serve(loaded if version is None else predictor_of(as_packaged(loaded), version.learned, version.manifest))
         self.data = dict(self.predictor.artifact.manifest.data)
 
     def __repr__(self) -> str:
         """Return what was loaded, in a line."""
-        later = f", {self._version.found.comparison.rows} later labels" if self._version else ""
+        later = f", {self._version.learned.comparison.rows} later labels" if self._version else ""
         return f"CalibratedPosterior(of {self.predictor.artifact.name!r}{later}, answers by {self.recommended})"
 
     @property
@@ -91,7 +91,7 @@ class LoadedPosterior(CalibratedPosterior):
         examples = read_rows(rows, self.classifier, label_field, groups=groups)
         with ONE_AT_A_TIME:
             version = make_version(self._loaded, examples, force=force, progress=self._progress)
-        self._progress.say(str(version.found.comparison))
+        self._progress.say(str(version.learned.comparison))
         return LoadedPosterior(self._loaded, self._progress, version)
 
     def save(
@@ -179,8 +179,8 @@ def condition(
     name = None if out is None else target.name
     version = make_version(predictor, examples, name=name, force=force, progress=shown)
     write_version(version, target)
-    shown.say(str(version.found.comparison))
-    return version.found.comparison
+    shown.say(str(version.learned.comparison))
+    return version.learned.comparison
 
 
 @dataclass(frozen=True)
@@ -189,12 +189,12 @@ class Version:
 
     Attributes:
         of: the artifact that it is made from; manifest: its own, the files not yet listed.
-        found: what the labels change; golden: the content of its golden file.
+        learned: the changes by the labels; golden: the content of its golden file.
     """
 
     of: Artifact
     manifest: Manifest
-    found: Learned
+    learned: Learned
     golden: dict[str, Any]
 
 
@@ -223,16 +223,16 @@ def make_version(
             "more: fit all labels anew, with experts.keep_rows on"
         )
     kept = read_kept_rows(folder / ROWS, manifest, packaged.experts)
-    found = learn(packaged, kept, examples, run=run, most_tokens=most_tokens, progress=progress)
-    check_better(found.comparison, force=force)
-    manifest = describe_version(manifest, loaded.artifact, found, name)
+    learned = learn(packaged, kept, examples, run=run, most_tokens=most_tokens, progress=progress)
+    check_better(learned.comparison, force=force)
+    manifest = describe_version(manifest, loaded.artifact, learned, name)
     golden = {
         "tolerance": TOLERANCE[manifest.dtype],
         "variance_tolerance": VARIANCE_TOLERANCE[manifest.dtype],
         "source": read_golden(folder).source,
-        "answers": answers_of(packaged, found, manifest, run),
+        "answers": answers_of(packaged, learned, manifest, run),
     }
-    return Version(loaded.artifact, manifest, found, golden)
+    return Version(loaded.artifact, manifest, learned, golden)
 
 
 def write_version(version: Version, target: Path, check: Callable[[Path], object] = read_artifact) -> None:
@@ -244,11 +244,11 @@ def write_version(version: Version, target: Path, check: Callable[[Path], object
     Raises:
         ArtifactWriteError: no room, or something that is no artifact in its place.
     """
-    found = version.found
+    learned = version.learned
     with new_version(version.of, target) as folder:
-        write_tensors(folder / EXPERTS, expert_tensors(found.experts.heads, found.experts.familiar))
-        write_tensors(folder / SCORES, score_tensors(found.scores))
-        write_json(folder / REPORT, found.comparison.model_dump(mode="json"))
+        write_tensors(folder / EXPERTS, expert_tensors(learned.experts.heads, learned.experts.familiar))
+        write_tensors(folder / SCORES, score_tensors(learned.scores))
+        write_json(folder / REPORT, learned.comparison.model_dump(mode="json"))
         write_json(folder / GOLDEN, version.golden)
         finish_version(folder, version.manifest)
         check(folder)
@@ -269,29 +269,29 @@ def as_packaged(loaded: Predictor) -> Predictor:
     return loaded.as_version(replace(artifact, manifest=manifest), experts, scores)
 
 
-def describe_version(packaged: Manifest, artifact: Artifact, found: Learned, name: str | None) -> Manifest:
+def describe_version(packaged: Manifest, artifact: Artifact, learned: Learned, name: str | None) -> Manifest:
     """Return the manifest of a new version, its files not yet listed."""
-    figures = found.comparison.model_dump(mode="json")
+    figures = learned.comparison.model_dump(mode="json")
     return packaged.model_copy(
         update={
             "name": name or artifact.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            **found.fields(packaged),
-            "metrics": summary(found.metrics),
+            **learned.fields(packaged),
+            "metrics": summary(learned.metrics),
             "data": packaged.data | {"labels": figures | {"of": artifact.digest}},
             "versions": installed_versions(),
         }
     )
 
 
-def predictor_of(packaged: Predictor, found: Learned, manifest: Manifest) -> Predictor:
+def predictor_of(packaged: Predictor, learned: Learned, manifest: Manifest) -> Predictor:
     """Return what answers as the new version does; it shares the model."""
-    return packaged.as_version(replace(packaged.artifact, manifest=manifest), found.experts, found.scores)
+    return packaged.as_version(replace(packaged.artifact, manifest=manifest), learned.experts, learned.scores)
 
 
-def answers_of(packaged: Predictor, found: Learned, manifest: Manifest, run: Run) -> list[dict[str, Any]]:
+def answers_of(packaged: Predictor, learned: Learned, manifest: Manifest, run: Run) -> list[dict[str, Any]]:
     """Return what the new version answers to the artifact's golden inputs, as a golden file records it."""
-    predictor = predictor_of(packaged, found, manifest)
+    predictor = predictor_of(packaged, learned, manifest)
 
     def answer(row: Any) -> Prediction:
         return predictor.predict([row], also=predictor.predictives)[0]

@@ -73,19 +73,19 @@ class RowPass:
         # Eigenvectors that were computed twice may differ by a sign: all take the first process's.
         empty, add = workers.broadcast(lambda: (empty, add))
         kept, self.log_likelihood = self._read(title, empty)
-        whole, own, likelihood = kept, empty, 0.0
+        whole, local_state, likelihood = kept, empty, 0.0
         if workers.first:
-            own, likelihood = kept, self.log_likelihood
+            local_state, likelihood = kept, self.log_likelihood
         plan = batches(self._rows, self._size)
         done = sum(rows <= kept.rows for rows in accumulate(map(len, plan)))
         saved_at = time.monotonic()
         for place in self._progress.track(range(done, len(plan), workers.count), f"curvature: {title}"):
             if (mine := place + workers.rank) < len(plan):
-                own, of_rows = self._added(own, plan[mine], add)
+                local_state, of_rows = self._added(local_state, plan[mine], add)
                 likelihood += of_rows
             last = place + workers.count >= len(plan)
             if last or workers.broadcast(partial(_is_over, saved_at + SAVE_EVERY_S)):
-                whole = state_of_all(workers, own)
+                whole = state_of_all(workers, local_state)
                 self.log_likelihood = float(workers.summed([torch.tensor(likelihood, dtype=torch.float64)])[0])
                 tensors, numbers = state_parts(whole)
                 self._store.write(title, tensors, numbers | {"log_likelihood": repr(self.log_likelihood)})
@@ -169,27 +169,27 @@ def _named(state: Any) -> Iterator[tuple[str, Any]]:
     return ((field.name, getattr(state, field.name)) for field in fields(state))
 
 
-def state_of_all(workers: Workers, own: State) -> State:
+def state_of_all(workers: Workers, local_state: State) -> State:
     """Return the state of all rows, the same in every process; collective.
 
     Args:
-        own: of this process's batches; in the first process with the rows that were gone over before.
+        local_state: of this process's batches; in the first process, with the rows of earlier passes too.
     """
     if workers.count == 1:
-        return own
+        return local_state
     sums: dict[str, tuple[torch.Tensor, ...]] = {}
-    for field in fields(own):  # type: ignore[arg-type]
-        value = getattr(own, field.name)
+    for field in fields(local_state):  # type: ignore[arg-type]
+        value = getattr(local_state, field.name)
         if isinstance(value, torch.Tensor):
             sums[field.name] = (value,)
         elif isinstance(value, tuple) and all(isinstance(part, torch.Tensor) for part in value):
             sums[field.name] = value
-    flat = iter(workers.summed([torch.tensor(own.rows), *chain.from_iterable(sums.values())]))
-    found: dict[str, Any] = {"rows": int(next(flat))}
+    flat = iter(workers.summed([torch.tensor(local_state.rows), *chain.from_iterable(sums.values())]))
+    totals: dict[str, Any] = {"rows": int(next(flat))}
     for name, parts in sums.items():
         whole = tuple(next(flat) for _ in parts)
-        found[name] = whole if isinstance(getattr(own, name), tuple) else whole[0]
-    return replace(own, **found)  # type: ignore[type-var]
+        totals[name] = whole if isinstance(getattr(local_state, name), tuple) else whole[0]
+    return replace(local_state, **totals)  # type: ignore[type-var]
 
 
 def fit_curvature(

@@ -180,8 +180,8 @@ def check_independent(examples: Sequence[Example], guarantee: Guarantee) -> None
 def warn_of_conflicts(classifier: Classifier, examples: Sequence[Example]) -> None:
     """Warn of rows that repeat another row's prompt with another label."""
     first: dict[str, tuple[int, ...]] = {}
-    asked = [(question_of(classifier.template, classifier.labels, e), _labels_of(e)) for e in examples]
-    if differ := sum(first.setdefault(question, labels) != labels for question, labels in asked):
+    questions = [(question_of(classifier.template, classifier.labels, e), _labels_of(e)) for e in examples]
+    if differ := sum(first.setdefault(question, labels) != labels for question, labels in questions):
         warn(f"{differ} rows repeat another row's prompt with another label: each counts, check which is right")
 
 

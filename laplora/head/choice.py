@@ -63,13 +63,13 @@ def chosen(rows: Rows, folds: torch.Tensor, temper: bool, seed: int) -> tuple[Tr
     def loss(log_variances: torch.Tensor) -> _Point:
         whole = torch.cat([log_variances, log_variances.new_full((len(names) - free,), -math.log(CONSTANT))]).exp()
         losses, slopes, answered = zip(*(fold.loss(whole) for fold in judged), strict=True)
-        own = log_variances[: len(rows.blocks)]
-        apart, wide = (own - own.mean()) / _APART, torch.zeros_like(own)
+        block_variances = log_variances[: len(rows.blocks)]
+        apart, wide = (block_variances - block_variances.mean()) / _APART, torch.zeros_like(block_variances)
         if rows.offset is not None:
-            wide = (own - math.log(_WIDE)).clamp_min(0)
+            wide = (block_variances - math.log(_WIDE)).clamp_min(0)
         value = (sum(losses) + float(apart.square().sum() + wide.square().sum()) / 2) / len(rows)
         slope = torch.stack(slopes).sum(0)[:free]
-        slope[: len(own)] += apart / _APART + wide
+        slope[: len(block_variances)] += apart / _APART + wide
         if value < min((each for _, each in tried), default=math.inf):
             answers[torch.cat([fold for _, fold in parts])] = torch.cat(answered)
         tried.append((dict(zip(names, (1 / whole).tolist(), strict=True)), value))
@@ -92,10 +92,10 @@ def _common(loss: Callable[[torch.Tensor], _Point], first: torch.Tensor) -> _Poi
     best = loss(first)
     step = math.copysign(math.log(10), -float(best.slope.sum()))
     while math.log(_LEAST) <= float(best.place[0]) + step <= math.log(_MOST):
-        found = loss(best.place + step)
-        if found.value > best.value - _GAIN:
+        candidate = loss(best.place + step)
+        if candidate.value > best.value - _GAIN:
             break
-        best = found
+        best = candidate
     return best
 
 
@@ -110,15 +110,15 @@ def _own(loss: Callable[[torch.Tensor], _Point], best: _Point) -> None:
         step = moved - best.place
         if -float(best.slope @ step) < _GAIN:
             return
-        found = loss(moved)
-        bend = found.slope - best.slope
+        candidate = loss(moved)
+        bend = candidate.slope - best.slope
         if (curved := float(step @ bend)) > 1e-12:
             left = unit - torch.outer(step, bend) / curved
             inverse = left @ inverse @ left.T + torch.outer(step, step) / curved
-        elif found.value > best.value:
+        elif candidate.value > best.value:
             inverse = inverse / 4
-        gained = best.value - found.value
-        best = found if gained > 0 else best
+        gained = best.value - candidate.value
+        best = candidate if gained > 0 else best
         if abs(gained) < _GAIN:
             return
 

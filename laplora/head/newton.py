@@ -76,11 +76,11 @@ def mode_of(space: Space, labels: Labels, start: torch.Tensor | None = None, lef
     rough, solve = space.rough, space.rough.preconditioner(probs)
     if start is not None:  # the loss as it is to second order there
         right = space.pull(residual + hessian_times(likelihood, probs, start))
-        found = solved(rough, likelihood, probs, right, solve, EXACT + left * value)
-        image = space.image(found)
-        size = space.dot(found, found, image)
+        mode = solved(rough, likelihood, probs, right, solve, EXACT + left * value)
+        image = space.image(mode)
+        size = space.dot(mode, mode, image)
         if (reached := size / 2 + labels.losses(image)) < value:
-            vector, moved, square, value = found, image, size, reached
+            vector, moved, square, value = mode, image, size, reached
     for _ in range(_STEPS):
         probs, residual = labels.residual(moved)
         gradient = vector - space.pull(residual)

@@ -166,7 +166,7 @@ def averaged(
     options, directions = (1, spread.directions.shape[1]) if len(spread.directions) else (logits.shape[1], 1)
     side = max(points, logits.shape[1], 0 if spread.inverse is None else directions * len(spread.moments))
     rows = max(1, _BYTES // (8 * logits.shape[1] * side))
-    found = []
+    chunks = []
     for start in range(0, len(logits), rows):
         some, wide = slice(start, start + rows), slice(start * options, (start + rows) * options)
         parts = {name: block[wide].double() for name, block in scaled.items()}
@@ -184,8 +184,8 @@ def averaged(
         # A prior of options is centred already; else each free direction has it.
         before = prior.diagonal(dim1=1, dim2=2).sum(1) * (turned.square().sum((1, 2)) if options == 1 else 1)
         leverage = (moved / before.clamp_min(_TINY)).clamp(_TINY, 1.0)
-        found.append(_answers(root, leverage, logits[some], class_mask[some], likelihood, points))
-    return Predictive(likelihood, *(torch.cat(columns) for columns in zip(*found, strict=True)))
+        chunks.append(_answers(root, leverage, logits[some], class_mask[some], likelihood, points))
+    return Predictive(likelihood, *(torch.cat(columns) for columns in zip(*chunks, strict=True)))
 
 
 def _gram(features: torch.Tensor, options: int) -> torch.Tensor:

@@ -150,8 +150,8 @@ class RowSpace:
 
         def solve(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             half = torch.linalg.solve_triangular(factor, (vector / root).to(factor.dtype), upper=False)
-            found = root * torch.linalg.solve_triangular(factor.mT, half, upper=True).double()
-            return found, self.designs.shaped((vector - found) / curvature)
+            solution = root * torch.linalg.solve_triangular(factor.mT, half, upper=True).double()
+            return solution, self.designs.shaped((vector - solution) / curvature)
 
         return solve
 

@@ -184,9 +184,9 @@ def contrast_jacobians(
     readout = as_readout(readout)
     gather = partial(block_jacobian, sums=sums or tokens, tokens=tokens)
     if not automatic and (how := reverse_pass(model, readout)).kind == "written_out":
-        found = _written_out(model, batch, readout, blocks, gather, choose, how)
-        if found is not None:
-            return found
+        jacobians = _written_out(model, batch, readout, blocks, gather, choose, how)
+        if jacobians is not None:
+            return jacobians
     return _automatic(model, batch, readout, blocks, gather, choose)
 
 
@@ -223,9 +223,9 @@ def _written_out(
                 if (name := f"{path}.{side}") in wanted:
                     assert inputs is not None
                     by_name[name] = gather(side, inputs, deltas, batch.attention_mask, 1)
-    found = tuple(by_name[block.name] for block in blocks)
+    in_order = tuple(by_name[block.name] for block in blocks)
     vectors = None if choose is None else chosen.vectors
-    return ContrastJacobians(scores.logits, scores.hidden, found, readout.likelihood, chosen.weights, vectors)
+    return ContrastJacobians(scores.logits, scores.hidden, in_order, readout.likelihood, chosen.weights, vectors)
 
 
 def _automatic(

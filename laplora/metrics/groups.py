@@ -17,12 +17,12 @@ def resampled(groups: torch.Tensor, draws: int, generator: torch.Generator) -> l
     drawn = torch.randint(len(counts), (draws, len(counts)), generator=generator)
     if bool((counts == counts[0]).all()):
         return [order[starts[drawn][..., None] + torch.arange(int(counts[0]))].flatten(1)]
-    found = []
+    statistics = []
     for one in drawn:
         sizes = counts[one]
         within = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-        found.append(order[starts[one].repeat_interleave(sizes) + within][None])
-    return found
+        statistics.append(order[starts[one].repeat_interleave(sizes) + within][None])
+    return statistics
 
 
 def mean_and_error(values: torch.Tensor, groups: torch.Tensor | None = None) -> tuple[float, float]:

@@ -87,13 +87,13 @@ def evaluate_labels(
 
 
 def _quality(rows: RowScores, right: torch.Tensor, bins: int) -> LabelQuality:
-    said = (rows.hits == 1) == right
-    found = int((said & right).sum())
+    predicted = (rows.hits == 1) == right
+    true_positives = int((predicted & right).sum())
     return LabelQuality(
         present=int(right.sum()),
-        accuracy=float((said == right).double().mean()),
-        precision=found / int(said.sum()) if bool(said.any()) else None,
-        recall=found / int(right.sum()) if bool(right.any()) else None,
+        accuracy=float((predicted == right).double().mean()),
+        precision=true_positives / int(predicted.sum()) if bool(predicted.any()) else None,
+        recall=true_positives / int(right.sum()) if bool(right.any()) else None,
         nll=float(rows.nll.mean()),
         ece=ece_of(bins_of(rows, bins)),
         brier=float(rows.brier.mean()),

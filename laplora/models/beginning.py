@@ -114,12 +114,12 @@ def continued(model: Any, beginning: Beginning) -> Iterator[None]:
     def go_on(_module: nn.Module, inputs: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         ids, positions = options["input_ids"][:, count:], options["position_ids"][:, count:]
         # A shorter row has some of its beginning among these, or padding: nothing sees that.
-        own = (positions >= count).to(options["attention_mask"].dtype)
+        after_beginning = (positions >= count).to(options["attention_mask"].dtype)
         return inputs, {
             **options,
             "input_ids": ids,
             "position_ids": positions,
-            "attention_mask": torch.cat([own.new_ones(len(ids), count), own], 1),
+            "attention_mask": torch.cat([after_beginning.new_ones(len(ids), count), after_beginning], 1),
             name: Cache(layers=[_shared(*of_layer) for of_layer in zip(beginning.keys, beginning.values, strict=True)]),
         }
 

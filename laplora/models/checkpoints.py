@@ -233,11 +233,11 @@ def _digest(text: str) -> str:
 
 def _known_files(store: Store, address: Address, kind: Kind) -> States:
     names, what, by = (ADAPTER_FILES, "adapter", "PEFT's ") if kind == "adapter" else (_BASE_FILES, "base model", "")
-    found = {name: state for name in names if (state := store.state(name)) is not None}
+    states = {name: state for name in names if (state := store.state(name)) is not None}
     for name in names if kind == "adapter" else names[:1]:
-        if name not in found:
+        if name not in states:
             raise ModelError(f"no {what} at {address}: there is no {name}, as {by}save_pretrained writes it")
-    return found
+    return states
 
 
 def _weights(store: Store, address: Address, root: Path) -> States:

@@ -99,12 +99,12 @@ def _fetched(places: Mapping[str, Any]) -> str | None:
 
 def _object(name: str, text: str | None) -> dict[str, int | str]:
     try:
-        found = json.loads(text or "")
+        parsed = json.loads(text or "")
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(type(value) in (int, str) for value in found.values()):
+        parsed = None
+    if not isinstance(parsed, dict) or not all(type(value) in (int, str) for value in parsed.values()):
         raise ConfigError(f'{name} is no JSON object of devices, such as {{"0": "20GiB"}} for limits of memory')
-    return found
+    return parsed
 
 
 def _number_or_name(device: int | str) -> int | str:
@@ -165,8 +165,8 @@ def block_devices(base: Any, names: Iterable[str]) -> dict[str, torch.device] | 
     Args:
         base: a model without PEFT's wrapping; names: each a module's path in it, and a matrix.
     """
-    found = {name: device_of(base.get_submodule(name.rpartition(".")[0])) for name in names}
-    return found if len({*found.values(), input_device(base)}) > 1 else None
+    devices = {name: device_of(base.get_submodule(name.rpartition(".")[0])) for name in names}
+    return devices if len({*devices.values(), input_device(base)}) > 1 else None
 
 
 def _device(device: Any) -> torch.device:

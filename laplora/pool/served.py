@@ -76,18 +76,18 @@ class ServedExperts:
     def answered(self, name: str, outputs: Outputs) -> HeadAnswers:
         """Return what a batch's outputs are enough for, with the spread of one predictive."""
         heads = {one: head for one, head in self.heads.items() if head.source in outputs.features}
-        asked = (self.pool.heads if self.pool else ()) if name == POOLED else (name,)
-        spreads = {one: heads[one].answers(outputs) for one in asked if one in heads}
+        names = (self.pool.heads if self.pool else ()) if name == POOLED else (name,)
+        spreads = {one: heads[one].answers(outputs) for one in names if one in heads}
         # Under bernoulli, a head's answers have log probabilities, and a pool takes logits.
         known = spreads if self.likelihood == "categorical" else {}
-        found = {one: known[one].log_probs if one in known else of.log_probs(outputs) for one, of in heads.items()}
-        together = {**found, **{one: outputs.log_probs[one] for one in ("adapter",) if one in outputs.log_probs}}
+        log_probs = {one: known[one].log_probs if one in known else of.log_probs(outputs) for one, of in heads.items()}
+        together = {**log_probs, **{one: outputs.log_probs[one] for one in ("adapter",) if one in outputs.log_probs}}
         if self.weights and self.weights.keys() <= together.keys():
-            found[POOLED] = pooled(together, self.weights, self.likelihood)
+            log_probs[POOLED] = pooled(together, self.weights, self.likelihood)
         served = spreads.get(name)
         if name == POOLED and self.pool is not None and spreads:
-            served = self.pool.spread(found[POOLED], spreads)
-        return HeadAnswers(found, served)
+            served = self.pool.spread(log_probs[POOLED], spreads)
+        return HeadAnswers(log_probs, served)
 
     def familiarity(self, name: str, outputs: Outputs) -> torch.Tensor | None:
         """Return (batch,) float64 how familiar inputs are, to a predictive's heaviest head; None where nothing says."""

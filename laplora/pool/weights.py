@@ -45,11 +45,11 @@ def fit_weights(
         raise DataError(
             "an expert gives a row's label no chance at all, which no weight mends: check its probabilities"
         )
-    found = _fitted(stacked, labels, likelihood)
-    kept = [place for place, weight in enumerate(found) if weight >= LEAST] or [found.index(max(found))]
+    weights = _fitted(stacked, labels, likelihood)
+    kept = [place for place, weight in enumerate(weights) if weight >= LEAST] or [weights.index(max(weights))]
     if len(kept) < len(names):
-        found, names = _fitted(stacked[kept], labels, likelihood), [names[place] for place in kept]
-    return dict(zip(names, found, strict=True))
+        weights, names = _fitted(stacked[kept], labels, likelihood), [names[place] for place in kept]
+    return dict(zip(names, weights, strict=True))
 
 
 def pooled(
@@ -86,6 +86,6 @@ def _fitted(stacked: torch.Tensor, labels: torch.Tensor, likelihood: Likelihood)
         return float(losses + RIDGE / 2 * (w - share).square().sum()), slope.numpy()
 
     bounds = [(_FAINT, None)] * experts
-    found = minimize(objective, [share] * experts, jac=True, method="L-BFGS-B", bounds=bounds, tol=1e-12)
-    weights: list[float] = found.x.tolist()
+    optimum = minimize(objective, [share] * experts, jac=True, method="L-BFGS-B", bounds=bounds, tol=1e-12)
+    weights: list[float] = optimum.x.tolist()
     return weights

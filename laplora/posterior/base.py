@@ -53,7 +53,7 @@ class ProjectedJacobians:
     fold: torch.Tensor | None = None
 
     def take(self, rows: torch.Tensor) -> ProjectedJacobians:
-        some: list[Any] = [None if own is None else own[rows] for own in vars(self).values()]
+        some: list[Any] = [None if column is None else column[rows] for column in vars(self).values()]
         return ProjectedJacobians(*some)
 
     @classmethod

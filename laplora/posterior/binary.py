@@ -19,9 +19,9 @@ def binary_means(means: torch.Tensor) -> torch.Tensor:
 
 def binary_projected(projected: ProjectedJacobians) -> ProjectedJacobians:
     """Return projected Jacobians of the labels' logits as those of the contrasts of rows * classes binary rows."""
-    own = projected.rest.diagonal(dim1=1, dim2=2)  # (rows, parts, classes)
+    diagonal = projected.rest.diagonal(dim1=1, dim2=2)  # (rows, parts, classes)
     return ProjectedJacobians(
         contrast_mean=binary_means(projected.contrast_mean),
         kept=TO_CONTRAST * projected.kept.flatten(0, 1)[:, None],
-        rest=own.mT.flatten(0, 1)[:, None, None] / 2,
+        rest=diagonal.mT.flatten(0, 1)[:, None, None] / 2,
     )

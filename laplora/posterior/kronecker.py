@@ -170,10 +170,10 @@ def _add_eigen_batch(
     for i, (basis, jacobian) in enumerate(zip(bases, jacobians.blocks, strict=True)):
         where = jacobian.jacobian.device
         coordinates, residual = project(jacobian, basis.wide.to(where), basis.narrow.to(where))
-        coordinates, own = coordinates.double(), hessian.to(where)
-        weighted = torch.einsum("nce,nekj->nckj", own, coordinates)
+        coordinates, row_hessian = coordinates.double(), hessian.to(where)
+        weighted = torch.einsum("nce,nekj->nckj", row_hessian, coordinates)
         scale.append(sums.scale[i] + (weighted * coordinates).sum((0, 1)).cpu())
-        rest.append(sums.rest[i] + torch.einsum("nce,ncej->j", own, residual.double()).cpu())
+        rest.append(sums.rest[i] + torch.einsum("nce,ncej->j", row_hessian, residual.double()).cpu())
     return EigenSums(sums.rows + len(hessian), tuple(scale), tuple(rest))
 
 

@@ -115,13 +115,13 @@ class ManyClassPosterior:
         choosing, filling = (shapes(self.inner, self.reference, p) for p in (None, precisions))
         completed = []
         for row in range(count):
-            without, own = (torch.arange(count, device=logits.device) != row), slice(row, row + 1)
+            without, this_row = (torch.arange(count, device=logits.device) != row), slice(row, row + 1)
             choose = answer_directions(choosing[without].mean(0), self.directions)
-            directions = (choose(logits[own], mask[own]).vectors @ transform).permute(1, 2, 0)
-            along = directions.mT @ whole[own] @ directions
+            directions = (choose(logits[this_row], mask[this_row]).vectors @ transform).permute(1, 2, 0)
+            along = directions.mT @ whole[this_row] @ directions
             completed.append(completed_covariance(along, directions, filling[without].mean(0))[0])
-        found, truth = (torch.einsum("nij,nji->n", hessian, v) for v in (torch.stack(completed), whole))
-        return (found / truth.clamp_min(torch.finfo(torch.float64).tiny) - 1).abs().cpu()
+        approximate, truth = (torch.einsum("nij,nji->n", hessian, v) for v in (torch.stack(completed), whole))
+        return (approximate / truth.clamp_min(torch.finfo(torch.float64).tiny) - 1).abs().cpu()
 
     def _average(self, precisions: torch.Tensor | None) -> torch.Tensor:
         """Return K, kept for the next call under the same precisions."""
@@ -168,9 +168,9 @@ def completed_covariance(along: torch.Tensor, directions: torch.Tensor, average:
         directions: (batch, classes - 1, m), S; a column of zeros is none.
         average: (classes - 1, classes - 1), K.
     """
-    regression, scale, own = _terms(along, directions, average)
+    regression, scale, projected_average = _terms(along, directions, average)
     # Both terms at once: K is of full size once a row, and what the Jacobians change of it is of rank m.
-    change = along.double() - scale[:, None, None] * own
+    change = along.double() - scale[:, None, None] * projected_average
     return torch.baddbmm(scale[:, None, None] * average.to(regression), regression @ change, regression.mT)
 
 
@@ -178,9 +178,9 @@ def covariance_parts(
     along: torch.Tensor, directions: torch.Tensor, average: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the two terms of ``completed_covariance``: what follows from the Jacobians, and what is filled in."""
-    regression, scale, own = _terms(along, directions, average)
+    regression, scale, projected_average = _terms(along, directions, average)
     from_jacobians = regression @ along.double() @ regression.mT
-    filled_in = scale[:, None, None] * (average.to(regression) - regression @ own @ regression.mT)
+    filled_in = scale[:, None, None] * (average.to(regression) - regression @ projected_average @ regression.mT)
     return (from_jacobians + from_jacobians.mT) / 2, (filled_in + filled_in.mT) / 2
 
 
@@ -190,10 +190,10 @@ def _terms(
     """Return the regression on the directions ``K S (S^T K S)^-1``, each row's scale of K, and ``S^T K S``; float64."""
     directions = directions.double()
     seen = average.to(directions) @ directions
-    own = directions.mT @ seen
-    inverse = torch.linalg.pinv(own, hermitian=True)
+    projected_average = directions.mT @ seen
+    inverse = torch.linalg.pinv(projected_average, hermitian=True)
     count = (directions.abs().amax(1) > 0).sum(1).clamp_min(1)
-    return seen @ inverse, torch.einsum("nij,nji->n", inverse, along.double()) / count, own
+    return seen @ inverse, torch.einsum("nij,nji->n", inverse, along.double()) / count, projected_average
 
 
 def average_covariance(

@@ -33,14 +33,16 @@ def lora_parameters(model: Any) -> dict[str, nn.Parameter]:
     """
     classifies = is_classifier(base_of(model))
     layers = lora_layers(model) if is_adapted(model) or not classifies else {}
-    found = {
+    parameters = {
         f"{name}.{side}": linear.weight
         for name, layer in layers.items()
         for side, linear in lora_of(layer).sides.items()
     }
     for path in trained_linears(model) if classifies else ():
-        found |= {f"{path}.{kind}": value for kind, value in head_linear(model, path).named_parameters(recurse=False)}
-    return found
+        parameters |= {
+            f"{path}.{kind}": value for kind, value in head_linear(model, path).named_parameters(recurse=False)
+        }
+    return parameters
 
 
 def weight_checksums(parameters: Weights) -> dict[str, int]:
@@ -49,13 +51,13 @@ def weight_checksums(parameters: Weights) -> dict[str, int]:
     Each element's bits count by an odd number that says its place: one that changes, or two that change places, always
     show. Many at once go unseen by a chance of about 2^-64.
     """
-    found = {}
+    checksums = {}
     for name, parameter in parameters.items():
         tensor = parameter.detach().flatten()
         bits = tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
         odd = torch.arange(1, 2 * len(bits), 2, device=bits.device)
-        found[name] = (bits * odd).sum()
-    return {name: int(number) for name, number in found.items()}
+        checksums[name] = (bits * odd).sum()
+    return {name: int(number) for name, number in checksums.items()}
 
 
 def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from laplora.prior.validation import choose_by_validation
 
 
 def choose_priors(
-    asked: tuple[str, str],
+    requested: tuple[str, str],
     posterior: Posterior,
     held_out: tuple[ProjectedJacobians, torch.Tensor, torch.Tensor],
     distances: torch.Tensor,
@@ -26,10 +26,10 @@ def choose_priors(
 ) -> list[PriorChoice]:
     """Return every prior choice that is reported: by validation and by evidence, scalar and per group.
 
-    One that cannot be made is left out, which is said, unless it is asked for: its error is raised then.
+    One that cannot be made is dropped with a warning, or raises its error if it is requested.
 
     Args:
-        asked: method and granularity of what is to be served.
+        requested: method and granularity of the prior that is served.
         held_out: calibration rows as the posterior sees them, their labels and class mask.
         judge: of the calibration rows, where that is not ``posterior``.
     """
@@ -43,15 +43,15 @@ def choose_priors(
             try:
                 choices.append(choose())
             except LaploraError as error:
-                if (method, granularity) == asked:
+                if (method, granularity) == requested:
                     raise
                 warn(f"no prior by {method} ({granularity}) is reported: {error}")
     return choices
 
 
-def served_choice(asked: tuple[str, str], choices: list[PriorChoice]) -> PriorChoice:
+def served_choice(requested: tuple[str, str], choices: list[PriorChoice]) -> PriorChoice:
     """Return the choice that is asked for."""
-    return next(c for c in choices if (c.method, c.prior.granularity) == asked)
+    return next(c for c in choices if (c.method, c.prior.granularity) == requested)
 
 
 def squared_distances(

@@ -39,11 +39,11 @@ class OptionTokens:
     """The tokens of a question's options. They are in the order of their texts, so that rounding is never the user's.
 
     Attributes:
-        asked, alone: with the question before each, and without it.
+        with_question, alone: with the question before each, and without it.
         places: by option its place in the user's order; characters: by option how many of its text are scored.
     """
 
-    asked: Question
+    with_question: Question
     alone: Question
     places: tuple[int, ...]
     characters: tuple[int, ...]
@@ -63,8 +63,8 @@ def encode_options(
     given = option_texts(template, inputs, labels)
     places = sorted(range(len(given)), key=lambda option: inputs["choices"][option])
     texts = [given[place] for place in places]
-    asked, alone = (encode_question(tokenizer, texts, max_tokens, with_question=one) for one in (True, False))
-    return OptionTokens(asked, alone, tuple(places), tuple(len(text.scored.strip()) or 1 for text in texts))
+    with_question, alone = (encode_question(tokenizer, texts, max_tokens, with_question=one) for one in (True, False))
+    return OptionTokens(with_question, alone, tuple(places), tuple(len(text.scored.strip()) or 1 for text in texts))
 
 
 def encode_question(

@@ -291,18 +291,18 @@ def resolve_label_sequences(
         LabelTokenError: fewer than two verbalizers, one that adds no token or changes those of the text before it, or
             two with the same tokens.
     """
-    found: list[tuple[int, ...]] = []
+    sequences: list[tuple[int, ...]] = []
     for label, added in zip(verbalizers, _added_tokens(tokenizer, template, verbalizers), strict=True):
         if not added:
             raise LabelTokenError(
                 f"label {label!r} must add tokens after the prompt and leave the prompt's own as they are: begin it "
                 "with a space, or end the template's text otherwise"
             )
-        if tuple(added) in found:
-            first = verbalizers[found.index(tuple(added))]
+        if tuple(added) in sequences:
+            first = verbalizers[sequences.index(tuple(added))]
             raise LabelTokenError(f"labels {first!r} and {label!r} collide: both are the tokens {added}")
-        found.append(tuple(added))
-    return tuple(found)
+        sequences.append(tuple(added))
+    return tuple(sequences)
 
 
 def _added_tokens(tokenizer: Any, template: PromptTemplate, verbalizers: Sequence[str]) -> list[list[int] | None]:

@@ -50,8 +50,8 @@ def ending_tokens(tokenizer: Any, template: PromptTemplate) -> int:
     ending = template.ending if template.ends_alike else ""
     counts: list[int] = []
     for text in ("a", "1", ".", "\n"):
-        found = tokenizer(text + ending, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
-        counts.append(sum(start >= len(text) for start, _ in found))
+        offsets = tokenizer(text + ending, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+        counts.append(sum(start >= len(text) for start, _ in offsets))
     return max(1, min(counts))
 
 
@@ -67,12 +67,12 @@ def _roles(
         shown = bounds.tail(text, count) if side == "left" else bounds.start(text, count)
         of_characters = of_characters[-len(shown) :] if side == "left" else of_characters[: len(shown)]
         text = shown
-    found = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     roles = [
         OTHER if special else _of_span(of_characters[start:end])
-        for (start, end), special in zip(found["offset_mapping"], found["special_tokens_mask"], strict=True)
+        for (start, end), special in zip(encoding["offset_mapping"], encoding["special_tokens_mask"], strict=True)
     ]
-    ids = list(found["input_ids"])
+    ids = list(encoding["input_ids"])
     if tuple(ids) == row.token_ids:
         return tuple(roles)
     # Tokens were cut at a side; a special one that is kept there is no neighbour of the others in the text.

@@ -67,10 +67,10 @@ def _of_plain(
     if wanted is not None:
         return None
     try:
-        found = named_readout(tokenizer, template, verbalizers, None)
+        readout = named_readout(tokenizer, template, verbalizers, None)
     except LabelTokenError:
         return NoAnswer(len(verbalizers), "left")
-    return None if isinstance(found, LabelTokens) else NoAnswer(len(verbalizers), "left")
+    return None if isinstance(readout, LabelTokens) else NoAnswer(len(verbalizers), "left")
 
 
 def named_readout(

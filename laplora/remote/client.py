@@ -182,8 +182,8 @@ def _gathered(content: Iterable[bytes]) -> Iterator[bytes]:
 
 def _status(error: Exception) -> int | None:
     """Return the status of the answer that an error of obstore tells of, which it has in its text alone."""
-    found = _STATUS.search(str(error))
-    return int(found[1]) if found else None
+    match = _STATUS.search(str(error))
+    return int(match[1]) if match else None
 
 
 @contextmanager

@@ -69,8 +69,8 @@ class HubStore:
         from huggingface_hub.hf_api import RepoFile
 
         with self._answering(name):
-            found = HfApi().get_paths_info(self._address.repository, [self._path(name)], revision=self.version)
-        return next(((entry.size, entry.blob_id) for entry in found if isinstance(entry, RepoFile)), None)
+            infos = HfApi().get_paths_info(self._address.repository, [self._path(name)], revision=self.version)
+        return next(((entry.size, entry.blob_id) for entry in infos if isinstance(entry, RepoFile)), None)
 
     def sizes(self, patterns: Sequence[str]) -> dict[str, int]:
         """Return the bytes of the files, by path at the commit, that patterns match as those of ``snapshot`` do."""

@@ -47,10 +47,10 @@ class ObjectStore:
         """Return an object's bytes and its entity tag, or where it has none the time of its last change."""
         try:
             with self._answering(name):
-                found = self._client.state(name)
+                state_of_object = self._client.state(name)
         except FileNotFoundError:
             return None
-        return found.size, found.etag or found.changed
+        return state_of_object.size, state_of_object.etag or state_of_object.changed
 
     def write(self, files: Mapping[str, Path], last: str) -> None:
         """Write objects, ``last`` at the end; one that is there already goes first, so that no reader mixes the two."""

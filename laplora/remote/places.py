@@ -105,8 +105,8 @@ class StoredObject:
 
     def identity(self) -> dict[str, Any]:
         """Return size and ETag, and where there is none the time of the last change."""
-        found = self._state()
-        return {"bytes": found.size, "etag": found.etag, **({} if found.etag else {"changed": found.changed})}
+        state = self._state()
+        return {"bytes": state.size, "etag": state.etag, **({} if state.etag else {"changed": state.changed})}
 
     def open(self, version: str) -> BinaryIO:
         """Return the object; each read asks for one range of this version. DataError: it is of another by now."""
@@ -183,8 +183,8 @@ class _Ranges(io.RawIOBase):
         return len(part)
 
 
-def _version(found: os.stat_result) -> str:
-    return f"{found.st_size} {found.st_mtime_ns}"
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def changed(place: str | Path) -> DataError:

@@ -31,7 +31,7 @@ def information(predictions: Sequence[Prediction]) -> torch.Tensor:
     """
     if any(one.logit_covariance is None for one in predictions):
         raise DataError("a prediction has no logit_covariance: ask for it, with the posterior's laplace")
-    found = torch.zeros(len(predictions), dtype=torch.float64)
+    nats = torch.zeros(len(predictions), dtype=torch.float64)
     by_classes: dict[int, list[int]] = {}
     for place, one in enumerate(predictions):
         by_classes.setdefault(len(one.labels), []).append(place)
@@ -47,5 +47,5 @@ def information(predictions: Sequence[Prediction]) -> torch.Tensor:
             root = probs.sqrt()
             half = torch.diag_embed(root) - probs[:, :, None] * root[:, None, :]
         seen = torch.eye(probs.shape[1], dtype=torch.float64) + half.mT @ covariance @ half
-        found[places] = torch.linalg.slogdet((seen + seen.mT) / 2).logabsdet.clamp_min(0) / 2
-    return found
+        nats[places] = torch.linalg.slogdet((seen + seen.mT) / 2).logabsdet.clamp_min(0) / 2
+    return nats

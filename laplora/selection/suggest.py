@@ -113,12 +113,12 @@ def suggest(
     for index in track(batches(rows, batch_size), "answering"):
         also = ("laplace",) if has_adapter else ()
         some = predictor.predict([rows[i] for i in index], also=also, covariance=has_adapter)
-        found = (
+        batch_gains = (
             information(some).tolist()
             if has_adapter
             else [one.total if one.epistemic is None else one.epistemic for one in some]
         )
-        gains.update(zip(index, found, strict=True))
+        gains.update(zip(index, batch_gains, strict=True))
         # A pool of covariances would be more than the memory of most machines.
         answers.update((i, replace(one, logit_covariance=None)) for i, one in zip(index, some, strict=True))
     everyone = range(len(rows))

@@ -125,9 +125,9 @@ class Conditioner:
                     raise
                 raise DeviceMemoryError("the labelled rows do not fit the device's memory: send shorter ones") from None
             new = self._swap(loaded, partial(write_version, version, loaded.artifact.path))
-            found: Comparison = version.found.comparison
-            self._say({"event": "conditioned"}, loaded, new, rows=len(rows), difference=round(found.difference, 4))
-            return Conditioned(new, loaded.artifact.digest, found)
+            comparison: Comparison = version.learned.comparison
+            self._say({"event": "conditioned"}, loaded, new, rows=len(rows), difference=round(comparison.difference, 4))
+            return Conditioned(new, loaded.artifact.digest, comparison)
 
     def undo(self, name: str, digest: str | None, begun: Callable[[], object]) -> Conditioned:
         """Put a loaded artifact back as it was packaged; ``begun`` and errors as of ``condition``."""

@@ -59,35 +59,35 @@ class Changes:
         owner: str,
         key: str | None,
         work: Work[T],
-        told: Callable[[T], BaseModel],
+        result_of: Callable[[T], BaseModel],
     ) -> Change:
         """Begin a change, and return it once nothing refuses it any more, or after ``LOOK_UP_S``.
 
         Args:
             body: of the request; a repeated one has the same.
             key: the caller's name of it. The same one again begins nothing, and returns the first change.
-            told: returns what it came to.
+            result_of: returns its result.
 
         Raises:
             IdempotencyConflictError: the key is another change's.
             Exception: what refuses the change. Nothing is kept of it then.
         """
-        asked = hashlib.sha256("\0".join((kind, artifact, body)).encode("utf-8", "replace")).hexdigest()
+        request_digest = hashlib.sha256("\0".join((kind, artifact, body)).encode("utf-8", "replace")).hexdigest()
         named = (one for one in self._own.values() if key is not None and (one.owner, one.key) == (owner, key))
         change = next(named, None)
         if change is None:
             self._forget_old()
             about: dict[str, Any] = {"kind": kind, "artifact": artifact, "server": self._disk.server}
-            about |= {"owner": owner, "key": key, "asked": asked, "created_at": time.time()}
+            about |= {"owner": owner, "key": key, "asked": request_digest, "created_at": time.time()}
             change = Change(id=secrets.token_hex(16), **about)
             self._own[change.id] = change
             self._answers[change.id] = asyncio.get_running_loop().create_future()
-            self._spawn(self._make(change, work, told))
+            self._spawn(self._make(change, work, result_of))
         answer = self._answers.get(change.id)
         outcome = change if answer is None else await asyncio.shield(answer)
         if isinstance(outcome, Exception):
             raise outcome
-        if outcome.asked != asked:
+        if outcome.asked != request_digest:
             raise IdempotencyConflictError("this Idempotency-Key is another change's: send another key for another one")
         return outcome
 
@@ -118,7 +118,7 @@ class Changes:
         """Let go of what is under way: it ends with the process."""
         await cancelled(list(self._tasks))
 
-    async def _make(self, change: Change, work: Work[T], told: Callable[[T], BaseModel]) -> None:
+    async def _make(self, change: Change, work: Work[T], result_of: Callable[[T], BaseModel]) -> None:
         loop, answer = asyncio.get_running_loop(), self._answers[change.id]
 
         def settle(outcome: Change | Exception) -> None:
@@ -142,7 +142,7 @@ class Changes:
                         return
                 loop.call_later(LOOK_UP_S, settle, change)
                 making = in_daemon_thread("laplora-change", lambda: work(lambda: loop.call_soon_threadsafe(begun)))
-                change.result = told(await asyncio.wrap_future(making)).model_dump(mode="json")
+                change.result = result_of(await asyncio.wrap_future(making)).model_dump(mode="json")
             except Exception as error:
                 if not answer.done():
                     del self._own[change.id]

@@ -128,9 +128,9 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
 
 async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = error.errors()
-    context = found[0].get("ctx", {})
-    problems = [_problem(one) for one in found[:_TOLD_PROBLEMS]]
+    raised = error.errors()
+    context = raised[0].get("ctx", {})
+    problems = [_problem(one) for one in raised[:_TOLD_PROBLEMS]]
     bounds = (value for name, value in context.items() if name.startswith(("max_", "min_")))
     limit = next((value for value in bounds if isinstance(value, int)), None)
     message = "; ".join(f"{problem['field']}: {problem['message']}" for problem in problems)
@@ -140,8 +140,8 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
         message += "" if likely is None else f". Probably meant: {likely}"
     field, got = problems[0]["field"], context.get("actual_length")
     invalid = InvalidRequestError(message, field=field, limit=limit, got=got)
-    if len(found) > 1:
-        invalid.problems, invalid.problems_count = problems, len(found)
+    if len(raised) > 1:
+        invalid.problems, invalid.problems_count = problems, len(raised)
     return await answer(request, invalid)
 
 

@@ -36,13 +36,13 @@ def meant(body: Any, model: type[BaseModel]) -> str | None:
     if not isinstance(body, dict):
         return f'a body is an object: send {{"{listed}": [...]}}'
     options = _options(model)
-    found = [*_of_list(body.get(listed), listed), *_of_names(body, model.model_fields, options, listed)]
+    hints = [*_of_list(body.get(listed), listed), *_of_names(body, model.model_fields, options, listed)]
     if isinstance(chosen := body.get("options"), dict):
-        found += _of_names(chosen, options, model.model_fields, listed, inside=True)
+        hints += _of_names(chosen, options, model.model_fields, listed, inside=True)
         risk = chosen.get("target_risk")
         if isinstance(risk, int | float) and 1 <= risk < 100:
-            found.append("target_risk is a share: 5 % is 0.05")
-    return "; ".join(dict.fromkeys(found)) or None
+            hints.append("target_risk is a share: 5 % is 0.05")
+    return "; ".join(dict.fromkeys(hints)) or None
 
 
 def _options(model: type[BaseModel]) -> Collection[str]:

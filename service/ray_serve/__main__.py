@@ -69,19 +69,19 @@ def main() -> int:
 
 def _read(file: str) -> tuple[Cluster, Settings]:
     """Return what a file says, and the server's settings with it; exits with a message for a bad one."""
-    told: Iterable[str]
+    messages: Iterable[str]
     try:
         cluster = Cluster.model_validate_json(Path(file).read_bytes())
     except OSError as error:
-        told = [error.strerror or str(error)]
+        messages = [error.strerror or str(error)]
     except ValidationError as error:
-        told = problems(error, str)
+        messages = problems(error, str)
     else:
         try:
             return cluster, Settings(**cluster.settings)
         except ValidationError as error:
-            told = problems(error, lambda name: f"settings.{name} (LAPLORA_{name.upper()})")
-    for problem in told:
+            messages = problems(error, lambda name: f"settings.{name} (LAPLORA_{name.upper()})")
+    for problem in messages:
         sys.stderr.write(f"python -m service.ray_serve: {file}: {problem}\n")
     raise SystemExit(int(ExitStatus.USAGE))
 

@@ -64,7 +64,7 @@ def build(args: Cluster) -> Application:
             }
         }
     # Any other setting would restart the replica that gets it.
-    own = _Own(args.settings, args.library, args.artifacts_per_scorer, args.artifact_bytes_per_scorer)
+    own_arguments = _Own(args.settings, args.library, args.artifacts_per_scorer, args.artifact_bytes_per_scorer)
     leave_s = settings.request_timeout_s + settings.drain_s
     scorer = _SCORER.options(
         **scale,
@@ -79,7 +79,7 @@ def build(args: Cluster) -> Application:
         max_ongoing_requests=4 * settings.max_requests,
         graceful_shutdown_timeout_s=leave_s,
     )
-    application: Application = ingress.bind(own, scorer.bind(own))
+    application: Application = ingress.bind(own_arguments, scorer.bind(own_arguments))
     return application
 
 

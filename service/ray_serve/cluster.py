@@ -82,8 +82,8 @@ class Flags(Sizes, Settings):
     @classmethod
     def given(cls, arguments: list[str]) -> dict[str, Any]:
         """Return what a command line says, and the environment does not, by field."""
-        found: dict[str, Any] = CliSettingsSource(cls, cli_parse_args=arguments)()
-        return found
+        flags: dict[str, Any] = CliSettingsSource(cls, cli_parse_args=arguments)()
+        return flags
 
     def cluster(self, given: dict[str, Any], gpus: float) -> Cluster:
         """Return the cluster; of the settings only what the command line gives: a node has an environment of its own.

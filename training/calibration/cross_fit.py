@@ -53,19 +53,19 @@ def cross_fit_rows(
     posterior, log_likelihood = fit_curvature(classifier, rows, blocks, settings, store, progress)
     everyone, labelled = labelled_rows(classifier, (), rows, settings)
     beside = fit_beside(classifier, everyone, labelled, settings, store, progress)
-    found = folded_rows(classifier, folds, rows, blocks, settings, progress)
+    answered = folded_rows(classifier, folds, rows, blocks, settings, progress)
     start = None if initial is None else label_rows(initial, classifier)
     distances = squared_distances(block_weights(classifier), blocks, start)
     choices = choose_priors(
-        settings.laplace.asked, posterior, found.split.judged, distances, log_likelihood, found.posterior
+        settings.laplace.requested, posterior, answered.split.judged, distances, log_likelihood, answered.posterior
     )
-    served = served_choice(settings.laplace.asked, choices)
-    judged = Fitted(found.posterior, served.prior, found.split.projected)
+    served = served_choice(settings.laplace.requested, choices)
+    judged = Fitted(answered.posterior, served.prior, answered.split.projected)
     familiar = None
-    if found.ood_scores is not None:
+    if answered.ood_scores is not None:
         ood_score, count = ood_score_to(classifier, rows, settings, store, progress)
-        familiar = familiar_of(classifier, ood_score, count, found.ood_scores, settings)
-    outputs = SplitOutputs(found.split, judged)
+        familiar = familiar_of(classifier, ood_score, count, answered.ood_scores, settings)
+    outputs = SplitOutputs(answered.split, judged)
     answering = fit_answering(settings, outputs, labelled, beside, OUT_OF_FOLD)
     return Fit(
         answering.settings,
@@ -79,9 +79,9 @@ def cross_fit_rows(
         answering.experts,
         beside,
         familiar,
-        found.split,
+        answered.split,
         answering.calibrated,
         answering.scores,
         answering.fine_tuning,
-        many_classes_record(settings, classifier, posterior, served.prior, found.parts),
+        many_classes_record(settings, classifier, posterior, served.prior, answered.parts),
     )

@@ -55,23 +55,23 @@ def label_values(path: Path, label_field: str) -> tuple[tuple[str, ...], bool]:
     several = any(isinstance(value, list) for value in values)
     flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
     texts = (label_text(one) for one in flat if not empty(one))
-    found = tuple(sorted({text for text in texts if isinstance(text, str)}))
+    distinct = tuple(sorted({text for text in texts if isinstance(text, str)}))
     alike: dict[str, str] = {}
-    for text in found:
+    for text in distinct:
         if (other := alike.setdefault(text.casefold(), text)) != text:
             raise ConfigError(
                 f"{path}: field {label_field!r} has the labels {other!r} and {text!r}, which differ in case alone: "
                 "write them alike, or name both by --labels"
             )
-    return found, several
+    return distinct, several
 
 
 def labels_of_rows(path: Path, label_field: str) -> tuple[str, ...]:
     """Return the labels of a file's rows, sorted; ConfigError for fewer than two."""
-    found, _ = label_values(path, label_field)
-    if len(found) < 2:
-        raise ConfigError(f"{path}: field {label_field!r} has {len(found)} labels: name it by --label-field")
-    return found
+    labels, _ = label_values(path, label_field)
+    if len(labels) < 2:
+        raise ConfigError(f"{path}: field {label_field!r} has {len(labels)} labels: name it by --label-field")
+    return labels
 
 
 def labels_of_head(
@@ -85,7 +85,7 @@ def labels_of_head(
     Raises:
         ConfigError: as many as the head has no outputs, or none that the rows can be told by.
     """
-    found, lists = label_values(path, label_field)
+    labels, lists = label_values(path, label_field)
     several = lists if head.several is None else head.several
     if given is not None:
         if len(given) != head.classes:
@@ -97,10 +97,10 @@ def labels_of_head(
     if head.names is not None and len(head.names) == head.classes:
         return head.names, several
     numbers = tuple(map(str, range(head.classes)))
-    if found and set(found) <= set(numbers):
+    if labels and set(labels) <= set(numbers):
         return numbers, several
     raise ConfigError(
-        f"the model does not name the {head.classes} outputs of its head (id2label), and the {len(found)} labels of "
+        f"the model does not name the {head.classes} outputs of its head (id2label), and the {len(labels)} labels of "
         f"{path} are no numbers from 0 to {head.classes - 1}: name them by --labels, in the order of the outputs"
     )
 

@@ -83,10 +83,10 @@ class LabelTrainer(Trainer):
 
         The Trainer leaves such batches out of the mean, so that a step could be chosen for them.
         """
-        found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        if (loss := found[0]) is not None and not bool(loss.isfinite()):
+        result = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if (loss := result[0]) is not None and not bool(loss.isfinite()):
             raise NonFiniteError("a loss on selection rows is NaN or infinite: lower optimizer.learning_rate")
-        return found
+        return result
 
     def create_optimizer(self, *arguments: Any, **options: Any) -> Any:
         """Return AdamW; of LoRA+ (Hayou et al., arXiv 2402.12354) with a larger step for every ``lora_B``."""
@@ -161,8 +161,8 @@ class LabelTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Any]], device: torch.device) -> int:
         """Return the rows of a step's batches; the Trainer would count tokens, and leave the first one out."""
-        own = sum(batch.get("counted", len(batch["labels"])) for batch in batch_samples)
-        return int(self.workers.summed([torch.tensor(own)])[0])
+        counted = sum(batch.get("counted", len(batch["labels"])) for batch in batch_samples)
+        return int(self.workers.summed([torch.tensor(counted)])[0])
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.workers.first:  # newer versions of transformers call it in every process

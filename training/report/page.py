@@ -35,7 +35,7 @@ from training.workspace.run import Run
 
 
 def answered_rows(
-    found: RowOutputs,
+    outputs: RowOutputs,
     calibrated: Calibrated,
     unfamiliar: torch.Tensor | None,
     examples: Sequence[Example],
@@ -46,9 +46,9 @@ def answered_rows(
     Args:
         unfamiliar: (rows,) bool; None where nothing says which.
     """
-    name, split = calibrated.recommended.predictive, found.outputs.split
+    name, split = calibrated.recommended.predictive, outputs.outputs.split
     thresholds = calibrated.predictives[name].thresholds
-    predictive = found.predictive(name, calibrated.temperatures[name])
+    predictive = outputs.predictive(name, calibrated.temperatures[name])
     parts = decompose(predictive)
     split_whole = ((parts.aleatoric > 0) | (parts.total == 0)).all()
     epistemic = parts.epistemic if predictive.std.any() and split_whole else None

@@ -41,7 +41,7 @@ def trained_from(runs: Path, name: str, inputs: str, fields: Mapping[str, Any]) 
             continue
         if made_from == inputs and (path.parent / "adapter" / "adapter_model.safetensors").is_file():
             folders.append((_differences(theirs, json.loads(json.dumps(fields))), path.parent))
-    return [folder for _, folder in sorted(folders, key=lambda found: found[0])]
+    return [folder for _, folder in sorted(folders, key=lambda item: item[0])]
 
 
 def _differences(one: Any, other: Any) -> int:

@@ -29,8 +29,8 @@ def fold_runs(run: Run) -> list[Run]:
             train=tuple(rows[i] for i in fit.tolist()),
             calibration=tuple(rows[i] for i in held_out.tolist()),
         )
-        own = scaled(config, len(fit) / len(rows))
-        runs.append(replace(run, config=own, splits=splits, own_folder=config.run_dir / "folds" / str(number)))
+        fold_config = scaled(config, len(fit) / len(rows))
+        runs.append(replace(run, config=fold_config, splits=splits, own_folder=config.run_dir / "folds" / str(number)))
     return runs
 
 

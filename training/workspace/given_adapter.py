@@ -149,12 +149,12 @@ def _folder(adapter: str) -> Path:
 
 def _task_type(settings: Any, wanted: str | None) -> str:
     """Return the PEFT task type of an adapter's settings; one that names none is a causal language model's."""
-    told, name = settings.get("task_type"), trained_class(settings)
-    if told is None and name is not None:
-        told = next((kind for kind, ends in _CLASSES.items() if name.endswith(ends)), name)
-    if wanted and told in _CLASSES and told != wanted:
-        raise ModelError(f"the adapter says that it is of {told}, --task-type is {wanted}: leave it out")
-    kind = wanted or told or "CAUSAL_LM"
+    task_type, name = settings.get("task_type"), trained_class(settings)
+    if task_type is None and name is not None:
+        task_type = next((kind for kind, ends in _CLASSES.items() if name.endswith(ends)), name)
+    if wanted and task_type in _CLASSES and task_type != wanted:
+        raise ModelError(f"the adapter says that it is of {task_type}, --task-type is {wanted}: leave it out")
+    kind = wanted or task_type or "CAUSAL_LM"
     if kind not in _CLASSES:
         raise ModelError(
             f"the adapter is of {str(kind)[:64]}, expected {' or '.join(_CLASSES)}: if it is one of them, say "

@@ -61,15 +61,15 @@ def run_by_ray(work: Callable[[], object], device: str, processes: RayProcesses)
         raise ConfigError(f"base.device: {device} is one device, and processes of Ray take one each: use cuda or auto")
     ray = import_ray("ray.train.torch")
     with cluster(processes.count * processes.threads, show_output=True), _quiet_trainer(), _interruptible():
-        found = machines(ray)
-        gpus = sum(machine.gpus for machine in found)
+        ray_machines = machines(ray)
+        gpus = sum(machine.gpus for machine in ray_machines)
         on_gpu = device == "cuda" or (device == "auto" and gpus > 0)
         if on_gpu and gpus < processes.count:
             raise ConfigError(
                 f"{processes.count} processes need a GPU each, and Ray has {gpus}: set base.device to cpu, or start "
                 "fewer"
             )
-        usable = [one for one in found if one.gpus or not on_gpu]
+        usable = [one for one in ray_machines if one.gpus or not on_gpu]
         places = [min(one.cpus // processes.threads, one.gpus if on_gpu else one.cpus) for one in usable]
         if sum(places) < processes.count:  # Ray Train would wait for more, and say nothing
             where, most = " of machines with a GPU" if on_gpu else "", max((one.cpus for one in usable), default=0)
@@ -106,20 +106,20 @@ def run_by_ray(work: Callable[[], object], device: str, processes: RayProcesses)
 
 
 @warnings_said(say)
-def _process(asked: dict[str, Any]) -> None:
+def _process(options: dict[str, Any]) -> None:
     """Do the work in one process of Ray Train."""
     import ray.train.torch
     import torch
 
     from training.workspace.processes import leave
 
-    os.chdir(asked["folder"])
-    torch.set_num_threads(asked["threads"])
+    os.chdir(options["folder"])
+    torch.set_num_threads(options["threads"])
     device = ray.train.torch.get_device()
     if device.type == "cuda":  # of the node's GPUs that the job has, Ray gave this one; not always in the ranks' order
         os.environ["LOCAL_RANK"] = str(device.index)
     try:
-        asked["work"]()
+        options["work"]()
     except LaploraError as error:  # by its message: not every class of these can be pickled
         raise LaploraError(f"in process {launched_rank()}: {error}" if launched_rank() else str(error)) from None
     finally:

@@ -74,10 +74,10 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
             yield conditions.record(f"pool: {what}", taken, f"seconds, {cores} cores", limit=1.0)
     torch.set_num_threads(1)
     for number_format in ("float32", "nf4"):
-        asked = subjects(number_format, encoder, heads, outputs)
+        measured = subjects(number_format, encoder, heads, outputs)
         for rows in (1, 8):
-            times = in_turns({name: asking(*each, rows) for name, each in asked.items()}, turns, time.process_time)
-            for name in list(asked)[1:]:
+            times = in_turns({name: asking(*each, rows) for name, each in measured.items()}, turns, time.process_time)
+            for name in list(measured)[1:]:
                 limit = 1.1 if name.endswith("no adapter") else 2.1
                 what = f"{name}, {number_format}, {rows} x 60 tokens"
                 yield conditions.record(f"pool: {what}", ratio(times, name, "map"), "a MAP answer", limit=limit)
@@ -120,14 +120,14 @@ def subjects(
     conditioned = fit_head("conditioned", some, heads.labelled, "last_state", offset="adapter", temper=True)
     beside: dict[str, AnswersByHead] = {"conditioned": conditioned, **heads.experts}
     pools = [with_heads(adapted.predictor, beside, ("adapter", *of), encoder) for of in (("frozen",), tuple(beside))]
-    own = with_heads(alone.predictor, heads.experts, HEADS, encoder)
+    with_experts = with_heads(alone.predictor, heads.experts, HEADS, encoder)
     return {
         "map": (adapted.predictor, "map"),
         "adapter and frozen": (pools[0], POOLED),
         "adapter, conditioned, frozen, encoder": (pools[1], POOLED),
-        "frozen and encoder, no adapter": (own, POOLED),
-        "frozen, no adapter": (own, "frozen"),
-        "map, no adapter": (own, "map"),
+        "frozen and encoder, no adapter": (with_experts, POOLED),
+        "frozen, no adapter": (with_experts, "frozen"),
+        "map, no adapter": (with_experts, "map"),
     }
 
 
@@ -172,12 +172,12 @@ def without_adapter(
 
 def examples(count: int, words: int) -> tuple[Example, ...]:
     """Return made-up texts, each of a topic, labelled in turn."""
-    draw, half, found = random.Random(0), TOPICS.split(), []
+    draw, half, rows = random.Random(0), TOPICS.split(), []
     for number in range(count):
         topic = number * 31 % 81
         text = [*draw.choices(" ".join(WORDS).split(), k=words - 2), half[topic % 9], half[9 + topic // 9]]
-        found.append(Example(str(number), {"text": " ".join(text)}, number % len(LABELS), len(LABELS)))
-    return tuple(found)
+        rows.append(Example(str(number), {"text": " ".join(text)}, number % len(LABELS), len(LABELS)))
+    return tuple(rows)
 
 
 def labelled(rows: int, classes: int) -> Labelled:

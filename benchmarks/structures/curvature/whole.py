@@ -40,11 +40,11 @@ class EveryRow:
 
 def fit_exact(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> WholePosterior:
     """Return the ``exact`` posterior; one pass, ``exact``. Its memory grows with the rows, its time with their cube."""
-    found = run_pass("exact", EveryRow(0, ()), _add_batch)
-    check_any_rows(found)
-    by_block = torch.split(torch.cat(found.factors), [b.wide * b.narrow for b in blocks], 1)
+    every_row = run_pass("exact", EveryRow(0, ()), _add_batch)
+    check_any_rows(every_row)
+    by_block = torch.split(torch.cat(every_row.factors), [b.wide * b.narrow for b in blocks], 1)
     directions, factor = orthonormal_directions(blocks, by_block, settings.basis_dtype)
-    return WholePosterior(blocks, directions, factor, found.rows, (), (), "exact")
+    return WholePosterior(blocks, directions, factor, every_row.rows, (), (), "exact")
 
 
 def _add_batch(state: EveryRow, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> EveryRow:

@@ -145,7 +145,7 @@ class Held:
         with self._lock:
             now = self._clock()
             self._wants[by] = (now, frozenset(wanted))
-            self._wants = {one: told for one, told in self._wants.items() if now - told[0] <= UNWANTED_S}
+            self._wants = {one: wanted_at for one, wanted_at in self._wants.items() if now - wanted_at[0] <= UNWANTED_S}
             still = self._wanted
             left = {
                 digest: held

@@ -42,8 +42,8 @@ class Reply:
     @property
     def predictions(self) -> list[Prediction]:
         """The value of a ticket's reply."""
-        found: list[Prediction] = self.value
-        return found
+        predictions: list[Prediction] = self.value
+        return predictions
 
 
 @dataclass(frozen=True)

@@ -163,11 +163,11 @@ class Replicas:
     @property
     def backlog(self) -> Backlog:
         """The work that waits at all replicas, by their last status."""
-        found = self.statuses
+        statuses = self.statuses
         return Backlog(
-            sum(one.rows for one in found),
-            sum(one.tokens for one in found),
-            max((one.oldest_wait_s for one in found), default=0.0),
+            sum(one.rows for one in statuses),
+            sum(one.tokens for one in statuses),
+            max((one.oldest_wait_s for one in statuses), default=0.0),
             self._admission.total,
             self._admission.limits,
         )
@@ -472,8 +472,8 @@ class Replicas:
             loaded = [reply for reply in replies if isinstance(reply, Reply) and reply.error is None]
             for reply in loaded:
                 self._note_loaded(reply.replica, digest)
-            said = [reply.error if isinstance(reply, Reply) else reply for reply in replies]
-            errors = [error for error in said if error is not None and not isinstance(error, ReplicaGoneError)]
+            outcomes = [reply.error if isinstance(reply, Reply) else reply for reply in replies]
+            errors = [error for error in outcomes if error is not None and not isinstance(error, ReplicaGoneError)]
             # Nothing is in use for longer than a request lasts.
             full = [error for error in errors if isinstance(error, InUseError) and time.monotonic() < give_up]
             for error in errors:
@@ -535,14 +535,14 @@ class Replicas:
         place = self._place(self._calls.present()).get(name, ())
         wanted = {one.artifact.digest: str(one.artifact.path) for one in self._models if one.artifact.digest in place}
         try:
-            asked = time.monotonic()
+            asked_at = time.monotonic()
             async with asyncio.timeout(SILENT_S):
-                told = self._replicas.get(name, _Replica()).batches_to
-                status: Status = await self._calls.call(name, "status", wanted, self._name, told)
+                last_batch = self._replicas.get(name, _Replica()).batches_to
+                status: Status = await self._calls.call(name, "status", wanted, self._name, last_batch)
         except (ReplicaGoneError, TimeoutError):
             return
         known = self._replicas.setdefault(status.replica, _Replica())
-        known.status, known.asked, known.seen = status, asked, time.monotonic()
+        known.status, known.asked, known.seen = status, asked_at, time.monotonic()
         new = status.batches[-(status.batches_to - known.batches_to) :] if status.batches_to > known.batches_to else ()
         known.batches_to = status.batches_to
         for report in new:

@@ -71,8 +71,8 @@ class Scorer:
         # Room for what one ingress sends to all replicas: it is the one that refuses.
         whole = {"client_share": 1.0, "max_queue_rows": 2**31, "max_queue_tokens": 2**40}
         most_bytes = artifact_bytes or settings.max_artifact_bytes  # also what batches leave free
-        own = settings.model_copy(update={**whole, "max_artifact_bytes": most_bytes})
-        self.local = Local(own, library, on_batch=(self._batches.add,))
+        own_settings = settings.model_copy(update={**whole, "max_artifact_bytes": most_bytes})
+        self.local = Local(own_settings, library, on_batch=(self._batches.add,))
         self._most = artifacts or settings.max_artifacts
         most_s = settings.load_timeout_s
         self._held = Held(most=self._most, most_bytes=most_bytes, most_load_s=most_s, on_load=self._changed)

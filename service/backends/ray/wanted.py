@@ -37,7 +37,7 @@ class Wanted:
             self._running = False
             pause_s, _ = self._failed.pop(digest, (0.0, 0.0))
             # Failures without a request since then are forgotten.
-            self._failed = {one: told for one, told in self._failed.items() if now - told[1] < LONGEST_PAUSE_S}
+            self._failed = {one: failure for one, failure in self._failed.items() if now - failure[1] < LONGEST_PAUSE_S}
             if not loaded:
                 pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * pause_s))
                 self._failed[digest] = (pause_s, now + pause_s)

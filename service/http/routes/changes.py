@@ -38,8 +38,8 @@ async def _begin(
         ),
     ] = None,
 ) -> Begin:
-    async def begin(kind: Kind, name: str, body: str, work: Work[T], told: Callable[[T], BaseModel]) -> ChangeOut:
-        change = await changes.begin(kind, name, body, caller.name, idempotency_key, work, told)
+    async def begin(kind: Kind, name: str, body: str, work: Work[T], result_of: Callable[[T], BaseModel]) -> ChangeOut:
+        change = await changes.begin(kind, name, body, caller.name, idempotency_key, work, result_of)
         response.headers["Location"] = f"/changes/{change.id}"
         return _change_out(change)
 

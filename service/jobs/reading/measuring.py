@@ -60,20 +60,20 @@ class Measuring:
         import torch
 
         truths: list[Truth] = []
-        own: list[RowScores] = []
+        row_scores: list[RowScores] = []
         scaled: list[torch.Tensor] = []
         compared = method != REFERENCE and REFERENCE in job.sums.methods
         last, disk, about = -1, self._ledger.disk, job.about
         read = partial(scores_of, methods=job.sums.methods, labels=about.label_names)
         while page := await disk.in_database(disk.tables.reads.rows, job.number, last, _PAGE_ROWS):
             truths += [row.truth for row in page if row.truth is not None]
-            own.append(await disk.in_database(read, page, method))
+            row_scores.append(await disk.in_database(read, page, method))
             if compared:
                 scaled.append((await disk.in_database(read, page, REFERENCE)).nll)
             last = page[-1].row
         if len(truths) != job.sums.rows:
             raise RuntimeError(f"{len(truths)} of {job.sums.rows} scored rows are on disk")
-        scores = type(own[0])(*map(torch.cat, zip(*own, strict=True)))
+        scores = type(row_scores[0])(*map(torch.cat, zip(*row_scores, strict=True)))
         other = torch.cat(scaled) if compared else None
         work = partial(measure_scores, scores, truths, names=about.label_names, how=about.options, scaled=other)
         # In a thread that can hold up neither the event loop nor the process's exit.

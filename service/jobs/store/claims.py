@@ -84,8 +84,8 @@ class Claims:
     def left_s(self, job: int) -> float:
         """Return for how many seconds no server that claimed a job has had what it needs; 0 where one has."""
         with self.database.transaction() as db:
-            asked = select(self.database.now - JOBS.c.left_at).where(JOBS.c.number == job)
-            return float(db.execute(asked).scalar() or 0.0)
+            query = select(self.database.now - JOBS.c.left_at).where(JOBS.c.number == job)
+            return float(db.execute(query).scalar() or 0.0)
 
     def leave_job(self, job: int, paused: Mapping[str, Any], *, fence: int) -> tuple[float, int]:
         """Let another server have a job that this one cannot run; return since when it waits, and its changes.

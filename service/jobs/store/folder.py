@@ -215,9 +215,9 @@ def _check_no_foreign_files(jobs_dir: Path) -> None:
     folders = {name: jobs_dir / name for name in (SUBFOLDER, SHARED_SUBFOLDER)}
     # Listed before they are looked at: another server may make the shared one, or its marker, meanwhile.
     shown = _shown(jobs_dir)
-    own = {name for name, path in folders.items() if path.is_dir() and not path.is_symlink()}
-    foreign = [name for name in shown if name not in own]
-    for subfolder in sorted(own):
+    own_folders = {name for name, path in folders.items() if path.is_dir() and not path.is_symlink()}
+    foreign = [name for name in shown if name not in own_folders]
+    for subfolder in sorted(own_folders):
         shown = _shown(folders[subfolder])
         marked = (folders[subfolder] / MARKER).is_file()
         foreign += [

@@ -39,8 +39,8 @@ class Reads:
                 bad_counts[number][code] = count
             for number, first, after, tries in db.execute(select(BEGUN).where(among(BEGUN.c.job))):
                 begun[number][first, after] = tries
-            found = db.execute(jobs.order_by(JOBS.c.number)).mappings()
-            return [_job(row, bad_counts[row["number"]], begun[row["number"]]) for row in found]
+            rows = db.execute(jobs.order_by(JOBS.c.number)).mappings()
+            return [_job(row, bad_counts[row["number"]], begun[row["number"]]) for row in rows]
 
     def versions(self) -> dict[int, tuple[int, int]]:
         """Return of each job, by number, its fence and how often it has changed."""
@@ -55,31 +55,31 @@ class Reads:
 
     def rows(self, job: int, after: int, count: int) -> list[ScoredRow]:
         """Return at most ``count`` labelled rows of numbers above ``after``, in order, without their answers."""
-        asked = select(ROWS.c.row, ROWS.c.truth, ROWS.c.methods).where(ROWS.c.job == job, ROWS.c.row > after)
-        asked = asked.where(ROWS.c.truth != "null")
+        query = select(ROWS.c.row, ROWS.c.truth, ROWS.c.methods).where(ROWS.c.job == job, ROWS.c.row > after)
+        query = query.where(ROWS.c.truth != "null")
         with self.database.transaction() as db:
-            rows = db.execute(asked.order_by(ROWS.c.row).limit(count))
+            rows = db.execute(query.order_by(ROWS.c.row).limit(count))
             return [ScoredRow(row, _truth(json.loads(truth)), json.loads(methods)) for row, truth, methods in rows]
 
     def answers(self, job: int, rows: RowRange) -> list[ScoredRow]:
         """Return the scored rows of these numbers, in order, with their answers."""
-        asked = select(ROWS.c.row, ROWS.c.truth, ROWS.c.methods, ROWS.c.answer).where(
+        query = select(ROWS.c.row, ROWS.c.truth, ROWS.c.methods, ROWS.c.answer).where(
             ROWS.c.job == job, ROWS.c.row >= rows[0], ROWS.c.row < rows[1]
         )
         with self.database.transaction() as db:
-            found = db.execute(asked.order_by(ROWS.c.row))
+            stored = db.execute(query.order_by(ROWS.c.row))
             return [
                 ScoredRow(row, _truth(json.loads(truth)), json.loads(methods), answer=answer)
-                for row, truth, methods, answer in found
+                for row, truth, methods, answer in stored
             ]
 
     def bad_rows(self, job: int, rows: RowRange | None = None) -> list[tuple[int, str]]:
         """Return the numbers, from 0, of the rows that could not be scored, in order, and the codes of why."""
-        asked = select(BAD_ROWS.c.row, BAD_ROWS.c.code).where(BAD_ROWS.c.job == job).order_by(BAD_ROWS.c.row)
+        query = select(BAD_ROWS.c.row, BAD_ROWS.c.code).where(BAD_ROWS.c.job == job).order_by(BAD_ROWS.c.row)
         if rows is not None:
-            asked = asked.where(BAD_ROWS.c.row >= rows[0], BAD_ROWS.c.row < rows[1])
+            query = query.where(BAD_ROWS.c.row >= rows[0], BAD_ROWS.c.row < rows[1])
         with self.database.transaction() as db:
-            return [(row, code) for row, code in db.execute(asked)]
+            return [(row, code) for row, code in db.execute(query)]
 
     def result(self, job: int) -> str | None:
         """Return a job's result, JSON; None where it has none."""

@@ -115,9 +115,9 @@ def make_tables(connection: Connection) -> None:
     postgresql = connection.dialect.name == "postgresql"
     if postgresql:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-    found = check_format(connection)
-    _METADATA.create_all(connection, checkfirst=found != 0)
-    if found == FORMAT:
+    version = check_format(connection)
+    _METADATA.create_all(connection, checkfirst=version != 0)
+    if version == FORMAT:
         return
     if postgresql:
         connection.execute(text(f"CREATE TABLE {_FORMAT_TABLE} AS SELECT {FORMAT} AS format"))
@@ -132,15 +132,15 @@ def check_format(connection: Connection) -> int:
         JobsUnavailableError: this server does not read it, or there are tables of jobs that do not say it.
     """
     if connection.dialect.name == "sqlite":
-        found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+        version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
     elif connection.execute(text("SELECT to_regclass(:name)"), {"name": _FORMAT_TABLE}).scalar_one() is None:
-        found = 0
+        version = 0
     else:
-        found = int(connection.execute(text(f"SELECT format FROM {_FORMAT_TABLE}")).scalar_one())
-    unmarked = found == 0 and any(inspect(connection).has_table(name) for name in _METADATA.tables)
-    if unmarked or found not in (0, FORMAT):
+        version = int(connection.execute(text(f"SELECT format FROM {_FORMAT_TABLE}")).scalar_one())
+    unmarked = version == 0 and any(inspect(connection).has_table(name) for name in _METADATA.tables)
+    if unmarked or version not in (0, FORMAT):
         raise JobsUnavailableError(
-            f"the jobs' database has format {found}, this server reads format {FORMAT}: give it another jobs_dir, or "
+            f"the jobs' database has format {version}, this server reads format {FORMAT}: give it another jobs_dir, or "
             "another jobs_url; the uploads of its jobs, which are prompts, stay until you delete the jobs folder too"
         )
-    return found
+    return version

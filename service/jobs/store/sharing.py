@@ -153,7 +153,7 @@ class Sharing:
             changed = [
                 number
                 for number, (fence, changes) in versions.items()
-                if (own := before.get(number)) is None or _behind(own, fence, changes)
+                if (known_job := before.get(number)) is None or _behind(known_job, fence, changes)
             ]
             reads = await self._disk.in_database(self._disk.tables.reads.jobs, changed) if changed else []
             # From here on nothing fails: what is noted as gone is returned.
