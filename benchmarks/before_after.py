@@ -57,11 +57,9 @@ def picture(tasks: dict[str, dict[str, tuple[float, float]]]) -> str:
     for x, (kind, meaning) in zip((10, 262, 350), key.items(), strict=True):
         parts.append(f'<rect class="{kind}" x="{x}" y="{bottom}" width="12" height="12"/>')
         parts.append(f'<text x="{x + 18}" y="{bottom + 11}">{meaning}</text>')
-    summary = " ".join(f"{task}: {_change(bars)}." for task, bars in ordered)
+    desc = " ".join(f"{task}: {_change(bars)}." for task, bars in ordered)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDTH + 130} {bottom + 24}" role="img">'
-    words = (
-        f"<title>Share of answers accepted before and after</title>\n<desc>{summary}</desc>\n<style>{_STYLE}</style>"
-    )
+    words = f"<title>Share of answers accepted before and after</title>\n<desc>{desc}</desc>\n<style>{_STYLE}</style>"
     return "\n".join([head, f'{words}<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>", ""])
 
 

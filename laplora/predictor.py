@@ -314,21 +314,18 @@ class Predictor(Encoder):
             read = self._passes_for([*names, *map(self._comparing, names)]).of_batch(rows)
             nothing = torch.zeros(read.class_mask.shape, dtype=torch.float64)
             return BatchOutputs(read.log_probs.get("zero_shot", nothing), None, read.class_mask, None), read
-        outputs = batch_outputs(self._adapted, self._batch(rows), covariance=any(map(has_jacobians, names)))
-        assert outputs.hidden is not None
+        batch = batch_outputs(self._adapted, self._batch(rows), covariance=any(map(has_jacobians, names)))
+        assert batch.hidden is not None
         one = self._adapted.readout.likelihood == "categorical"
-        logits = class_log_probs(outputs.logits, outputs.class_mask) if one else outputs.logits
+        logits = class_log_probs(batch.logits, batch.class_mask) if one else batch.logits
         mine = Outputs(
-            outputs.class_mask,
-            {"adapter": logits},
-            {"last_state": {LAST: outputs.hidden}},
-            covariance=outputs.covariance,
+            batch.class_mask, {"adapter": logits}, {"last_state": {LAST: batch.hidden}}, covariance=batch.covariance
         )
         passes = self._passes_for(names)
         if not passes.sources:
-            return outputs, mine
+            return batch, mine
         beside = passes.of_batch(rows)
-        return outputs, replace(mine, features={**mine.features, **beside.features})
+        return batch, replace(mine, features={**mine.features, **beside.features})
 
     def _passes_for(self, names: Sequence[PredictiveName]) -> FeaturePasses:
         """Return the passes that the heads of predictives read."""

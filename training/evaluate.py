@@ -107,12 +107,8 @@ def _report(run: Run, measured: Measured, fitted: Path, folder: Path) -> None:
         run, record, values, measured.rows, (gain.difference, gain.low, gain.high) if gain else None, sentences
     )
     verdict = write_pages(report, config.run_dir, texts_travel=config.evaluation.report_texts)
-    sentences_of_report = (
-        f"Served: {recommended.reason}",
-        *sentences,
-        f"{verdict.title}. {verdict.sentence.removesuffix('.')}",
-    )
-    note = "\n\n".join(f"{sentence}." for sentence in sentences_of_report)
+    lines = (f"Served: {recommended.reason}", *sentences, f"{verdict.title}. {verdict.sentence.removesuffix('.')}")
+    note = "\n\n".join(f"{sentence}." for sentence in lines)
     write_report(measured.evaluations, folder, title=title, sets=measured.sets, note=note)
     print_table(measured.evaluations, title=title)
     for sentence in sentences:

@@ -89,24 +89,18 @@ class Method:
     def run(self, passes: Passes) -> tuple[Answers, float]:
         """Return the answers, and the seconds of the fit: training, the labelled rows' passes, and the fit itself."""
         rows, cell = passes.rows, passes.cell
-        outputs_of_splits = [
-            Outputs(torch.ones(len(some), len(cell.task.labels)).bool()) for some in (rows.labelled, rows.test)
-        ]
+        splits = [Outputs(torch.ones(len(some), len(cell.task.labels)).bool()) for some in (rows.labelled, rows.test)]
         seconds = 0.0
         for source in self.sources(cell.task):
             outputs, of_pass = passes.labelled(source)
             seconds += of_pass
-            outputs_of_splits = [
-                _beside(*pair) for pair in zip(outputs_of_splits, (outputs, passes.test(source)), strict=True)
-            ]
+            splits = [_beside(*pair) for pair in zip(splits, (outputs, passes.test(source)), strict=True)]
         folds = fold_numbers(len(rows.labelled), seed=cell.seed)
         groups = torch.arange(len(folds))  # prompts are different, and nothing else groups them
         labels = label_tensor(rows.labelled, len(cell.task.labels))
-        labelled = Labelled(labels, outputs_of_splits[0].class_mask, groups, folds, rows.honest)
+        labelled = Labelled(labels, splits[0].class_mask, groups, folds, rows.honest)
         started = time.process_time()
-        answers = self.answers(
-            Given(rows, outputs_of_splits[0], labelled, outputs_of_splits[1], cell.seed, passes.kept)
-        )
+        answers = self.answers(Given(rows, splits[0], labelled, splits[1], cell.seed, passes.kept))
         return answers, seconds + time.process_time() - started + answers.seconds
 
 

@@ -137,18 +137,16 @@ def without_skill(task: str, seeds: Sequence[Record]) -> bool:
 
 def caveats(records: Sequence[Record]) -> str:
     """Return what the figures of a page do not show, in words."""
-    pairs, sentences = by_pair(records), []
+    pairs, notes = by_pair(records), []
     if models := [f"`{model}`" for (model, task), seeds in pairs.items() if without_skill(task, seeds)]:
-        sentences.append(
-            f"{' and '.join(models)} have **no skill** on WinoGrande: chance is in each accuracy's interval."
-        )
+        notes.append(f"{' and '.join(models)} have **no skill** on WinoGrande: chance is in each accuracy's interval.")
     for (_, task), seeds in pairs.items():
         rows = seeds[0]["rows"]
         if task == "sst2":
-            sentences.append("SST-2 is a development task: rules and defaults were chosen on it.")
+            notes.append("SST-2 is a development task: rules and defaults were chosen on it.")
         if task == "sst2" and len(seeds) > 1 and seeds[0].get("source", "").endswith("(validation)"):
             left = _SST2_ROWS - rows["calibration"] - rows["test"]
-            sentences.append(f"Its seeds' training rows overlap: each seed draws {rows['train']} of {left} rows.")
+            notes.append(f"Its seeds' training rows overlap: each seed draws {rows['train']} of {left} rows.")
     if any(len(seeds) > 1 for seeds in pairs.values()):
-        sentences.append("The ± holds the randomness of training alone.")
-    return " ".join(sentences)
+        notes.append("The ± holds the randomness of training alone.")
+    return " ".join(notes)

@@ -70,22 +70,16 @@ def read(artifact: str | Path, how: How, bases: Sequence[str], progress: Callabl
     from laplora.artifact.folder import read_artifact
     from laplora.predictive.kinds import SPREADLESS
 
-    artifact_read = read_artifact(
-        local_artifact(artifact, progress=progress, rules=FetchRules(tuple(bases))).absolute()
-    )
-    known = artifact_read.manifest.servable
+    loaded = read_artifact(local_artifact(artifact, progress=progress, rules=FetchRules(tuple(bases))).absolute())
+    known = loaded.manifest.servable
     if how.predictive is not None and how.predictive not in known:
-        raise ConfigError(
-            f"artifact {artifact_read.name!r} has no predictive {how.predictive!r}: it has {', '.join(known)}"
-        )
-    name = next((name for name in known if name == how.predictive), artifact_read.manifest.recommended.predictive)
+        raise ConfigError(f"artifact {loaded.name!r} has no predictive {how.predictive!r}: it has {', '.join(known)}")
+    name = next((name for name in known if name == how.predictive), loaded.manifest.recommended.predictive)
     if how.variance and "laplace" not in known and name in SPREADLESS:
-        raise ConfigError(
-            f"--variance: {name} has no spread, and artifact {artifact_read.name!r} has no adapter's posterior"
-        )
-    if nothing := nothing_accepted_of(artifact_read, name, how.target_risk):
+        raise ConfigError(f"--variance: {name} has no spread, and artifact {loaded.name!r} has no adapter's posterior")
+    if nothing := nothing_accepted_of(loaded, name, how.target_risk):
         warn(nothing.message)
-    return artifact_read
+    return loaded
 
 
 def load(artifact: Artifact, device: str, progress: Callable[[str], None] | None = None) -> Predictor:

@@ -70,8 +70,8 @@ def evaluate_file(
     Raises:
         DataError: rows that cannot be used or answered, by number.
     """
-    artifact_read, rows = read(artifact, how, allowed_bases, progress), Source.at(source, WINDOW)
-    job = EvaluateJob(artifact_read, workers.worker_device, how, str(source), label_field, with_answers)
+    loaded, rows = read(artifact, how, allowed_bases, progress), Source.at(source, WINDOW)
+    job = EvaluateJob(loaded, workers.worker_device, how, str(source), label_field, with_answers)
     every = (row for block in rows.blocks() for window in rows.windows(block) for row in window)
     if not sum(1 for _ in job.examples(every)):
         raise DataError(f"{source}: holds no rows")
@@ -79,12 +79,12 @@ def evaluate_file(
         kept = Parts(Path(stack.enter_context(TemporaryDirectory()) if parts is None else parts))
         stack.enter_context(kept.held())
         options = {"command": "evaluate", **asdict(how), "label_field": label_field, "with_answers": with_answers}
-        blocks = finish(job.start, rows, kept, workers, artifact_read, options, progress)
+        blocks = finish(job.start, rows, kept, workers, loaded, options, progress)
         records = [json.loads(line) for line in kept.lines(blocks)]
         numbers = [record.pop("methods") for record in records]
-        methods = measure_file(artifact_read.manifest, numbers, [record["truth"] for record in records], measure)
+        methods = measure_file(loaded.manifest, numbers, [record["truth"] for record in records], measure)
         kept.remove()
-    return Evaluated(artifact_read, methods, records)
+    return Evaluated(loaded, methods, records)
 
 
 @dataclass(frozen=True)

@@ -58,15 +58,15 @@ def predict_file(
         DataError: a source that cannot be read, or that was changed meanwhile; a store that does not answer.
         ArtifactError, ModelError: as ``Predictor.load``.
     """
-    artifact_read, place = read(artifact, how, allowed_bases, progress), place_of(target)
-    rows = Source.at(source, window, ("id", "prompt", *artifact_read.manifest.template.template().fields))
+    loaded, place = read(artifact, how, allowed_bases, progress), place_of(target)
+    rows = Source.at(source, window, ("id", "prompt", *loaded.manifest.template.template().fields))
     local = str(target).rpartition("/")[2] if "://" in str(target) else target
     parts = Parts(Path(f"{local}.parts"))
     with parts.held():
         if place.exists():
             raise ConfigError(f"{target}: is there already: remove it, or write to another place")
-        start = partial(answering, artifact_read, workers.worker_device, how)
-        blocks = finish(start, rows, parts, workers, artifact_read, {"command": "predict", **asdict(how)}, progress)
+        start = partial(answering, loaded, workers.worker_device, how)
+        blocks = finish(start, rows, parts, workers, loaded, {"command": "predict", **asdict(how)}, progress)
         try:
             place.write(parts.lines(blocks), new=True)
         except FileExistsError:

@@ -88,10 +88,8 @@ def _check_installed(*packages: str) -> None:
 def _says_who_may_ask(flags: Sequence[str]) -> bool:
     """Return whether a flag says so, or a variable."""
     variables = {f"LAPLORA_{flag.removeprefix('--').upper()}" for flag in _WHO_MAY_ASK}
-    set_variables = {
-        name.upper() for name, value in os.environ.items() if value
-    }  # the server reads them in either case
-    return _has_one_of(_WHO_MAY_ASK, flags) or bool(variables & set_variables)
+    names = {name.upper() for name, value in os.environ.items() if value}  # the server reads them in either case
+    return _has_one_of(_WHO_MAY_ASK, flags) or bool(variables & names)
 
 
 def _has_one_of(wanted: Sequence[str], flags: Sequence[str]) -> bool:

@@ -62,16 +62,15 @@ def point(log_probs: torch.Tensor, likelihood: Likelihood = "categorical") -> Po
     return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs) + entropy(1 - probs))
 
 
-def by_label(predictive: PosteriorPredictive) -> PosteriorPredictive:
+def by_label(spread: PosteriorPredictive) -> PosteriorPredictive:
     """Return the moments of labels' presence, (inputs, labels), as those of a binary row for each label.
 
     An input's expected entropy is shared out evenly: what is said of it is the sum.
     """
-    probs, labels = predictive.probs.flatten(), predictive.probs.shape[1]
-    expected = (predictive.expected_entropy / labels).repeat_interleave(labels)
-    return PosteriorPredictive(
-        torch.stack([1 - probs, probs], 1), predictive.std.flatten()[:, None].expand(-1, 2), expected
-    )
+    probs, labels = spread.probs.flatten(), spread.probs.shape[1]
+    expected = (spread.expected_entropy / labels).repeat_interleave(labels)
+    std = spread.std.flatten()[:, None].expand(-1, 2)
+    return PosteriorPredictive(torch.stack([1 - probs, probs], 1), std, expected)
 
 
 def of_rows(held_out: torch.Tensor, likelihood: Likelihood) -> PosteriorPredictive:

@@ -40,17 +40,15 @@ def option_blocks(
     Args:
         model: a causal language model.
     """
-    with_question = _pass(model, [row.with_question for row in rows], pad_token_id, True)
+    full = _pass(model, [row.with_question for row in rows], pad_token_id, True)
     alone = _pass(model, [row.alone for row in rows], pad_token_id, False)["sum"]
     tokens = torch.tensor([count for row in rows for count in row.with_question.scored])
     characters = torch.tensor([count for row in rows for count in row.characters])
-    summed = with_question.pop("sum")
-    with_question["scores"] = torch.stack(
-        [s / by for s in (summed, summed - alone) for by in (1, tokens, characters)], 1
-    )
+    summed = full.pop("sum")
+    full["scores"] = torch.stack([s / by for s in (summed, summed - alone) for by in (1, tokens, characters)], 1)
     numbers, places = torch.tensor([(number, place) for number, row in enumerate(rows) for place in row.places]).T
-    blocks = {name: torch.zeros(len(rows), class_count, values.shape[1]) for name, values in with_question.items()}
-    for name, values in with_question.items():
+    blocks = {name: torch.zeros(len(rows), class_count, values.shape[1]) for name, values in full.items()}
+    for name, values in full.items():
         blocks[name][numbers, places] = values.float()
     return blocks
 

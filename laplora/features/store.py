@@ -54,15 +54,13 @@ def kept_outputs(passes: ExpertPasses, rows: Sequence[Example], store: Store, pr
     kept = store.read(FROZEN_PASSES, made_from)
     if kept is not None and (not passes.of_rows.answers or "log_probs/zero_shot" in kept[0]):
         return _outputs_of(kept[0])
-    outputs = passes.outputs(rows, progress, "labelled rows")
-    tensors = {"class_mask": outputs.class_mask} | {
-        f"log_probs/{name}": each for name, each in outputs.log_probs.items()
-    }
-    for source, blocks in outputs.features.items():
+    result = passes.outputs(rows, progress, "labelled rows")
+    tensors = {"class_mask": result.class_mask} | {f"log_probs/{name}": each for name, each in result.log_probs.items()}
+    for source, blocks in result.features.items():
         tensors |= {f"features/{source}/{name}": each.contiguous() for name, each in blocks.items()}
     if sum(each.nbytes for each in tensors.values()) <= _MOST_BYTES:
         store.write(FROZEN_PASSES, tensors, {}, made_from)
-    return outputs
+    return result
 
 
 def _outputs_of(tensors: Mapping[str, torch.Tensor]) -> Outputs:

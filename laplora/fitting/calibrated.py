@@ -191,10 +191,8 @@ class CalibratedPosterior:
         answers: dict[int, Prediction] = {}
         for index in batches(rows, batch_size):
             with ONE_AT_A_TIME:
-                predictions = self.predictor.predict(
-                    [rows[i] for i in index], self._named(predictive), covariance=covariance
-                )
-            answers.update(zip(index, predictions, strict=True))
+                batch = self.predictor.predict([rows[i] for i in index], self._named(predictive), covariance=covariance)
+            answers.update(zip(index, batch, strict=True))
         return [answers[i] for i in range(len(rows))]
 
     def predict_proba(

@@ -100,12 +100,10 @@ class FittedHeads:
 
     def kept_rows(self) -> KeptRows:
         """Return the labelled rows as an artifact keeps them."""
-        log_probs: dict[LogProbSource, torch.Tensor] = {}
+        others: dict[LogProbSource, torch.Tensor] = {}
         if self.zero_shot is not None:
-            log_probs["zero_shot"] = self.zero_shot.held_out
-        return KeptRows.of(
-            {name: self.experts[name] for name in self.served.heads}, self.labelled, log_probs, self.pool
-        )
+            others["zero_shot"] = self.zero_shot.held_out
+        return KeptRows.of({name: self.experts[name] for name in self.served.heads}, self.labelled, others, self.pool)
 
 
 def fit_experts(

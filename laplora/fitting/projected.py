@@ -109,17 +109,12 @@ def project_split(
         return {name: tensor.cpu() for name, tensor in tensors.items()}, states
 
     parts, order = classifier.over_batches(examples, batch_size, seen, lambda items: progress.track(items, title))
-    tensors_of_rows = {name: torch.cat([tensors[name] for tensors, _ in parts])[order] for name in parts[0][0]}
+    joined = {name: torch.cat([tensors[name] for tensors, _ in parts])[order] for name in parts[0][0]}
     states = [states for _, states in parts if states is not None]
-    logits, mask, mass = (tensors_of_rows[name] for name in ("logits", "class_mask", "label_mass"))
+    logits, mask, mass = (joined[name] for name in ("logits", "class_mask", "label_mass"))
     labels = label_tensor(examples, classifier.class_count)
-    read_from, noted = tensors_of_rows["last"], join_states(states).take(order) if states else None
-    rows = ProjectedJacobians(
-        tensors_of_rows["contrast_mean"],
-        tensors_of_rows["kept"],
-        tensors_of_rows["rest"],
-        tensors_of_rows.get("directions"),
-    )
+    read_from, noted = joined["last"], join_states(states).take(order) if states else None
+    rows = ProjectedJacobians(joined["contrast_mean"], joined["kept"], joined["rest"], joined.get("directions"))
     groups = groups_of(classifier, examples)
     split = ProjectedSplit(rows, logits, mask, labels, mass, noted, last=read_from, groups=groups)
     return binary_split(split) if readout.likelihood == "bernoulli" else split

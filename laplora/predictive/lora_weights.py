@@ -33,16 +33,14 @@ def lora_parameters(model: Any) -> dict[str, nn.Parameter]:
     """
     classifies = is_classifier(base_of(model))
     layers = lora_layers(model) if is_adapted(model) or not classifies else {}
-    parameters = {
+    weights = {
         f"{name}.{side}": linear.weight
         for name, layer in layers.items()
         for side, linear in lora_of(layer).sides.items()
     }
     for path in trained_linears(model) if classifies else ():
-        parameters |= {
-            f"{path}.{kind}": value for kind, value in head_linear(model, path).named_parameters(recurse=False)
-        }
-    return parameters
+        weights |= {f"{path}.{kind}": value for kind, value in head_linear(model, path).named_parameters(recurse=False)}
+    return weights
 
 
 def weight_checksums(parameters: Weights) -> dict[str, int]:

@@ -346,9 +346,7 @@ class ArtifactHost:
 
     def _folders(self, name: str | None = None) -> dict[str, Path]:
         """Return what can be loaded by name: what was fetched at the start, and the artifacts of the root."""
-        fetched = {
-            fetched_name: path for fetched_name, path in self._fetched_folders.items() if name in (None, fetched_name)
-        }
+        fetched = {key: path for key, path in self._fetched_folders.items() if name in (None, key)}
         return artifact_folders(self._settings.artifacts_root, name) | fetched
 
     def _put_first(self, path: Path, activate: bool) -> None:
