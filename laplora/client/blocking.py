@@ -248,14 +248,14 @@ class Client:
 
     def jobs(self) -> tuple[Job, ...]:
         """Return all of the caller's jobs, the newest first, without results."""
-        found: list[Job] = []
+        listed: list[Job] = []
         before: str | None = None
         while True:
             params = requests.stated(before=before)
             page = responses.parsed(jobs.JobPage, self._send("GET", jobs.PATH, params=params))
-            found += page.jobs
+            listed += page.jobs
             if page.next is None or page.next == before:
-                return tuple(found)
+                return tuple(listed)
             before = page.next
 
     def job_results(self, job: Job | str, *, detail: Detail | None = None) -> Iterator[JobRow]:
