@@ -1,4 +1,4 @@
-"""What a forward pass of a home's model shows of texts."""
+"""The states of a home's model on texts, in a forward pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Shown:
-    """What a forward pass shows of some texts.
+    """The states of some texts in a forward pass.
 
     Attributes:
         hidden: (rows, layers, hidden) float32, the mean over the tokens that every prompt ends in, after every layer;

@@ -1,4 +1,4 @@
-"""What every peer is given: a model with LoRA weights, rows, labels."""
+"""The inputs of every peer: a model with LoRA weights, rows, labels."""
 
 from __future__ import annotations
 

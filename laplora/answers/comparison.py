@@ -32,7 +32,7 @@ class Figures(BaseModel):
 
 class Comparison(BaseModel):
     """The artifact on the new rows, before and after: each row answered without its fold, as packaged and with the new
-    labels of the other folds learned. What no label moves answers as it is.
+    labels of the other folds learned. Predictives that no label moves answer as they are.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from laplora.artifact.manifest import Manifest
     from laplora.metrics.scores import RowScores
 
-#: An input's probabilities under one method, and the score that ranks its mistakes; None: their entropy. Where several
+#: An input's probabilities under one method, and the score that ranks its mistakes; None: their entropy. If several
 #: labels may be right, the scores of the labels.
 MethodRow = tuple[Sequence[float], float | Sequence[float] | None]
 
-#: What every other method's NLL is compared with: one fitted number, at the price of MAP.
+#: The method that every other NLL is compared with: one fitted number, at the price of MAP.
 REFERENCE = "temperature"
 
 #: Resamples that an interval is of at least.
@@ -64,7 +64,7 @@ def method_rows(
 ) -> dict[str, MethodRow]:
     """Return one input's numbers by method, ``answering`` the predictive that answers.
 
-    Where ``prediction`` averages two orders of the choices, ``own_order`` is the one in the user's order, and
+    If ``prediction`` averages two orders of the choices, ``own_order`` is the one in the user's order, and
     ``NAME_order_average`` comes beside each method.
     """
     if own_order is not None:
@@ -124,8 +124,8 @@ def measure_file(
     """Return what ``measure`` does, with what few rows need.
 
     Beside it are the exact interval of the accuracy, and which ECE a calibrated model has by chance: ``ece_limit`` is
-    passed by one in 40, and ``ece_excess`` is the ECE above it. Where there are few mistakes, the intervals of their
-    ranking go: a bootstrap knows too little then.
+    passed by one in 40, and ``ece_excess`` is the ECE above it. If there are few mistakes, their ranking has no
+    interval: a bootstrap knows too little then.
 
     Args:
         rows: at least one, of ``method_rows``; truths: of each row, of several labels any sequence.
@@ -167,7 +167,7 @@ def measure_scores(
 ) -> dict[str, Any]:
     """Return one method's metrics as JSON values, of ``method_scores``; it ranks its mistakes by its score.
 
-    Where several labels may be right, the metrics are over all labels of all inputs, and those of each label are beside
+    If several labels may be right, the metrics are over all labels of all inputs, and those of each label are beside
     them.
 
     Args:
@@ -200,7 +200,7 @@ def questions(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what the metrics are of: probabilities (rows, classes) float64, and right classes (rows,) int64.
 
-    Where several labels may be right, an input is one row for each label, with the classes absent and present.
+    If several labels may be right, an input is one row for each label, with the classes absent and present.
 
     Args:
         rows: the inputs' probabilities by label; one with fewer choices has probability 0 at the labels it cannot take.

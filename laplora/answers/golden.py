@@ -18,7 +18,7 @@ LEAST_VARIANCE = 1e-6
 #: Most answers of a file. Each is a pass of every predictive before the artifact serves.
 MAX_ANSWERS = 64
 
-#: Where golden inputs are from: made of template and labels, the user's, or calibration rows that the user released.
+#: The sources of golden inputs: made of template and labels, the user's, or calibration rows that the user released.
 GoldenSource = Literal["synthetic", "given", "calibration"]
 
 

@@ -46,7 +46,7 @@ def _same(one: Any, other: Any) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class LabelArrays(_Compared):
-    """What an answer has by label, each (classes,) float64 in label order; ``Prediction`` says what they are."""
+    """The arrays of an answer by label, each (classes,) float64 in label order; ``Prediction`` says what they are."""
 
     map_probs: Array | None
     probs: Array
@@ -176,7 +176,7 @@ class Prediction(_Compared):
 
 
 class Rules(Protocol):
-    """What answers follow from beside probabilities; a manifest is one."""
+    """The rules that turn probabilities into answers; a manifest is one."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -188,7 +188,7 @@ class Rules(Protocol):
 
     @property
     def calibration(self) -> CalibrationRecord:
-        """What the thresholds are for."""
+        """The calibration that the thresholds are from."""
 
     def unfamiliar(self, familiarity: torch.Tensor | None) -> torch.Tensor | None:
         """Return (batch,) bool which rows get the flag; None where nobody measured it."""

@@ -24,8 +24,8 @@ class ReviewScores:
 
     Attributes:
         score: (rows,) float64, its review score, nats.
-        error: (rows,) bool, whether its most probable label was wrong; MAP's where the guarantee is ``upper_bound``.
-            Where several labels may be right, float64, the share of a row's labels that was.
+        error: (rows,) bool, whether its most probable label was wrong; MAP's where the guarantee is ``upper_bound``. If
+            several labels may be right, float64, the share of a row's labels that was.
     """
 
     score: torch.Tensor

@@ -1,13 +1,13 @@
 """Answers where several labels of a row may be right: a probability for each label, and one decision for the row.
 
 A label's probability, its conformal threshold and its review score are those of a question of its own
-(``laplora.predictive.binary_rows``). Of the attributes of a ``Prediction``
+(``laplora.predictive.binary_rows``). In a ``Prediction``
 
 - ``probs``, ``map_probs``, ``probs_std``, ``calibrated_probs`` are by label of its presence, and do not sum to 1,
 - ``logit_mean``, ``logit_variance``, ``logit_covariance`` are of the labels' logits themselves, not centred,
 - ``total``, ``aleatoric`` and ``epistemic`` are sums over the labels,
 - ``prediction_set`` has the labels that cannot be ruled out: a right label is in it with about the stated probability.
-  Of an unfamiliar row it has them all,
+  An unfamiliar row has them all,
 - ``score`` is the largest of the labels' review scores, so that a row goes to review if any label does.
 """
 

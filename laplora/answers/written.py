@@ -18,14 +18,14 @@ LabelField = Literal[
     "probs", "map_probs", "probs_std", "calibrated_probs", "logit_mean", "logit_variance", "logit_covariance"
 ]
 _LABEL_FIELDS: Final = frozenset[str](get_args(LabelField))
-#: What a short answer has; of it only what is not null.
+#: The fields of a short answer; those that are null are omitted.
 _SHORT: Final = frozenset(
     {
         *("id", "label", "labels", "probs", "map_probs", "decision", "decision_reason", "prediction_set", "flags"),
         *("uncertainty", "probs_std", "spread_of", "prediction_id"),
     }
 )
-#: Of it what comes from the posterior or two orders alone: a head's spread finds mistakes and other inputs worse than
+#: Those of them that only the posterior or two orders give: a head's spread finds mistakes and other inputs worse than
 #: entropy and familiarity do.
 _SPREAD: Final = frozenset({"uncertainty", "probs_std"})
 
@@ -81,7 +81,7 @@ def written_answer(
 ) -> dict[str, Any]:
     """Return an answer's fields as JSON values, in the order in which they are written.
 
-    What was not asked for, such as an id that the input has not, is left out; ``logit_covariance`` is always.
+    Fields that were not requested, such as an id that the input lacks, are omitted; ``logit_covariance`` is always.
 
     Args:
         fields: of the input, by name.

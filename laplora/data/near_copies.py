@@ -27,7 +27,7 @@ def near_copies(texts: Sequence[str]) -> list[list[int]]:
     frequency = Counter(word for some in words for word in some)
     having, found = defaultdict[str, list[int]](list), list[list[int]]()
     for number, own in enumerate(words):
-        # Whoever is as alike has one of these words too, among its own rarest.
+        # A text that is as alike has one of these words too, among its own rarest.
         rarest = sorted(own, key=lambda word: (frequency[word], word))[: len(own) - -(-ALIKE * len(own) // 100) + 1]
         others = sorted({other for word in rarest for other in having[word]})
         alike = [one for one in others if 100 * len(own & words[one]) >= ALIKE * len(own | words[one])]

@@ -1,4 +1,4 @@
-"""What is done with probabilities: calibrated, turned into label sets, flagged, accepted or reviewed.
+"""Decisions from probabilities: calibration, label sets, flags, and whether an answer is accepted or reviewed.
 
 Fitted on a calibration split: ``temperature``, ``conformal`` (label sets), ``review`` (into the records of
 ``thresholds``). Applied: ``uncertainty``.

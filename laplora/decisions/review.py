@@ -66,8 +66,8 @@ def fit_thresholds(
     fitted on the same rows.
 
     Args:
-        predictives: by name, each row's under what was fitted without it. Where ``map`` is not among them, there is no
-            upper bound.
+        predictives: by name, each row's under what was fitted without it. Without ``map`` among them, there is no upper
+            bound.
         labels: (rows,) int64.
         label_mass: (rows,) probability that the full vocabulary gives the label tokens.
         target_risk, guarantee, confidence: as of ``accept_threshold``.

@@ -21,7 +21,7 @@ class _Frozen(BaseModel):
 
 
 class FlagThreshold(_Frozen):
-    """What one flag compares with."""
+    """The threshold of one flag."""
 
     value: float | None = Field(description="Threshold; null when no value met the target: the flag is always raised.")
     level: float = Field(description="Quantile level, or the target risk, that the value is from.")

@@ -1,4 +1,4 @@
-"""What a report draws: charts of a few kinds of marks, without saying how they are drawn."""
+"""The charts of a report, of a few kinds of marks, without saying how they are drawn."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def svg(chart: Chart, number: int) -> str:
 
 
 class _Frame:
-    """Where the values of a chart lie, in the picture's units from its top left corner."""
+    """The positions of a chart's values, in the picture's units from its top left corner."""
 
     def __init__(self, chart: Chart) -> None:
         self._chart = chart

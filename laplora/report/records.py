@@ -1,4 +1,4 @@
-"""What a report is made of: plain records, whoever measured them."""
+"""The parts of a report: plain records, independent of their source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from laplora.metrics.checks import check_columns, checked_probs
 
 @dataclass(frozen=True)
 class Promise:
-    """What an artifact promises of rows like its calibration rows.
+    """The guarantees of an artifact for rows like its calibration rows.
 
     Attributes:
         target_risk: error rate of the answers that no person looks at, at most; bounded: whether the review rule bounds
@@ -33,7 +33,7 @@ class Promise:
 
     @property
     def verb(self) -> str:
-        """What the review rule does with the target risk."""
+        """The verb for the target risk under the review rule."""
         return "promised" if self.bounded else "aimed at"
 
 

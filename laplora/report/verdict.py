@@ -35,7 +35,7 @@ Kind = Literal["ship", "review", "open", "stop"]
 #: which is all that this check can find. "no": they rule it out, or do not show what has to be shown.
 Outcome = Literal["yes", "open", "unrejected", "no"]
 
-#: Of what is called more than noise: 2.5 % on a side, as of a 95 % interval.
+#: The chance below which a difference is more than noise: 2.5 % on a side, as of a 95 % interval.
 _CHANCE = 0.025
 _NORMAL = 1.96
 #: Rows that the calibrated ECE is simulated on, at most: with more, its noise is far below what matters.
@@ -180,7 +180,7 @@ def _title(kind: Kind, report: Report) -> str:
 
 @dataclass(frozen=True)
 class _Skill:
-    """What shows skill: ``accuracy`` beside the ``share`` of the commonest ``label``, and the NLL's ``difference``.
+    """The skill: ``accuracy`` beside the ``share`` of the commonest ``label``, and the NLL's ``difference``.
 
     The difference is the NLL less that of the labels' shares, nats, from ``low`` to ``high``.
     """

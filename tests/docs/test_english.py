@@ -46,5 +46,5 @@ def test_each_pattern_is_found_at_its_line(english: ModuleType) -> None:
         (5, "begin with the subject, or with If or When"),
         (10, "50 words in one sentence, at most 40"),
     ]
-    code = '"""Steps are right in the mean, ``in the mean``."""\n\ndef f():\n    """A step size."""\n'
-    assert [line for line, _ in english.of_code(code)] == [1, 3]
+    code = '"""Right in the mean, ``in the mean``."""\n\ndef f():\n    """A step size."""\n# Why.\n# Of a\n# row.\n'
+    assert [line for line, _ in english.of_code(code)] == [1, 4, 5]

@@ -30,7 +30,7 @@ from training.data.section import DataConfig
 
 #: Fields that do not change the artifact, which records none of them: folders to write in, curves.
 UNRECORDED = frozenset({"runs", "artifacts", "report_to"})
-#: What the curves of fine-tuning can be sent to.
+#: The services that can show the curves of fine-tuning.
 Reporter = Literal["tensorboard", "wandb", "mlflow"]
 #: Two ways to say how long training is.
 _ALTERNATIVES = ("optimizer.steps", "optimizer.epochs")

@@ -59,7 +59,7 @@ class Run:
 
     @property
     def settings(self) -> FitSettings:
-        """What the library's fit beside the adapter is told."""
+        """The settings of the library's fit beside the adapter."""
         experts = self.experts if self.config.experts.beside else self.experts.model_copy(update={"names": ()})
         return self.config.fit.model_copy(update={"experts": experts})
 

@@ -1,4 +1,4 @@
-"""What an adapter is trained on: rows with their labels, and the loss of its answers to them."""
+"""The training targets of an adapter: rows with their labels, and the loss of its answers to them."""
 
 from __future__ import annotations
 
