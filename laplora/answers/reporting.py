@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from laplora.artifact.manifest import Manifest
     from laplora.report.records import Report, Rows
 
-#: What an answer has by label, and a report needs.
+#: The fields of an answer by label that a report needs.
 _BY_LABEL = ("map_probs", "probs")
 BY_LABEL = len(_BY_LABEL)
 

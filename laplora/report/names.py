@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: What each method is, in a few words.
+#: A few words about each method.
 WORDS = {
     "zero_shot": "the base model, before any training",
     "map": "the model alone, without calibration",
