@@ -5,8 +5,8 @@
     python -m benchmarks.familiarity --tables                     # measures nothing: RESULTS.md again
 
 FOLDER holds the data sets of homes.py, each with the files that its authors publish. All but ``fields`` need the
-adapters that ``benchmarks.experts`` keeps. What models show of texts is kept in
-runs/familiarity: a second call runs nothing. Nothing here is a time, so a busy machine gives the same figures.
+adapters that ``benchmarks.experts`` keeps. The states of models on texts are kept in runs/familiarity: a second call
+runs nothing. Nothing here is a time, so a busy machine gives the same figures.
 """
 
 from __future__ import annotations
