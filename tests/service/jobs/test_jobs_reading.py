@@ -184,7 +184,7 @@ async def test_a_large_job_is_looked_at_in_evenly_spaced_rows(
         assert job_reports.job_report(job, result, taken, artifact, texts=False).unfamiliar == shown
     with pytest.raises(ReportNotFoundError, match="no row"):
         job_reports.job_report(job, result, MeasuredRows(), artifact, texts=False)
-    monkeypatch.setattr(job_reports, "MOST_NUMBERS", 6 * 20)  # of three numbers by label, two labels each
+    monkeypatch.setattr(job_reports, "MOST_NUMBERS", 4 * 20)  # of two numbers by label, two labels each
     assert len((await job_reports.take_rows(ledger.disk, job, asyncio.to_thread)).references) == 20
 
 
