@@ -69,8 +69,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     )
 
 
+def on_post_template(output: str, template_name: str, config: MkDocsConfig) -> str:
+    """Return a page without Markdown, such as the theme's 404.html, made accessible."""
+    return accessible(output)
+
+
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Return a page with what a screen reader misses in the theme: a name of the search, no empty head of a column."""
+    """Return a page made accessible."""
+    return accessible(output)
+
+
+def accessible(output: str) -> str:
+    """Return HTML with what a screen reader misses in the theme: a name of the search, no empty head of a column."""
     output = output.replace(
         'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
     )
