@@ -81,8 +81,9 @@ def labelled_texts(
 ) -> LabelledTexts:
     """Return the rows of a file that have a text and a label, each once.
 
-    Labels that differ in case alone are one, by the most frequent spelling. A text with several labels stays with each.
-    Near-copies of a text are a group (``near_copies``), and so are the rows that share a value of the column ``group``.
+    Labels that differ in case or white space alone are one, by the most frequent spelling, on one line. A text with
+    several labels stays with each. Near-copies of a text are a group (``near_copies``), and so are the rows that share
+    a value of the column ``group``.
 
     Raises:
         DataError: no such column, values that are neither text nor number, no header, or too few rows or labels, or too
@@ -94,38 +95,44 @@ def labelled_texts(
     nan = [one.line for one in records if str(one.values.get(label)).strip().casefold() == "nan"]
     filled = [one for one in records if not any(empty(one.values.get(name)) for name in (text, label))]
     spellings = Counter(_filled(filled, label))
-    spelling = {one.casefold(): one for one, _ in reversed(spellings.most_common())}
+    spelling = {_folded(one): " ".join(one.split()) for one, _ in reversed(spellings.most_common())}
     copies, rows = list[int](), dict[tuple[str, str], tuple[Record, dict[str, str]]]()
     for record in filled:
         values = record.values
-        given, name = str(values[text]), spelling[label_text(values[label]).casefold()]
+        given, name = str(values[text]), spelling[_folded(label_text(values[label]))]
         row = {"id": row_id(values, f"line {record.line}"), "text": given, "label": name}
-        if rows.setdefault((" ".join(given.casefold().split()), name), (record, row))[1] is not row:
+        if rows.setdefault((_folded(given), name), (record, row))[1] is not row:
             copies.append(record.line)
     counts, texts = Counter(name for _, name in rows), Counter(words for words, _ in rows)
     differ = [record.line for (words, _), (record, _) in rows.items() if texts[words] > 1]
     single = sorted(name for name, count in counts.items() if count == 1)
-    kept = [one for one in rows.values() if one[1]["label"] not in single]
+    kept = [one for one in rows.values() if counts[one[1]["label"]] > 1]
     labels = tuple(sorted(counts.keys() - set(single)))
-    alike = near_copies([row["text"] for _, row in kept])
+    alike, compared = near_copies([row["text"] for _, row in kept])
     given_groups = [None if group is None else record.values.get(group) for record, _ in kept]
-    keys = [[*some, *([] if empty(one) else [str(one)])] for some, one in zip(alike, given_groups, strict=True)]
+    keys = [[leader, *([] if empty(one) else [str(one)])] for leader, one in zip(alike, given_groups, strict=True)]
     groups = [str(number) for number in grouped(keys).tolist()]
-    together, leaders = Counter(groups), Counter(number for some in alike for number in some)
-    copied = [one.line for place, (one, _) in enumerate(kept) if leaders[place] > 1 or alike[place] != [place]]
-    near = [line for line in copied if line not in differ]
+    together, sizes = Counter(groups), Counter(alike)
+    copied = [one.line for (one, _), leader in zip(kept, alike, strict=True) if sizes[leader] > 1]
+    near = sorted(set(copied) - set(differ))
     notes = [
         _note(gaps[text], "without a text: left out"),
-        _note([line for line in gaps[label] if line not in nan], "without a label: left out"),
+        _note(sorted(set(gaps[label]) - set(nan)), "without a label: left out"),
         _note(nan, "with 'nan' for a label, which tables write where there is none: left out"),
         _note(copies, "with the text and the label of an earlier one: left out"),
         _note(differ, "with a text that has several labels: each is kept, so correct those that are wrong"),
         _note(near, "that have a near-copy: each is measured by heads that know none of its copies"),
     ]
+    if compared < len(kept):
+        notes.append(
+            f"from line {kept[compared][0].line} on, only rows with the same words count as near-copies: comparing all "
+            "rows would take too long"
+        )
     if odd := [name for name in labels if name.casefold() in _NONE]:
         notes.append(f"{odd[0]!r} is taken for a label: empty these cells if they mean that there is none")
     if len(spelling) < len(spellings):
-        notes.append(f"labels that differ in case alone are one: {len(spellings)} spellings of {len(spelling)} labels")
+        counted = f"{len(spellings)} spellings of {len(spelling)} labels"
+        notes.append(f"labels that differ in case or white space alone are one: {counted}")
     if single:
         notes.append(f"labels with one row, left out and never answered: {', '.join(single)[:200]}")
     if len(labels) < max(2, len(single)):
@@ -144,6 +151,10 @@ def labelled_texts(
     for (_, row), number in zip(kept, groups, strict=True):
         row["group"] = number if together[number] > 1 else ""
     return LabelledTexts(tuple(row for _, row in kept), labels, tuple(filter(None, notes)))
+
+
+def _folded(value: str) -> str:
+    return " ".join(value.casefold().split())
 
 
 def _check_columns(file: Path, records: Sequence[Record], named: Sequence[str]) -> None:

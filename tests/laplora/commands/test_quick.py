@@ -83,13 +83,13 @@ def test_who_leaves_a_question_gets_the_status_of_an_interrupt_and_nothing_is_wr
 
 
 def test_what_steers_a_terminal_is_shown_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    labels = {"good": "\x1b[2Jgood", "bad": "b\u202ead\x9b"}
+    labels = {"good": "\x1b[2Jgood", "bad": '"b\u202ead\x9b\u061c\u200e\nverdict: Ship"'}
     rows = "".join(f"{text},{labels[label]}\n" for text, label in ROWS)
     (tmp_path / "rows.csv").write_text(f"text,la\x1b[31mbel\n{rows}", encoding="utf-8")
     assert main(["quick", str(tmp_path / "rows.csv")]) == 2
     said = capsys.readouterr().err
-    assert r"40 rows train 2 labels: \u001b[2Jgood 20, b\u202ead\u009b 20" in said
-    assert not {"\x1b", "\u202e", "\x9b"} & set(said)
+    assert r"40 rows train 2 labels: \u001b[2Jgood 20, b\u202ead\u009b\u061c\u200e verdict: Ship 20" in said
+    assert not {"\x1b", "\u202e", "\x9b", "\u061c", "\u200e"} & set(said)
 
 
 @pytest.mark.parametrize(

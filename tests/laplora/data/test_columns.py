@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from laplora.data.columns import find_label, find_text, labelled_texts
+from laplora.data.near_copies import near_copies
 from laplora.data.records import Record
 from laplora.errors import DataError
 
@@ -50,7 +53,7 @@ def test_a_column_is_found_by_what_it_holds_and_in_doubt_by_its_name(
 
 def test_rows_are_used_once_and_what_is_odd_is_noted_with_its_lines() -> None:
     texts, labels = [*TEXTS[:40], f"  {TEXTS[3].upper()}", "", TEXTS[1], "new"], (LABELS * 2)[:40]
-    labels = ["Good" if i == 9 else label for i, label in enumerate(labels)] + ["good", "bad", "odd", "rare"]
+    labels = ["Good" if i == 9 else label for i, label in enumerate(labels)] + ["good", "bad", "odd", "ra\r\n re"]
     found = labelled_texts(FILE, records(text=texts, label=labels, id=NUMBERS[:44]), "text", "label")
     assert found.labels == ("bad", "good", "odd")
     assert [row["id"] for row in found.rows] == [*NUMBERS[:40], "42"]
@@ -59,8 +62,8 @@ def test_rows_are_used_once_and_what_is_odd_is_noted_with_its_lines() -> None:
         "1 row without a text: left out (line 43)",
         "1 row with the text and the label of an earlier one: left out (line 42)",
         "2 rows with a text that has several labels: each is kept, so correct those that are wrong (lines 3, 44)",
-        "labels that differ in case alone are one: 5 spellings of 4 labels",
-        "labels with one row, left out and never answered: rare",
+        "labels that differ in case or white space alone are one: 5 spellings of 4 labels",
+        "labels with one row, left out and never answered: ra re",
     )
     assert labelled_texts(FILE, records(text=TEXTS, label=LABELS), "text", "label").notes == ()
 
@@ -86,6 +89,14 @@ def test_rows_that_belong_together_share_a_group() -> None:
         labelled_texts(FILE, records(text=[f"{i} {'ab'[i % 2]}" for i in range(60)], label=LABELS), "text", "label")
 
 
+def test_where_rows_are_too_many_to_compare_all_it_is_noted_from_which_line_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laplora.data.columns.near_copies", partial(near_copies, steps=100))
+    (note,) = labelled_texts(FILE, records(text=TEXTS, label=LABELS), "text", "label").notes
+    lines = re.fullmatch("from line ([0-9]+) on, only rows with the same words count as near-copies: .*", note)
+    assert lines
+    assert 4 < int(lines[1]) < 60
+
+
 def test_labels_that_may_mean_none_are_said() -> None:
     labels = ["None", "nan", "", "NaN", *LABELS[4:57], "none", "null", "null"]
     found = labelled_texts(FILE, records(text=TEXTS, label=labels), "text", "label")
@@ -94,7 +105,7 @@ def test_labels_that_may_mean_none_are_said() -> None:
         "1 row without a label: left out (line 4)",
         "2 rows with 'nan' for a label, which tables write where there is none: left out (lines 3, 5)",
         "'None' is taken for a label: empty these cells if they mean that there is none",
-        "labels that differ in case alone are one: 6 spellings of 5 labels",
+        "labels that differ in case or white space alone are one: 6 spellings of 5 labels",
     )
 
 
