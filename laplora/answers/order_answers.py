@@ -84,6 +84,8 @@ def average_answer(manifest: Manifest, sent: Prediction, shown: Prediction) -> P
         _mean(at_map) if at_map else None,
         spread=True,
     )
+    if any(p.aleatoric is None and p.arrays.probs_std is not None for p in both):  # an order's parts are not known
+        answer = replace(answer, aleatoric=None, epistemic=None)
     return replace(
         answer,
         logit_variance=variance,

@@ -75,7 +75,7 @@ def _compared(answer: Mapping[str, Any], rule: ReviewRule) -> str:
     first, second = _figures(mine, _probability(rule.threshold, min(rest, math.log(len(answer["probs"])))))
     of = f"{' of the least sure label' if several else ''}{f' of {source}' if source else ''}"
     unknown = "; that limit was fitted without order_average, so no rate is promised" if "orders" in answer else ""
-    verdict = "at least" if score <= rule.threshold else "below"
+    verdict = "at least" if score <= rule.threshold else "just below" if first == second else "below"
     return f"{first}{of} is {verdict} {second}, {needed} {limit}{unknown}"
 
 

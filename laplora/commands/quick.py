@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from laplora.commands import console
-from laplora.data.records import read_records
+from laplora.data.records import Record, read_records
 from laplora.errors import ArtifactWriteError, ConfigError
 from laplora.execution.progress import Bars, Item, Silent
 
@@ -35,6 +36,9 @@ _UNLIKE = 40
 #: Time taken, in estimated times: 0.65 to 1.2 while other processes were busy.
 _RANGE = (0.6, 1.6)
 _LABELS_SHOWN = 12
+#: Rows a label below which the column is probably another one, such as a date.
+_FEW_ROWS = 4
+_NEXT = "next: correct the labels that the report shows as surest mistakes, label more rows, or change --target-risk\n"
 
 
 class _Steps(Bars):
@@ -84,15 +88,16 @@ def quick(
     page, terminal = folder.with_name(f"{folder.name}.report.html"), sys.stdin.isatty() and sys.stderr.isatty()
     columns = columns_of(records := read_records(file))
     _check_free(folder, page, replace)
-    text = text or find_text(records) or _asked("text", columns, terminal)
-    label = label or find_label(records, text) or _asked("label", columns, terminal)
+    text = text or find_text(records) or _asked("text", records, terminal)
+    label = label or find_label(records, text) or _asked("label", records, terminal)
     found = labelled_texts(file, records, text, label, group)
     template = f"{_words(text)}: {{text}}\n{_words(label)}:"
     counts = Counter(row["label"] for row in found.rows)
     shown = ", ".join(f"{name[:32]} {counts[name]}" for name in found.labels[:_LABELS_SHOWN])
     shown += ", ..." if len(counts) > _LABELS_SHOWN else ""
     first = f"{file}: {len(records)} rows; the text is {text!r}, the label is {label!r}"
-    last = f"{len(found.rows)} rows train {len(counts)} labels: {shown}", f"the model reads {template!r}"
+    few = "" if len(found.rows) >= _FEW_ROWS * len(counts) else f" (few rows a label: is {label!r} the label?)"
+    last = f"{len(found.rows)} rows train {len(counts)} labels: {shown}{few}", f"the model reads {template!r}"
     console.say("\n  ".join([first, *found.notes, *last]))
     console.say(f"will write {folder} (the artifact) and {page} (the report, with texts); nothing is fine-tuned")
     if not yes and not terminal:
@@ -104,13 +109,17 @@ def quick(
     _write_results(_written(posterior, file, folder, page, base), folder, found.rows[0]["text"])
 
 
-def _asked(what: str, columns: Sequence[str], terminal: bool) -> str:
+def _asked(what: str, records: Sequence[Record], terminal: bool) -> str:
     """Return the column that the user names; ConfigError where there is nobody to ask."""
+    from laplora.data.columns import columns_of
+
+    columns = columns_of(records)
     if not terminal:
         raise ConfigError(f"several columns, or none, may be the {what}: give --{what} with one of {_listed(columns)}")
-    named = ""
+    first = {name: value for record in reversed(records) for name, value in record.values.items()}
+    shown, named = ", ".join(f"{name[:32]!r} (such as {str(value)[:24]!r})" for name, value in first.items()), ""
     while named not in columns:
-        named = str(typer.prompt(f"Which column has the {what}? One of {_listed(columns)}", err=True))
+        named = str(typer.prompt(f"Which column has the {what}? One of {shown}", err=True))
     return named
 
 
@@ -203,6 +212,8 @@ def _write_results(report: Report, folder: Path, text: str) -> None:
     """Write what the classifier is worth, and how it is served."""
     from laplora.report.verdict import Share, judge, operating_point, percent, rows_needed
 
+    verdict, command = judge(report), "laplora" if shutil.which("laplora") else shlex.quote(sys.argv[0])
+    why = verdict.sentence if verdict.kind == "stop" else rows_needed(report)
     rows, (_, wrong) = report.rows, operating_point(report)
     body = shlex.quote(json.dumps({"inputs": [{"text": text}]}, ensure_ascii=False))
     of_these = f", and {wrong} of these are wrong" if wrong else ": label more rows, or raise --target-risk"
@@ -210,10 +221,11 @@ def _write_results(report: Report, folder: Path, text: str) -> None:
         f"accepted at an error rate of {percent(report.promise.target_risk)}: {Share.of(~rows.review, rows.groups)} of "
         f"{len(rows)} rows{of_these}\n"
         f"right of all answers: {Share.of(~rows.wrong, rows.groups)}\n"
-        "(each row is answered by heads that do not know it, and goes to review where it is unlike the others, as on "
-        "the server; in parentheses 95 % intervals)\n"
+        "(each row by heads and a threshold that do not know it; in parentheses 95 % intervals)\n"
+        f"{report.notes[0]}\n"
         f"unlike texts: {report.notes[-1]}\n"
-        f"verdict: {judge(report).title}. {rows_needed(report)}\n"
-        f"serve it: laplora serve {shlex.quote(str(folder))}\n"
+        f"verdict: {verdict.title}. {why}\n"
+        f"{'' if verdict.kind in ('ship', 'review') else _NEXT}"
+        f"serve it: {command} serve {shlex.quote(str(folder))}\n"
         f"ask it:   curl -s localhost:8000/predict -H 'content-type: application/json' -d {body}"
     )

@@ -79,7 +79,9 @@ def cross_fitted_report(
     records = {one: record for one, record in manifest.predictives.items() if one in held_out}
     rows = RowProbs(held_out, held_out.get("map"), labelled.labels, labelled.class_mask, 1, labelled.groups)
     measured, _, _ = evaluate_predictives(rows, records, wanted.conformal)
-    unlike = int(unfamiliar_rows(posterior).sum())
+    unlike, score = unfamiliar_rows(posterior), heads.scores[name].score
+    served = manifest.predictives[name].thresholds.review.threshold
+    accepted = int((~unlike & (score <= (-1 if served is None else served))).sum())
     return Report(
         title=title,
         measured_on=f"{len(labelled)} rows of {source}, each answered by heads and a threshold that do not know it",
@@ -91,18 +93,23 @@ def cross_fitted_report(
             wanted.coverage,
             len(labelled),
             nothing_accepted=nothing.message if nothing else None,
+            refitted=True,
         ),
         methods={str(one): each.to_json() for one, each in measured.items()},
         rows=Rows(
             labels=labelled.labels,
             map_probs=rows.map_probs,
             probs=held_out[name],
-            score=heads.scores[name].score,
+            score=score,
             review=~accepted_rows(posterior),
             references=[example.id for example in posterior.rows],
             texts=[" · ".join(map(str, example.fields.values())) for example in posterior.rows],
             groups=labelled.groups,
         ),
-        notes=[f"Inputs unlike the others go to review too, {unlike} of these rows among them", *notes],
+        notes=[
+            f"The threshold that is served, fitted on all rows, accepts {accepted} of them. Inputs unlike the others "
+            f"go to review, {int(unlike.sum())} of these rows among them",
+            *notes,
+        ],
         provenance=provenance,
     )

@@ -22,6 +22,7 @@ class Promise:
         coverage: of the label sets; calibration_rows: that they were calibrated on.
         false_alarms: share of rows that are flagged as unfamiliar, at most; None where nothing flags them.
         nothing_accepted: that the review rule accepts nothing at this risk, in words; None where it does.
+        refitted: whether thresholds are of the report's own rows, by folds; else one stands fixed, and rows measure it.
     """
 
     target_risk: float
@@ -30,6 +31,7 @@ class Promise:
     false_alarms: float | None = None
     bounded: bool = False
     nothing_accepted: str | None = None
+    refitted: bool = False
 
     @property
     def verb(self) -> str:

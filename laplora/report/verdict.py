@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -142,12 +142,15 @@ def rows_to_show(target: float, error_rate: float = 0.0) -> int:
     fewest = error_rate * (1 - error_rate) * (_NORMAL / (target - error_rate)) ** 2  # by the narrower normal interval
     rows = max(1, math.floor(math.log(_CHANCE) / math.log1p(-target)), math.floor(fewest))
     while share_interval(math.ceil(error_rate * rows), rows)[1] > target:
-        rows += 1
+        rows += max(1, rows // 10_000)
     return rows
 
 
 def rows_needed(report: Report) -> str:
-    """Return how many rows would show that the target is kept, or would have some accepted; "" where these do."""
+    """Return how many rows would show that the target is kept, or would have some accepted; "" where these do.
+
+    A threshold that is fitted anew aims at the target, so more rows do not show it; a lower target may.
+    """
     rows, target, (review, accepted) = report.rows, report.promise.target_risk, operating_point(report)
     if accepted is None:
         for times in (2, 3, 4, 6, 8, 12, 16):
@@ -156,18 +159,28 @@ def rows_needed(report: Report) -> str:
         return f"With {times * len(rows):,} rows like these none would be accepted either."
     if accepted.interval[1] <= target:
         return ""
+    if report.promise.refitted:
+        least = replace(accepted, count=0)
+        if least.interval[1] > target:
+            return f"At least {rows_to_show(target)} accepted rows, none of them wrong, show that the target is kept."
+        most = max(n for n in range(accepted.count) if replace(accepted, count=n).interval[1] <= target)
+        return (
+            f"{accepted.rows} accepted rows show that the target is kept if at most {most} are wrong, and here "
+            f"{accepted.count} are. More rows alone leave mistakes near the target, which is what the threshold aims "
+            "at; a lower target makes them rarer."
+        )
     if accepted.value >= target:
         return f"No number of rows shows that the target is kept while {accepted.count} of {accepted.rows} are wrong."
     needed = rows_to_show(target, accepted.value) * accepted.rows / (accepted.independent or accepted.rows)
     return (
-        f"If mistakes stay as rare as here ({accepted.count} of {accepted.rows}), about {_rounded(needed)} accepted "
-        f"rows ({_rounded(needed / (1 - review.value))} in all) would show that the target is kept."
+        f"If mistakes stay as rare as here ({accepted.count} of {accepted.rows}), {_rounded(needed)} accepted rows "
+        f"({_rounded(needed / (1 - review.value)).removeprefix('about ')} in all) would show that the target is kept."
     )
 
 
 def _rounded(rows: float) -> str:
-    """Return a number of rows with two digits."""
-    return f"{int(float(f'{rows:.2g}')):,}"
+    """Return about how many rows, with two digits."""
+    return f"about {int(float(f'{rows:.2g}')):,}" if rows < 1e6 else "more than a million"
 
 
 def _title(kind: Kind, report: Report) -> str:

@@ -81,7 +81,7 @@ def test_it_answers_as_the_fit_in_memory(tmp_path: Path, kind: str, several: boo
     page = (tmp_path / "artifact" / "report" / "report.html").read_text(encoding="utf-8")
     assert "20 rows of 2.jsonl, given as test rows" in page
     # Where several labels may be right, each label of a row is one of the page's own.
-    sizes = re.findall(r'<th scope="row"><bdi>(\w+)</bdi></th><td>(\d+)</td>', page.split('id="labels"')[1])
+    sizes = re.findall(r'<th scope="row"><bdi>(\w+)</bdi></th><td[^>]*>(\d+)</td>', page.split('id="labels"')[1])
     wanted = {name: 20 for name in LABELS} if several else dict(Counter(row["label"] for row in tested))
     assert wanted.items() <= {name: int(size) for name, size in sizes}.items()
     record = manifest.readout

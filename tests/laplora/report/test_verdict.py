@@ -20,6 +20,9 @@ def outcomes(one: Report) -> dict[str, str]:
     return {check.title: check.outcome for check in judge(one).checks}
 
 
+MANY = report(rows=400, wrong=42, reviewed=200, accepted_wrong=8)
+
+
 def in_groups(one: Report, size: int) -> Report:
     """Return a report whose rows belong together, so many in a row."""
     return replace(one, rows=replace(one.rows, groups=torch.arange(len(one.rows)) // size))
@@ -86,6 +89,22 @@ def test_the_rows_that_are_needed_are_those_with_which_the_verdict_changes() -> 
     assert rows_needed(REVIEWED) == ""
     together = in_groups(few, 3)
     assert int(re.findall(r"about ([\d,]+) ", rows_needed(together))[0].replace(",", "")) > accepted
+
+
+def test_a_threshold_fitted_on_the_rows_says_how_many_of_them_may_be_wrong() -> None:
+    """More rows do not show its target, for it aims at it."""
+
+    def said(one: Report) -> str:
+        return rows_needed(replace(one, promise=replace(one.promise, refitted=True)))
+
+    found = re.search(r"^200 accepted rows .* at most (\d+) are wrong, and here 8 are\.", said(MANY))
+    assert found
+    most = int(found[1])
+    assert Share(most, 200).interval[1] <= 0.05 < Share(most + 1, 200).interval[1]
+    few = report(rows=60, wrong=22, reviewed=20, accepted_wrong=2)
+    assert said(few) == "At least 72 accepted rows, none of them wrong, show that the target is kept."
+    near = report(rows=5000, wrong=258, reviewed=10, accepted_wrong=248)
+    assert "more than a million accepted rows" in rows_needed(near)
 
 
 def times(one: Report, count: float) -> Report:
