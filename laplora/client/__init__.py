@@ -17,6 +17,7 @@ and ``failures`` say what happens when no answer comes, ``progress`` draws the b
 from __future__ import annotations
 
 from laplora.client.answers import (
+    Accepted,
     Answers,
     Artifact,
     Conditioned,
@@ -47,6 +48,7 @@ from laplora.client.jobs import BadRow, Job, JobAnswers, JobRow
 from laplora.client.retries import Retries
 
 __all__ = [
+    "Accepted",
     "Answers",
     "Artifact",
     "AsyncClient",

@@ -225,12 +225,32 @@ class Suggested(Record):
     suggested: tuple[SuggestedInput, ...]
 
 
+class Accepted(Record):
+    """The inputs that ``predictive`` accepts at a target risk; ``error_rate`` and its 95 % ``interval`` are of those.
+
+    If several labels may be right, ``wrong`` and ``error_rate`` are of their labels. Rate and interval are None if none
+    is accepted.
+    """
+
+    predictive: str
+    target_risk: float
+    rows: int
+    share: float
+    wrong: int
+    error_rate: float | None
+    interval: tuple[float, float] | None
+
+
 class Evaluated(Record):
-    """Metrics of an artifact on labelled inputs, by predictive; ``unfamiliar`` is the share of inputs flagged so."""
+    """Metrics of an artifact on labelled inputs, by predictive; ``unfamiliar`` is the share of inputs flagged so.
+
+    ``accepted`` is None of a job.
+    """
 
     artifact: Artifact
     rows: int
     unfamiliar: float | None = None
+    accepted: Accepted | None = None
     methods: dict[str, MethodMetrics]
 
 

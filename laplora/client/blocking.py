@@ -168,16 +168,19 @@ class Client:
         *,
         truncate: bool = False,
         order_average: bool = False,
+        target_risk: float | None = None,
         timeout_s: float | None = None,
         artifact: str | None = None,
     ) -> Evaluated:
         """Return the metrics of every predictive on inputs with their true ``label``, sent as one request.
 
-        If several labels may be right, ``label`` is the list of those that are.
+        If several labels may be right, ``label`` is the list of those that are. ``target_risk`` is as of ``predict``.
 
         Raises as ``predict``.
         """
-        options = requests.stated(truncate=truncate, order_average=order_average, timeout_s=timeout_s)
+        options = requests.stated(
+            truncate=truncate, order_average=order_average, target_risk=target_risk, timeout_s=timeout_s
+        )
         body = requests.body_of(requests.checked(inputs), artifact, options)
         return responses.parsed(Evaluated, self._send("POST", "/evaluate", json=body))
 

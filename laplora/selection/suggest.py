@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from laplora.answers.prediction import Prediction
 from laplora.classifier import batches
 from laplora.errors import ConfigError, DataError
+from laplora.predictive.kinds import PredictiveName
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import PromptTemplate
@@ -89,10 +90,7 @@ def suggest(
     batch_size: int = 8,
     track: Tracker = _silently,
 ) -> Suggestion:
-    """Return at most ``count`` rows of a pool in the order to label them: one answer by ``laplace`` a row.
-
-    Without an adapter a row's gain is its ``epistemic``: the mutual information of its label and the weights of the
-    heads that answer (BALD, Houlsby et al., arXiv 1112.5745), or the entropy of the answer where that is less.
+    """Return at most ``count`` rows of a pool in the order to label them; a row costs an answer.
 
     Args:
         rows: of the predictor's ``encode``.
@@ -109,16 +107,10 @@ def suggest(
     if not rows:
         raise DataError("there are no rows to choose from")
     answers, gains = dict[int, Prediction](), dict[int, float]()
-    has_adapter = predictor.artifact.manifest.has_adapter
+    also: tuple[PredictiveName, ...] = ("laplace",) if predictor.artifact.manifest.has_adapter else ()
     for index in track(batches(rows, batch_size), "answering"):
-        also = ("laplace",) if has_adapter else ()
-        some = predictor.predict([rows[i] for i in index], also=also, covariance=has_adapter)
-        batch_gains = (
-            information(some).tolist()
-            if has_adapter
-            else [one.total if one.epistemic is None else one.epistemic for one in some]
-        )
-        gains.update(zip(index, batch_gains, strict=True))
+        some = predictor.predict([rows[i] for i in index], also=also, covariance=bool(also))
+        gains.update(zip(index, gains_of(some), strict=True))
         # A pool of covariances would be more than the memory of most machines.
         answers.update((i, replace(one, logit_covariance=None)) for i, one in zip(index, some, strict=True))
     everyone = range(len(rows))
@@ -126,6 +118,17 @@ def suggest(
     if not chosen.rows:
         raise DataError(f"none of {len(rows)} rows is like enough to the training rows: lower the least familiarity")
     return chosen
+
+
+def gains_of(predictions: Sequence[Prediction]) -> list[float]:
+    """Return what each row's label is expected to tell, nats: ``information``, if the rows have a ``logit_covariance``.
+
+    Without an adapter they have none. Then it is ``epistemic``: the mutual information of the label and the weights of
+    the heads that answer (BALD, Houlsby et al., arXiv 1112.5745), or the entropy of the answer where that is less.
+    """
+    if all(one.logit_covariance is None for one in predictions):
+        return [one.total if one.epistemic is None else one.epistemic for one in predictions]
+    return list(information(predictions).tolist())
 
 
 def most_telling(
@@ -138,7 +141,7 @@ def most_telling(
     """Return at most ``count`` rows whose label tells most; one whose prompt comes twice counts once.
 
     Args:
-        predictions: the rows' answers; gains: of ``information``.
+        predictions: the rows' answers; gains: of ``gains_of``.
     """
     first = _first_of_each(rows)
     familiar = [one.familiarity is None or one.familiarity >= least_familiarity for one in predictions]

@@ -79,6 +79,11 @@ def choose_ask(model: Model, *, predictive: str | None, variance: bool, covarian
         message = f"the artifact has no predictive of that name: it has {list(model.predictives)}"
         if name == "laplace":
             message += ". laplace is the posterior over an adapter's weights, and it has no adapter"
+        if name == "map":
+            message += (
+                ". map is the model's own answer: nothing is fine-tuned, and the base has none, because it is no "
+                "language model or some label is more than one of its tokens"
+            )
         raise InvalidRequestError(message, field="options.predictive")
     has_posterior = "laplace" in model.predictives
     if covariance and not has_posterior:

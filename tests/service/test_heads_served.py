@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,7 +17,10 @@ from tiny_sentence_encoder import sentence_encoder_folder
 from transformers import AutoModelForCausalLM
 
 import laplora
+from laplora.metrics.noise import share_interval
 from service.app import create_app
+from service.errors import InvalidRequestError
+from service.scoring.plan import choose_ask
 
 LABELS = {"no": " w1", "yes": " w2"}
 Rows = list[dict[str, Any]]
@@ -67,6 +71,31 @@ def check(over_http: list[dict[str, Any]], memory: list[laplora.Prediction]) -> 
         assert set(got["calibrated_probs"]) == set(want.calibrated_probs)
 
 
+async def check_suggested(client: httpx.AsyncClient, posterior: laplora.CalibratedPosterior, texts: Rows) -> None:
+    """Compare what is suggested with what memory suggests, with a posterior and without."""
+    response = await client.post("/suggest", json={"inputs": texts, "options": {"count": 3}})
+    assert response.status_code == 200, response.text
+    got, want = response.json()["suggested"], posterior.suggest(texts, 3).reasons()
+    assert [one["row"] for one in got] == [one["row"] for one in want]
+    assert [one["gain"] for one in got] == pytest.approx([one["gain"] for one in want], rel=1e-2, abs=1e-5)
+
+
+async def check_accepted(client: httpx.AsyncClient, rows: Rows) -> None:
+    """Compare what /evaluate counts as accepted with the decisions of /predict, at a risk that splits the rows."""
+    default = await answers(client, rows)
+    decided = [(one["label"], one["decision"]) for one in await answers(client, rows, target_risk=0.3)]
+    wanted = [row["label"] if isinstance(row["label"], str) else list(LABELS)[row["label"]] for row in rows]
+    inputs = [{"text": row["text"], "label": label} for row, label in zip(rows, wanted, strict=True)]
+    options = {"resamples": 10, "target_risk": 0.3}
+    found = (await client.post("/evaluate", json={"inputs": inputs, "options": options})).json()["accepted"]
+    taken = [label == want for (label, decision), want in zip(decided, wanted, strict=True) if decision == "accept"]
+    assert 0 < len(taken) < len(rows)
+    assert (found["rows"], found["wrong"], found["share"]) == (len(taken), taken.count(False), len(taken) / len(rows))
+    assert found["error_rate"] == pytest.approx(taken.count(False) / len(taken))
+    assert found["interval"] == pytest.approx(share_interval(taken.count(False), len(taken)))
+    assert (found["predictive"], found["target_risk"]) == (default[0]["answered_by"], 0.3)
+
+
 @pytest.mark.parametrize("adapted", [False, True])
 async def test_what_is_served_is_what_memory_answers(
     adapted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -89,6 +118,8 @@ async def test_what_is_served_is_what_memory_answers(
         if not adapted:
             assert "it has no adapter" in refused.json()["error"]["message"]
             assert {one["label_mass"] for one in default} == {None}
+        await check_suggested(client, posterior, texts)
+        await check_accepted(client, letter_rows(40, seed=9, shortest=3))
         # Labels that come later move every head as they do in memory, and can be taken back.
         more = [{**row, "text": f"k {row['text']}"} for row in letter_rows(24, seed=5, shortest=3)]
         before = await answers(client, rows, predictive="pooled")
@@ -101,3 +132,11 @@ async def test_what_is_served_is_what_memory_answers(
         assert (await changed(client, "heads/condition/undo", json={})).status_code == 200
         again = await answers(client, rows, predictive="pooled")
         assert [one["probs"] for one in again] == [one["probs"] for one in before]
+
+
+def test_heads_on_a_base_without_an_answer_of_its_own_say_so() -> None:
+    model: Any = SimpleNamespace(predictives=("frozen",), recommended="frozen")
+    with pytest.raises(
+        InvalidRequestError, match=r"it has \['frozen'\]. map is the model's own answer: nothing is fine"
+    ):
+        choose_ask(model, predictive="map", variance=False, covariance=False)

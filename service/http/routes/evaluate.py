@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 
-from laplora.answers.evaluation import measure, method_rows, unfamiliar_share
+from laplora.answers.evaluation import accepted_rows, measure, method_rows, unfamiliar_share
 from laplora.answers.labels import LabelNames, Truth
 from laplora.errors import InvalidInputError, NonFiniteError
 from service.errors import UnscorableInputError
@@ -16,7 +16,7 @@ from service.http.openapi import SCORING_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
 from service.http.routes.dependencies import MeasureThreadsDep, ScorerDep
 from service.http.routes.planning import PlanningDep
-from service.http.schemas.evaluate import EvaluateRequest, EvaluateResponse, MethodMetrics
+from service.http.schemas.evaluate import AcceptedOut, EvaluateRequest, EvaluateResponse, MethodMetrics
 from service.http.schemas.inputs import LabelledInput
 from service.scoring.plan import Scored
 from service.scoring.ticket import Ask
@@ -43,13 +43,16 @@ async def evaluate(
         names = LabelNames.of(manifest)
         truths = [_truth_of(i, item, names) for i, item in enumerate(body.inputs)]
 
-        def measured(scored: Scored) -> dict[str, dict[str, Any]]:
+        def measured(scored: Scored) -> tuple[dict[str, dict[str, Any]], AcceptedOut]:
             own_order: Sequence[Prediction | None] = scored.own_order or [None] * len(truths)
             pairs = zip(scored.predictions, own_order, strict=True)
             rows = [method_rows(manifest, plan.ask.predictive, answer, in_order) for answer, in_order in pairs]
-            return measure(rows, truths, names=names, how=body.options)
+            methods = measure(rows, truths, names=names, how=body.options)
+            answers, target_risk = model.decided(scored.predictions, body.options.target_risk)
+            decided = {"predictive": plan.ask.predictive, "target_risk": target_risk}
+            return methods, AcceptedOut(**decided, **accepted_rows(answers, truths, names))
 
-        async def work() -> tuple[Scored, dict[str, dict[str, Any]]]:
+        async def work() -> tuple[Scored, tuple[dict[str, dict[str, Any]], AcceptedOut]]:
             scored = await scorer.score(plan)
             try:
                 return scored, await measure_threads.run(plan.caller, lambda: measured(scored))
@@ -58,11 +61,12 @@ async def evaluate(
                     "the model has no finite answer for one of the inputs", field="inputs"
                 ) from None
 
-        scored, methods = await planning.awaited(plan, work())
+        scored, (methods, accepted) = await planning.awaited(plan, work())
         return EvaluateResponse(
             artifact=artifact_ref(model.artifact),
             rows=len(truths),
             unfamiliar=unfamiliar_share(manifest, [answer.flags for answer in scored.predictions]),
+            accepted=accepted,
             methods={name: MethodMetrics.model_validate(metrics) for name, metrics in methods.items()},
             timing_ms=planning.timing(plan, tokens=sum(p.tokens for p in scored.predictions)),
         )

@@ -28,7 +28,8 @@ async def suggest(
     """Choose which inputs to label next: those whose labels are expected to teach the model most."""
 
     def ask_of(model: Model) -> Ask:
-        return Ask(model.recommended, also=("laplace",), covariance=True)
+        has_posterior = "laplace" in model.predictives
+        return Ask(model.recommended, also=("laplace",) if has_posterior else (), covariance=has_posterior)
 
     options = body.options
     async with planning.plan(body, ask_of) as plan:
@@ -37,10 +38,9 @@ async def suggest(
             predictions = (await scorer.score(plan)).predictions
 
             def telling() -> Suggestion:
-                from laplora.selection.information import information
-                from laplora.selection.suggest import most_telling
+                from laplora.selection.suggest import gains_of, most_telling
 
-                gains = information(predictions).tolist()
+                gains = gains_of(predictions)
                 return most_telling(plan.rows, predictions, gains, options.count, options.least_familiarity)
 
             return await threads.run(plan.caller, telling)

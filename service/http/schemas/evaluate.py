@@ -29,6 +29,8 @@ class MeasureOptions(Strict):
 class EvaluateOptions(MeasureOptions):
     """How to evaluate, and for how long."""
 
+    target_risk: float | None = Field(None, gt=0, lt=1, examples=[None])
+    """Error rate that accepted answers may have; accepted is counted for it. Unset: the artifact's."""
     timeout_s: TimeoutSeconds = None
 
 
@@ -124,6 +126,26 @@ class MethodMetrics(PartialMetrics):
     """Metrics of each label, by its name; null where one label is right."""
 
 
+class AcceptedOut(Answer):
+    """The inputs that need no person: POST /predict gives them the decision accept, with the same target_risk and
+    order_average. Like there, low_confidence, unfamiliar and every other flag of review sends an input to a person.
+    """
+
+    predictive: str = Field(examples=["laplace"])
+    """The one that decides: the recommended one, which answers unless a request names another."""
+    target_risk: FiniteFloat = Field(examples=[0.05])
+    """The error rate, 0 to 1, that the decisions were made for."""
+    rows: int = Field(description="Number of inputs accepted.", examples=[205])
+    share: FiniteFloat = Field(description="Share of the inputs accepted, 0 to 1.", examples=[0.8])
+    wrong: int = Field(examples=[7])
+    """Number of accepted inputs whose label is wrong; if several labels may be right, of wrong labels of theirs."""
+    error_rate: FiniteFloat | None = Field(examples=[0.034])
+    """Wrong ones as a share of the accepted inputs, or of all their labels, 0 to 1; null if none is accepted."""
+    interval: tuple[FiniteFloat, FiniteFloat] | None = Field(examples=[[0.014, 0.069]])
+    """Exact 95 % interval of error_rate, 0 to 1; nearly exact if several labels may be right; null if none is accepted.
+    """
+
+
 class EvaluateResponse(Answer):
     """Metrics by predictive: every one that the artifact carries."""
 
@@ -131,6 +153,7 @@ class EvaluateResponse(Answer):
     rows: int = Field(description="Number of inputs measured.", examples=[256])
     unfamiliar: FiniteFloat | None = Field(examples=[0.016])
     """Share of the inputs that are flagged as unfamiliar, 0 to 1; null where the artifact does not tell."""
+    accepted: AcceptedOut = Field(description="Share of the inputs that are accepted, and how many of them are wrong.")
     methods: dict[str, MethodMetrics]
     """Metrics by predictive: map, the recommended one, and every other that the artifact carries."""
     timing_ms: Timing = Field(description="The time of each stage, milliseconds.")

@@ -50,7 +50,9 @@ class SuggestedInput(Answer):
     id: str | None = Field(description="As sent.", examples=["a1"])
 
     gain: FiniteFloat = Field(examples=[1.7])
-    """The information that its label is expected to give about the model's weights, nats."""
+    """The information that its label is expected to give about the model's weights, nats. Without an adapter: about
+    those of the heads that answer, as uncertainty.epistemic of POST /predict; if that is null, the entropy.
+    """
     predicted: str | list[str] = Field(examples=["negative"])
     """Most probable label now; where several may be right, the list of those present."""
     probs: Probabilities = Field(examples=[{"negative": 0.52, "positive": 0.48}])
