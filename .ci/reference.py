@@ -142,6 +142,7 @@ for _name in (
     "PredictOptions",
     "PredictionOut",
     "EvaluateOptions",
+    "AcceptedOut",
     "MethodMetrics",
     "SuggestOptions",
     "SuggestedInput",
