@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from laplora.data.columns import LabelledTexts
     from laplora.fitting.heads import HeadsPosterior
     from laplora.report.records import Report
+    from laplora.report.verdict import Verdict
 
 #: Rows, at most, that are read and train heads, to measure how long all of them will take.
 _MEASURED_ROWS = 24
@@ -88,8 +89,8 @@ def quick(
     page, terminal = folder.with_name(f"{folder.name}.report.html"), sys.stdin.isatty() and sys.stderr.isatty()
     columns = columns_of(records := read_records(file))
     _check_free(folder, page, replace)
-    text = text or find_text(records) or _asked("text", records, terminal)
-    label = label or find_label(records, text) or _asked("label", records, terminal)
+    text = text or find_text(records) or _asked("text", columns, records, terminal)
+    label = label or find_label(records, text) or _asked("label", columns, records, terminal)
     found = labelled_texts(file, records, text, label, group)
     template = f"{_words(text)}: {{text}}\n{_words(label)}:"
     counts = Counter(row["label"] for row in found.rows)
@@ -106,18 +107,15 @@ def quick(
             f"--yes with two of {_listed(columns)}"
         )
     posterior = _fitted(found, template, base, device, target_risk, yes)
-    _write_results(_written(posterior, file, folder, page, base), folder, found.rows[0]["text"])
+    _write_results(*_written(posterior, file, folder, page, base), folder, found.rows[0]["text"])
 
 
-def _asked(what: str, records: Sequence[Record], terminal: bool) -> str:
+def _asked(what: str, columns: Sequence[str], records: Sequence[Record], terminal: bool) -> str:
     """Return the column that the user names; ConfigError where there is nobody to ask."""
-    from laplora.data.columns import columns_of
-
-    columns = columns_of(records)
     if not terminal:
         raise ConfigError(f"several columns, or none, may be the {what}: give --{what} with one of {_listed(columns)}")
     first = {name: value for record in reversed(records) for name, value in record.values.items()}
-    shown, named = ", ".join(f"{name[:32]!r} (such as {str(value)[:24]!r})" for name, value in first.items()), ""
+    shown, named = ", ".join(f"{name[:32]!r} (such as {str(first[name])[:24]!r})" for name in columns), ""
     while named not in columns:
         named = str(typer.prompt(f"Which column has the {what}? One of {shown}", err=True))
     return named
@@ -191,8 +189,8 @@ def _seconds(passes: Any, rows: Sequence[Any], settings: Any) -> float:
     return (read - start) * (len(rows) + _UNLIKE) / len(some) + heads * (1 + len(rows) / _TWICE_AS_LONG)
 
 
-def _written(posterior: HeadsPosterior, file: Path, folder: Path, page: Path, base: str) -> Report:
-    """Write the artifact, which brings the report without texts, and the report with them; return it."""
+def _written(posterior: HeadsPosterior, file: Path, folder: Path, page: Path, base: str) -> tuple[Report, Verdict]:
+    """Write the artifact with the report without texts, and the report with them; return it and its verdict."""
     from laplora.files.atomic import file_sha256
     from laplora.fitting.cross_fitted import built_in_texts, cross_fitted_report
     from laplora.report.page import html
@@ -205,14 +203,14 @@ def _written(posterior: HeadsPosterior, file: Path, folder: Path, page: Path, ba
     console.say("writing the artifact, and trying that it answers the same ...")
     posterior.save(folder, base=base, report=html(report.without_texts(), verdict))
     console.write_page(page, html(report, verdict))
-    return report
+    return report, verdict
 
 
-def _write_results(report: Report, folder: Path, text: str) -> None:
+def _write_results(report: Report, verdict: Verdict, folder: Path, text: str) -> None:
     """Write what the classifier is worth, and how it is served."""
-    from laplora.report.verdict import Share, judge, operating_point, percent, rows_needed
+    from laplora.report.verdict import Share, operating_point, percent, rows_needed
 
-    verdict, command = judge(report), "laplora" if shutil.which("laplora") else shlex.quote(sys.argv[0])
+    command = "laplora" if shutil.which("laplora") else shlex.quote(sys.argv[0])
     why = verdict.sentence if verdict.kind == "stop" else rows_needed(report)
     rows, (_, wrong) = report.rows, operating_point(report)
     body = shlex.quote(json.dumps({"inputs": [{"text": text}]}, ensure_ascii=False))

@@ -21,8 +21,8 @@ from laplora.report.records import Promise, Report, Rows
 _UNLIKE = Path(laplora.familiarity.__file__).with_name("unlike_texts.json")
 
 
-def accepted_rows(posterior: HeadsPosterior) -> torch.Tensor:
-    """Return (rows,) bool which labelled rows are accepted at the target risk, as the server would without them.
+def accepted_rows(posterior: HeadsPosterior, unlike: torch.Tensor) -> torch.Tensor:
+    """Return (rows,) bool which labelled rows are accepted at the target risk; ``unlike``: of ``unfamiliar_rows``.
 
     A row is answered by heads without its fold, and its threshold is set on the answers to the other folds.
     """
@@ -33,7 +33,7 @@ def accepted_rows(posterior: HeadsPosterior) -> torch.Tensor:
         rest = folds != number
         limit = accept_threshold(scores.score[rest], scores.error[rest], risk)
         accepted |= ~rest & (scores.score <= (-1 if limit is None else limit))
-    return accepted & ~unfamiliar_rows(posterior)
+    return accepted & ~unlike
 
 
 def unfamiliar_rows(posterior: HeadsPosterior) -> torch.Tensor:
@@ -47,8 +47,8 @@ def unfamiliar_rows(posterior: HeadsPosterior) -> torch.Tensor:
     scores = torch.zeros(rows, dtype=torch.float64)
     for (_, held_out), fold in zip(parted(fitted.folds), served.familiar[name], strict=True):
         scores[held_out] = fold.score.of(states.take(held_out))
-    at_least = rows * percentile(scores, scores.sort().values) + percentile(scores, scores.sort().values) - 1
-    return is_unfamiliar(at_least / rows, false_alarms(posterior.settings.calibration.unfamiliar_rate, rows - 1))
+    others_at_least = (1 + rows) * percentile(scores, scores.sort().values) - 1  # and 1, for the row itself
+    return is_unfamiliar(others_at_least / rows, false_alarms(posterior.settings.calibration.unfamiliar_rate, rows - 1))
 
 
 def built_in_texts(posterior: HeadsPosterior) -> str:
@@ -101,7 +101,7 @@ def cross_fitted_report(
             map_probs=rows.map_probs,
             probs=held_out[name],
             score=score,
-            review=~accepted_rows(posterior),
+            review=~accepted_rows(posterior, unlike),
             references=[example.id for example in posterior.rows],
             texts=[" · ".join(map(str, example.fields.values())) for example in posterior.rows],
             groups=labelled.groups,

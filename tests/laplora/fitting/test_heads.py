@@ -67,17 +67,16 @@ def posterior() -> laplora.HeadsPosterior:
 def test_a_row_is_accepted_by_what_does_not_know_it_and_the_report_says_how_many(
     posterior: laplora.HeadsPosterior,
 ) -> None:
-    heads, folds = posterior.heads, posterior.heads.labelled.folds
+    heads, folds, unlike = posterior.heads, posterior.heads.labelled.folds, unfamiliar_rows(posterior)
     score = torch.linspace(0.1, 0.6, 60, dtype=torch.float64)[torch.randperm(60)]
     decided = []
     for wrong in (score > 0.55, (score > 0.55) | (folds == 0)):  # in the second every row of one fold is wrong
         scores = {**heads.scores, "frozen": ReviewScores(score, wrong)}
         changed = copy.copy(posterior)
         changed.heads = replace(heads, scores=scores)
-        decided.append(accepted_rows(changed))
+        decided.append(accepted_rows(changed, unlike))
     first, second = decided
     assert 20 < first.sum() < 60
-    unlike = unfamiliar_rows(posterior)
     assert unlike.nonzero()[:, 0].tolist() == [farthest(posterior)]  # 2 % of 60
     assert not first[unlike].any()
     assert first[folds == 0].equal(second[folds == 0])  # its own mistakes move no threshold of its rows
