@@ -1,6 +1,6 @@
 """Texts that are near-copies of another: but for numbers, punctuation and case they share most of their words.
 
-Alike are texts whose sets of words have a Jaccard similarity (Broder 1997) of 60 % or more: one word of four may
+Two texts are alike if their sets of words have a Jaccard similarity (Broder 1997) of 60 % or more: one word of four may
 differ. With a name in place of one word 98 to 100 % of the texts of eight data sets are found; 0 to 6.5 % of 200 honest
 rows have a near-copy (docs/lab-notes.md). Pairs are found by their rarest words (prefix filtering: Chaudhuri, Ganti and
 Kaushik 2006), so that most are never compared.
