@@ -183,12 +183,12 @@ def test_a_run_over_two_gpus_ends_in_an_artifact(tmp_path: Path, tiny_base_folde
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_ray_train_gives_each_process_a_gpu(tmp_path: Path, tiny_base_folder: Path) -> None:
+def test_torchrun_gives_each_process_a_gpu(tmp_path: Path, tiny_base_folder: Path) -> None:
     folders = []
-    for name, flags in (("one", []), ("two", ["--launcher", "ray", "--workers", "2"])):
-        (tmp_path / name).mkdir()
-        file = sentiment_config(tmp_path / name, tiny_base_folder)
-        command = ["-m", "laplora", "train", "--config", file, "--set", "base.device=cuda", *flags]
-        subprocess.run([sys.executable, *command], check=True)
+    for processes in ("1", "2"):
+        (tmp_path / processes).mkdir()
+        file = sentiment_config(tmp_path / processes, tiny_base_folder)
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "-m", "training"]
+        subprocess.run([sys.executable, *command, "run", "--config", file, "--set", "base.device=cuda"], check=True)
         folders.append(load_config(file).run_dir)
     check_alike(*folders)

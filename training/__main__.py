@@ -9,15 +9,13 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from laplora.errors import ConfigError, LaploraError, warnings_said
+from laplora.errors import LaploraError, warnings_said
 from training.config import adapter_fit, load_config, suggestion
 from training.config.overrides import add_overrides
 from training.workspace.launcher import alone, launched, launched_rank
-from training.workspace.ray_train import RayProcesses, run_by_ray
 from training.workspace.terminal import say
 
 JOBS = {
@@ -63,20 +61,7 @@ def parser(called: str | None = None) -> argparse.ArgumentParser:
         help="only load rows and model, say what the run would do and take, and write nothing",
     )
     adapter_fit.add_options(jobs.choices["fit"])
-    for name in sorted(_SHARED):
-        _add_launcher_options(jobs.choices[name])
     return top
-
-
-def _add_launcher_options(job: argparse.ArgumentParser) -> None:
-    group = job.add_argument_group(
-        "several processes, which share the rows (torchrun and accelerate launch start others)"
-    )
-    group.add_argument(
-        "--launcher", choices=("ray",), help="what starts them: Ray Train, here or on RAY_ADDRESS's cluster"
-    )
-    group.add_argument("--workers", metavar="N", type=int, help="how many, with a GPU each where there are GPUs")
-    group.add_argument("--threads", metavar="N", type=int, help="processors that each has (default: 1)")
 
 
 def _add_condition_options(job: argparse.ArgumentParser) -> None:
@@ -111,29 +96,16 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
     try:
         if name not in _SHARED:
             alone(name)
-        processes = _launched_by_ray(options, name)
         request = adapter_fit.request_of(options) if name == "fit" else None
         if name == "suggest":
             job(name)(suggestion.request_of(options))
         elif request is not None:
             alone("fit --adapter")
-            if processes is not None:
-                raise ConfigError("fit --adapter runs in one process: leave out --launcher")
             job("fit_adapter")(request)
         elif name == "condition":
             job(name)(_condition_request(options))
         else:
-            config = load_config(options.config, options.overrides)
-            work = partial(job(name), config)
-            if processes is None:
-                work()
-            elif config.base.spread is not None:
-                raise ConfigError(
-                    "base.device_map spreads the base over the GPUs of one process, and processes of Ray have one "
-                    "each: leave out --launcher, or device_map"
-                )
-            else:
-                run_by_ray(work, config.base.device, processes)
+            job(name)(load_config(options.config, options.overrides))
     except LaploraError as error:
         where = f" in process {launched_rank()}" if launched_rank() else ""
         print(f"error{where}: {error}", file=sys.stderr)  # noqa: T201
@@ -145,22 +117,6 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
         if launched() > 1:
             _leave()
     return 0
-
-
-def _launched_by_ray(options: argparse.Namespace, name: str) -> RayProcesses | None:
-    """Return what Ray Train is asked to start; None without it. Raises ConfigError where the flags do not fit."""
-    launcher, workers, threads = (getattr(options, flag, None) for flag in ("launcher", "workers", "threads"))
-    if launcher is None:
-        if workers is not None or threads is not None:
-            raise ConfigError("--workers and --threads go with --launcher ray")
-        return None
-    if name not in _SHARED:
-        raise ConfigError(f"{name} runs in one process: leave out --launcher")
-    if workers is None:
-        raise ConfigError("--launcher ray needs --workers, the number of processes")
-    if launched() > 1:
-        raise ConfigError("--launcher ray starts the processes itself: start the command without another launcher")
-    return RayProcesses(workers, 1 if threads is None else threads)
 
 
 def _leave() -> None:

@@ -90,12 +90,11 @@ def _check_reachable(address: str) -> None:
 
 
 @contextmanager
-def cluster(cpus: int, *, show_output: bool = False) -> Iterator[None]:
+def cluster(cpus: int) -> Iterator[None]:
     """Have Ray inside the block: the one that this process has, or else as of ``connect``.
 
     Args:
         cpus: as of ``connect``.
-        show_output: whether what the workers print is printed here too, with who said it.
 
     Raises:
         ConfigError: Ray is not installed, cannot be reached, or does not start.
@@ -104,7 +103,7 @@ def cluster(cpus: int, *, show_output: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    connect(ray, cpus, logging_level="warning", log_to_driver=show_output)
+    connect(ray, cpus, logging_level="warning", log_to_driver=False)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""This process's place among several, from their launcher: torchrun, ``accelerate launch`` or Ray Train.
+"""This process's place among several, from their launcher: torchrun or ``accelerate launch``.
 
 It says so by environment variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``). The first process writes, logs and
 reports.

@@ -67,19 +67,14 @@ def test_a_process_without_a_row_adds_nothing(root: Path) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("launcher", ["torchrun", "ray"])
 def test_the_command_makes_the_artifact_of_one_process(
-    sentiment_run: FinishedRun, tiny_base_folder: Path, tmp_path: Path, launcher: str
+    sentiment_run: FinishedRun, tiny_base_folder: Path, tmp_path: Path
 ) -> None:
     """Fine-tuned, fitted, evaluated and packaged by two processes; the paths in its configuration are relative."""
     sentiment_config(tmp_path, tiny_base_folder, runs="runs", artifacts="artifacts")
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training", "run"]
-    options = []
-    if launcher == "ray":
-        pytest.importorskip("ray")
-        command, options = ["laplora", "train"], ["--launcher", "ray", "--workers", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", *command, "--config", "sentiment.yaml", *options],
+        [sys.executable, "-m", *command, "--config", "sentiment.yaml"],
         env=environment(),
         cwd=tmp_path,
         capture_output=True,
