@@ -85,7 +85,8 @@ class DrainingServer(uvicorn.Server):
             for socket in server.sockets:
                 host, port = socket.getsockname()[:2]
                 address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-                logger.info("listening on %s", address, extra={"event": "listening", "address": address})
+                fields = {"event": "listening", "address": address}
+                logger.info("listening on %s, where the web UI is; Ctrl-C ends the server", address, extra=fields)
 
     @property
     def exit_status(self) -> ExitStatus:

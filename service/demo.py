@@ -111,7 +111,7 @@ def show(url: str, inputs: Mapping[str, Mapping[str, Any]]) -> None:
     for row in rows:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print("\n  model alone and laplora: probability of the label, before and after calibration;")
-    print(f"  decision: of the accepted answers at most {TARGET_RISK:.0%} are to be wrong (options.target_risk).")
+    print(f"  decision: of the accepted answers at most {100 * TARGET_RISK:g} % are to be wrong (options.target_risk).")
 
 
 def _row(prediction: Mapping[str, Any]) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def _compared(answer: Mapping[str, Any], rule: ReviewRule) -> str:
     """Return what the score says beside its threshold."""
     score, several, target = answer["score"], "labels" in answer, _percent(rule.target_risk)
     if rule.threshold is None:
-        return f"no threshold reaches {target}"
+        return f"no answer is accepted: the calibration rows show none sure enough for a {target} error rate"
     limit = f"for a {target} error rate"
     if rule.guarantee == "upper_bound":
         # The score of a label on which they do not agree is twice the largest entropy, 1.39 nats.

@@ -82,6 +82,7 @@ def quick(
     shows texts.
     """
     from laplora.data.columns import columns_of, find_label, find_text, labelled_texts
+    from laplora.report.page import html
 
     if not 0 < target_risk < 1:
         raise ConfigError(f"--target-risk {target_risk}: expected an error rate between 0 and 1, such as 0.05")
@@ -106,8 +107,17 @@ def quick(
             "there is no terminal to ask whether that is right: give --yes if it is, or --text COLUMN --label COLUMN "
             f"--yes with two of {_listed(columns)}"
         )
-    posterior = _fitted(found, template, base, device, target_risk, yes)
-    _write_results(*_written(posterior, file, folder, page, base), folder, found.rows[0]["text"])
+    try:
+        posterior = _fitted(found, template, base, device, target_risk, yes)
+        report, verdict = _measured(posterior, file, folder, base)
+    except KeyboardInterrupt:
+        console.say("nothing was written")
+        raise
+    console.say("writing the artifact, and trying that it answers the same ...")
+    earlier = earlier_figures(page)
+    posterior.save(folder, base=base, report=html(report.without_texts(), verdict))
+    console.write_page(page, html(report, verdict))
+    _write_results(report, verdict, earlier, folder, found.rows[0]["text"])
 
 
 def _asked(what: str, columns: Sequence[str], records: Sequence[Record], terminal: bool) -> str:
@@ -160,7 +170,6 @@ def _fitted(
     rows = read_rows(found.rows, classifier, "label", groups="group")
     loading = time.monotonic() - start  # the artifact loads the model once more
     passes = expert_passes(classifier, (), settings.experts.encoder, console.say)
-    console.say(f"timing {min(len(rows), _MEASURED_ROWS)} of the rows ...")
     seconds = loading + _seconds(passes, rows, settings)
     low, high = _RANGE[0] * seconds, _RANGE[1] * seconds
     shown = f"{low:.0f} to {high:.0f} seconds" if high < 120 else f"{low / 60:.0f} to {high / 60:.0f} minutes"
@@ -181,7 +190,7 @@ def _seconds(passes: Any, rows: Sequence[Any], settings: Any) -> float:
     some = sorted(rows, key=lambda row: len(row.fields["text"]))[:: -(-len(rows) // _MEASURED_ROWS)]
     passes.outputs(some[:2], Silent(), "")  # what only the first pass takes
     start = time.monotonic()
-    outputs = passes.outputs(some, Silent(), "")
+    outputs = passes.outputs(some, _Steps(), "a few rows")
     read = time.monotonic()
     labelled = shared_folds(passes.classifier, (), some, settings.calibration.folds, settings.seed)
     fit_experts(passes.names, outputs, labelled, settings.seed, Silent())
@@ -189,25 +198,29 @@ def _seconds(passes: Any, rows: Sequence[Any], settings: Any) -> float:
     return (read - start) * (len(rows) + _UNLIKE) / len(some) + heads * (1 + len(rows) / _TWICE_AS_LONG)
 
 
-def _written(posterior: HeadsPosterior, file: Path, folder: Path, page: Path, base: str) -> tuple[Report, Verdict]:
-    """Write the artifact with the report without texts, and the report with them; return it and its verdict."""
+def _measured(posterior: HeadsPosterior, file: Path, folder: Path, base: str) -> tuple[Report, Verdict]:
+    """Return the report of the rows, and its verdict."""
     from laplora.files.atomic import file_sha256
     from laplora.fitting.cross_fitted import built_in_texts, cross_fitted_report
-    from laplora.report.page import html
     from laplora.report.verdict import judge
 
     provenance = {"data": f"{file.name}, {file_sha256(file)}", "base model": base}
     console.say("measuring ...")
     report = cross_fitted_report(posterior, folder.name, file.name, provenance, [built_in_texts(posterior)])
-    verdict = judge(report)
-    console.say("writing the artifact, and trying that it answers the same ...")
-    posterior.save(folder, base=base, report=html(report.without_texts(), verdict))
-    console.write_page(page, html(report, verdict))
-    return report, verdict
+    return report, judge(report)
 
 
-def _write_results(report: Report, verdict: Verdict, folder: Path, text: str) -> None:
-    """Write what the classifier is worth, and how it is served."""
+def earlier_figures(page: Path) -> str:
+    """Return a line of what the report that is replaced says first; "" without one."""
+    said = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
+    first = re.search("error rate of ([^<]*)</dt><dd>([^<]*)</dd></div>\\s*<div><dt>[^<]*</dt><dd>([^<]*)</dd>", said)
+    return (
+        "before, at an error rate of {}: {} accepted, and {} of these wrong\n".format(*first.groups()) if first else ""
+    )
+
+
+def _write_results(report: Report, verdict: Verdict, earlier: str, folder: Path, text: str) -> None:
+    """Write what the classifier is worth, beside an earlier one, and how it is served."""
     from laplora.report.verdict import Share, operating_point, percent, rows_needed
 
     command = "laplora" if shutil.which("laplora") else shlex.quote(sys.argv[0])
@@ -218,6 +231,7 @@ def _write_results(report: Report, verdict: Verdict, folder: Path, text: str) ->
     console.write(
         f"accepted at an error rate of {percent(report.promise.target_risk)}: {Share.of(~rows.review, rows.groups)} of "
         f"{len(rows)} rows{of_these}\n"
+        f"{earlier}"
         f"right of all answers: {Share.of(~rows.wrong, rows.groups)}\n"
         "(each row by heads and a threshold that do not know it; in parentheses 95 % intervals)\n"
         f"{report.notes[0]}\n"
@@ -225,5 +239,6 @@ def _write_results(report: Report, verdict: Verdict, folder: Path, text: str) ->
         f"verdict: {verdict.title}. {why}\n"
         f"{'' if verdict.kind in ('ship', 'review') else _NEXT}"
         f"serve it: {command} serve {shlex.quote(str(folder))}\n"
-        f"ask it:   curl -s localhost:8000/predict -H 'content-type: application/json' -d {body}"
+        "ask it, here with your first text: "
+        f"curl -s localhost:8000/predict -H 'content-type: application/json' -d {body}"
     )

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -41,13 +42,14 @@ def serve(
     artifact: str = typer.Argument(
         ..., metavar="FOLDER|URL", help="The artifact, as posterior.save or a training run wrote it, or where it lies."
     ),
+    port: Annotated[int | None, typer.Option(metavar="N", help="Port to listen on (default: 8000).")] = None,
     engine: Engine = _ENGINE,
 ) -> None:
     """Serve an artifact over HTTP, by default to this machine alone and without API keys.
 
-    The page to try it is at http://127.0.0.1:8000/ then. Every other flag goes to the server, such as --port 9000,
-    --device cpu or --keys FILE, and on Ray --scorers 2: python -m service --help lists them all, and python -m
-    service.ray_serve --help those of Ray too.
+    The web UI is at http://127.0.0.1:8000/ then. Every other flag goes to the server, such as --device cpu or --keys
+    FILE, and on Ray --scorers 2: python -m service --help lists them all, and python -m service.ray_serve --help those
+    of Ray too. On a terminal its log is text, elsewhere JSON (--log-format).
     Without --auth, --keys or --host it answers this machine alone, and asks for no key. On the cluster of RAY_ADDRESS
     one of --keys and --auth is to be given.
     """
@@ -56,7 +58,9 @@ def serve(
     if not is_address(artifact) and not Path(artifact).is_dir():
         raise ConfigError(f"no artifact at {artifact}: that is no folder")
     _check_installed("service", "uvicorn")
-    given = ["--artifact", artifact, *context.args]
+    given = ["--artifact", artifact, *([] if port is None else ["--port", str(port)]), *context.args]
+    if sys.stderr.isatty() and not (_has_one_of(["--log-format"], given) or os.environ.get("LAPLORA_LOG_FORMAT")):
+        given += ["--log-format", "text"]
     if engine is Engine.RAY and os.environ.get("RAY_ADDRESS"):
         if not _has_one_of(_ON_A_CLUSTER, given):
             raise ConfigError(

@@ -181,7 +181,10 @@ def csv_records(path: Path | str, file: BinaryIO, kind: str) -> list[Record]:
             return Record(line, dict(zip(header, cells, strict=True)))
         few = len(cells) < len(header)
         hint = "is a quote or a separator missing?" if few else "quote values with separators"
-        raise RowError(line, f"has {len(cells)} fields, the header has {len(header)}; {hint}")
+        if any(len(name.split()) > 3 for name in header):
+            hint = f"line {start} looks like a row: put a line with names above it, such as text,label"
+        fields = "1 field" if len(cells) == 1 else f"{len(cells)} fields"
+        raise RowError(line, f"has {fields}, the header has {len(header)}; {hint}")
 
     return each(path, rows, record)
 

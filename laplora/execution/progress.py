@@ -40,7 +40,15 @@ class Bars:
     def track(self, items: Sequence[Item], title: str) -> Iterator[Item]:
         from tqdm.auto import tqdm
 
-        yield from tqdm(items, desc=title, leave=False)
+        with tqdm(total=sum(map(size, items)), desc=title, leave=False) as bar:
+            for item in items:
+                yield item
+                bar.update(size(item))
+
+
+def size(item: object) -> int:
+    """Return how many rows an item of a loop is: those of a batch, a list of row numbers, else one."""
+    return len(item) if isinstance(item, list) else 1
 
 
 def shown_by(progress: bool | Progress) -> Progress:

@@ -82,6 +82,8 @@ def cross_fitted_report(
     unlike, score = unfamiliar_rows(posterior), heads.scores[name].score
     served = manifest.predictives[name].thresholds.review.threshold
     accepted = int((~unlike & (score <= (-1 if served is None else served))).sum())
+    by_folds = accepted_rows(posterior, unlike)
+    far = abs(accepted - int(by_folds.sum())) > len(labelled) / 10
     return Report(
         title=title,
         measured_on=f"{len(labelled)} rows of {source}, each answered by heads and a threshold that do not know it",
@@ -101,14 +103,15 @@ def cross_fitted_report(
             map_probs=rows.map_probs,
             probs=held_out[name],
             score=score,
-            review=~accepted_rows(posterior, unlike),
+            review=~by_folds,
             references=[example.id for example in posterior.rows],
             texts=[" · ".join(map(str, example.fields.values())) for example in posterior.rows],
             groups=labelled.groups,
         ),
         notes=[
-            f"The threshold that is served, fitted on all rows, accepts {accepted} of them. Inputs unlike the others "
-            f"go to review, {int(unlike.sum())} of these rows among them",
+            f"The threshold that is served, fitted on all rows, accepts {accepted} of them"
+            f"{'. The two counts are far apart, so new rows may differ from both' if far else ''}. Inputs unlike the "
+            f"others go to review, {int(unlike.sum())} of these rows among them",
             *notes,
         ],
         provenance=provenance,

@@ -85,11 +85,11 @@ def choose(
         others[~rest] = losses[best][~rest].double()
     nll = {each: float(column.double().mean()) for each, column in losses.items()}
     shown = ", ".join(f"{each} {value:.3f}" for each, value in sorted(nll.items(), key=lambda pair: pair[1]))
-    cheaper = f"{name} is the cheapest within a standard error of {within}" if within != name else f"{name} is best"
+    least = f"{name} costs least of those within a standard error of {within}" if within != name else f"{name} is best"
     cross_fitted = float(others.mean())
-    reason = f"NLL of {len(folds)} rows, each by fits without its fold: {shown}; {cheaper}"
+    reason = f"NLL (lower is better) of {len(folds)} rows, each by fits that do not know it: {shown}; {least}"
     if len(losses) > 1:
-        reason += f". If the other folds choose what answers a fold, it is {cross_fitted:.3f}"
+        reason += f". The choice knows these rows; by choices that do not know them the NLL is {cross_fitted:.3f}"
     return Choice(name, reason, nll, cross_fitted)
 
 

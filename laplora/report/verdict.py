@@ -165,9 +165,9 @@ def rows_needed(report: Report) -> str:
             return f"At least {rows_to_show(target)} accepted rows, none of them wrong, show that the target is kept."
         most = max(n for n in range(accepted.count) if replace(accepted, count=n).interval[1] <= target)
         return (
-            f"{accepted.rows} accepted rows show that the target is kept if at most {most} are wrong, and here "
-            f"{accepted.count} are. More rows alone leave mistakes near the target, which is what the threshold aims "
-            "at; a lower target makes them rarer."
+            f"{accepted.rows} accepted rows show that the target is kept with at most {most} wrong, and here "
+            f"{accepted.count} are. More rows alone leave mistakes near the target, which is what the threshold "
+            "aims at; a lower target makes them rarer."
         )
     if accepted.value >= target:
         return f"No number of rows shows that the target is kept while {accepted.count} of {accepted.rows} are wrong."
@@ -186,6 +186,8 @@ def _rounded(rows: float) -> str:
 def _title(kind: Kind, report: Report) -> str:
     if kind == "review":
         return f"Ship, with {percent(operating_point(report)[0].value)} reviewed by a person"
+    if kind == "open" and (accepted := operating_point(report)[1]) and report.promise.refitted:
+        return f"Not certain: up to {percent(accepted.interval[1])} of the accepted answers may be wrong"
     if kind == "open":
         return "Too few rows to say" if report.questions == 1 else "Not shown: its rows are not independent"
     return "Ship" if kind == "ship" else "Do not ship"

@@ -13,6 +13,7 @@ from documents import ROOT, Block, blocks, commands
 from server_process import server_process
 
 from laplora.commands.app import main
+from laplora.commands.quick import earlier_figures
 from laplora.data.records import read_records
 from laplora.models.offline import ensure_encoder, ensure_model
 from training.__main__ import main as training
@@ -57,6 +58,9 @@ def test_the_page_is_what_a_reader_meets(
     assert ("pro forma invoice" in report, "pro forma invoice" in brought) == (True, False)
     assert main(["quick", "examples/messages.csv", "--yes"]) == 2
     assert "is there already: give --replace" in capsys.readouterr().err
+    before, (share, wrong) = earlier_figures(Path("examples/messages.report.html")), figures(out)[1:6:4]
+    expected = f"before, at an error rate of 5.0 %: {share} % accepted, and {wrong} % of these wrong\n"
+    assert before.replace("\u00a0", " ") == expected
 
     asked = next(words for words in commands(shown(beginning="curl")) if words[0] == "curl")[-1]
     with server_process(["-m", "service", "--artifact", "examples/messages"]) as process, process.client() as client:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from laplora.execution.progress import size
 from training.workspace.launcher import launched_rank
 
 Item = TypeVar("Item")
@@ -32,18 +33,22 @@ def say(line: str) -> None:
 
 def progress(items: Sequence[Item], title: str) -> Iterator[Item]:
     """Yield items under a progress bar with the time left; about ten plain lines where there is no terminal."""
-    total = len(items)
+    total, done = sum(map(size, items)), 0
     if launched_rank():
         yield from items
         return
     if not sys.stdout.isatty():
-        started, step = time.monotonic(), max(1, -(-total // 10))
-        for done, item in enumerate(items, 1):
+        started, step, said = time.monotonic(), max(1, -(-total // 10)), 0
+        for item in items:
             yield item
-            if done % step == 0 or done == total:
-                spent = time.monotonic() - started
+            done += size(item)
+            if done - said >= step or done == total:
+                spent, said = time.monotonic() - started, done
                 say(f"{title}: {done}/{total}, {spent:.0f} s, {spent / done * (total - done):.0f} s left")
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn()) as bar:
-        yield from bar.track(items, description=title)
+        task = bar.add_task(title, total=total)
+        for item in items:
+            yield item
+            bar.advance(task, size(item))

@@ -16,6 +16,8 @@ from laplora.answers.reasons import decision_reason
 from laplora.decisions.thresholds import ReviewRule
 from laplora.predictor import Predictor
 
+NOTHING = "no answer is accepted: the calibration rows show none sure enough for a 5 % error rate"
+
 
 def entropy(*probs: float) -> float:
     return -sum(p * math.log(p) for p in probs if p)
@@ -42,7 +44,7 @@ def test_the_sentence_has_the_figures_that_decided(answer: Prediction) -> None:
     sure = replace(answer, score=entropy(0.99998, 0.00002), flags=[])
     assert reason(sure, at, 0.125) == "0.99998 is at least 0.91000, the threshold for a 12.5 % error rate"
     assert reason(answer, entropy(0.8204, 0.1796)).startswith("0.8200 is below 0.8204")
-    assert reason(answer, None) == "no threshold reaches 5 %"
+    assert reason(answer, None) == NOTHING
     unlike = replace(answer, flags=["unfamiliar", "low_confidence"], familiarity=0.004)
     first = "unlike the training rows (farther from them than 99.6 % of the calibration rows)"
     assert reason(unlike, at) == f"{first}, and 0.82 is below 0.91, the threshold for a 5 % error rate"
@@ -76,9 +78,9 @@ def test_both_figures_of_more_labels_say_what_the_entropy_decided(logits: list[f
 
 def test_a_model_alone_that_favours_another_label_is_not_hidden(answer: Prediction) -> None:
     other = replace(answer, predictive="laplace", arrays=replace(answer.arrays, map_probs=np.array([0.3, 0.7])))
-    assert reason(other, None) == f"no threshold reaches 5 %; map_probs favours {answer.labels[1]!r}"
+    assert reason(other, None) == f"{NOTHING}; map_probs favours {answer.labels[1]!r}"
     bound = reason(other, 0.3, guarantee="upper_bound")
     assert bound.startswith("only answers on which map_probs agree are accepted; ")
-    assert reason(replace(other, predictive="pooled"), None) == "no threshold reaches 5 %"
+    assert reason(replace(other, predictive="pooled"), None) == NOTHING
     certain = reason(answer, 0.3, guarantee="upper_bound", confidence=0.9)
     assert certain.endswith("the threshold for at most 5 % accepted and wrong, with 90 % confidence")

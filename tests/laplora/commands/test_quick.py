@@ -82,6 +82,19 @@ def test_who_leaves_a_question_gets_the_status_of_an_interrupt_and_nothing_is_wr
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_ctrl_c_in_the_middle_says_that_nothing_was_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("laplora.models.base.locate_base", stopped)
+    file = csv(tmp_path, "message,topic")
+    assert main(["quick", str(file), "--yes"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "nothing was written"
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_what_steers_a_terminal_is_shown_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = {"good": "\x1b[2Jgood", "bad": '"b\u202ead\x9b\u061c\u200e\nverdict: Ship"'}
     rows = "".join(f"{text},{labels[label]}\n" for text, label in ROWS)

@@ -176,7 +176,7 @@ def test_the_cheapest_within_noise_is_served() -> None:
     folds, costs = torch.arange(200) % 5, {"pooled": 1.05, "frozen": 1.0, "encoder": 0.05}
     found = choose(losses, costs, folds)
     assert found.name == "encoder"
-    assert "encoder is the cheapest within a standard error of" in found.reason
+    assert "encoder costs least of those within a standard error of" in found.reason
     assert found.nll["frozen"] == pytest.approx(float(losses["frozen"].mean()))
     near = {"pooled": base, "frozen": base + 0.01 + 0.3 * (noise - noise.mean())}
     assert choose(near, costs, folds).name == "pooled"  # a twentieth more is no reason to answer worse

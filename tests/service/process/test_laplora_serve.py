@@ -47,6 +47,21 @@ def test_who_may_ask_is_said_in_every_form_that_the_server_reads(
     assert (NOTICE in capsys.readouterr().err) == nobody_said
 
 
+def test_on_a_terminal_its_log_is_text_unless_the_caller_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laplora.commands.serve.runpy.run_module", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for terminal, flags, expected in (
+        (True, [], ["--log-format", "text"]),
+        (True, ["--log-format=json"], ["--log-format=json"]),
+        (False, [], []),
+    ):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda answer=terminal: answer)
+        monkeypatch.setattr(sys, "argv", [])
+        assert main(["serve", "tests", "--port", "9000", "--auth=off", *flags]) == 0
+        assert sys.argv[1:5] == ["--artifact", "tests", "--port", "9000"]
+        assert [one for one in sys.argv[5:] if one != "--auth=off"] == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
