@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -83,6 +84,11 @@ def test_a_row_is_accepted_by_what_does_not_know_it_and_the_report_says_how_many
     assert not second[folds != 0].any()
     report = cross_fitted_report(changed, "title", "rows.csv", {})
     assert report.rows.review.equal(~second)
+    said = []
+    for one in (report, cross_fitted_report(posterior, "title", "rows.csv", {})):
+        served = int(re.findall("accepts ([0-9]+) of them", one.notes[0])[0])
+        said.append(("far apart" in one.notes[0], abs(served - int((~one.rows.review).sum())) > 6))
+    assert said == [(True, True), (False, False)]
     assert report.rows.probs.equal(heads.experts["frozen"].held_out.exp())
     assert list(report.methods) == ["map", "frozen"]
     assert (report.rows.texts or [])[0] == posterior.rows[0].fields["text"]
