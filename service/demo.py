@@ -25,7 +25,7 @@ TARGET_RISK = 0.05
 TEMPLATE = "subject"
 TEXTS: dict[str, dict[str, Any]] = {
     "clear": {"text": "Which valve lies between the left atrium and the left ventricle?"},
-    "ambiguous": {"text": "What is the best treatment of a brute-force attack?"},
+    "ambiguous": {"text": "What is the best remedy for a brute-force attack?"},
     "unlike": {"text": "a quietly moving story, told with wit and great care."},
 }
 

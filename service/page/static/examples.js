@@ -1,7 +1,7 @@
 // Inputs to try, for artifacts whose template and labels they fit. `label` is the true one.
 
 const EXAM_QUESTIONS = [
-  { title: "Sounds certain, is not", text: "What is the best treatment of a brute-force attack?", label: "computing" },
+  { title: "Sounds certain, is not", text: "What is the best remedy for a brute-force attack?", label: "computing" },
   { title: "Clearly medicine", text: "Which valve lies between the left atrium and the left ventricle?", label: "medicine" },
   { title: "Clearly law", text: "Can a state be sued for the deeds of its soldiers abroad?", label: "law" },
   { title: "Between two fields", text: "Which court hears a dispute about the patent of a vaccine?", label: "law" },

@@ -20,7 +20,7 @@ TEXTS = [
     "Can a state be sued for the deeds of its soldiers abroad?",
     "How is the motor of a fan kept from overheating?",
     "qzx lamp seventeen of of ## tractor",
-    "What is the best treatment of a brute-force attack?",
+    "What is the best remedy for a brute-force attack?",
     "How many times " + "may a court hear a case " * 12 + "before it ends?",
     "ça alors ! 映画 🎬",
 ]
