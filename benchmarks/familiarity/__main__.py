@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.experts.__main__ import RUNS
-from benchmarks.familiarity.homes import HOMES, home_of, strangers
+from benchmarks.familiarity.homes import HOMES, home_of, out_of_distribution
 from benchmarks.familiarity.models import Shown, shown
 from benchmarks.familiarity.page import render
 from benchmarks.familiarity.scores import detections, flags, scores
@@ -69,7 +69,7 @@ def measure(name: str, data: Path, runs: Path, folder: Path) -> Mapping[str, Any
     texts = {part: [str(row.fields["text"]) for row in rows] for part, rows in sets.items()}
     seen = {
         title: shown(home.classifier, some, folder / f"{title}.safetensors")
-        for title, some in (texts | strangers(name, home, data)).items()
+        for title, some in (texts | out_of_distribution(name, home, data)).items()
     }
     train, pool = seen.pop("train"), seen.pop("like")
     labels, truths = (label_tensor(rows, home.classifier.class_count) for rows in sets.values())

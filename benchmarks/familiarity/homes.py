@@ -68,7 +68,7 @@ def home_of(name: str, data: Path, runs: Path) -> Home:
     return Home(classifier, *parts, rows.test)
 
 
-def strangers(name: str, home: Home, data: Path) -> dict[str, list[str]]:
+def out_of_distribution(name: str, home: Home, data: Path) -> dict[str, list[str]]:
     """Return by set the texts that are strange to a home."""
     own = {str(row.fields["text"]) for rows in (home.train, home.calibration, home.new) for row in rows}
 

@@ -34,7 +34,7 @@ def render(results: Results) -> str:
             _scores(results),
             "## Sets\nThe figures are the AUROC of `familiarity` and the share that is flagged. The share over 200 "
             f"draws of {_CALIBRATION} calibration rows is in brackets.\n",
-            _strangers(results),
+            _out_of_distribution(results),
             "## Rows of the task that are flagged\nThe figures are the mean over 200 draws of calibration rows, and "
             "the quantiles of 5 % and 95 %.\n",
             _flagged(results),
@@ -54,7 +54,7 @@ def _mean(sets: Mapping[str, Mapping[str, float]]) -> str:
     return f"{sum(far) / len(far):.3f}" + (f" ({sum(close) / len(close):.3f})" if close else "")
 
 
-def _strangers(results: Results) -> str:
+def _out_of_distribution(results: Results) -> str:
     rows = []
     for title in dict.fromkeys(title for of in results.values() for title in of["detection"]["familiarity"]):
         cells, texts = [], 0
@@ -64,7 +64,7 @@ def _strangers(results: Results) -> str:
                 cells.append("-")
                 continue
             texts = max(texts, int(found["outside"]))
-            own, drawn = (row["strangers"][title] for row in _own_and_drawn(of["flags"]))
+            own, drawn = (row["out_of_distribution"][title] for row in _own_and_drawn(of["flags"]))
             cells.append(f"{found['auroc']:.3f}, {own:.1%} ({drawn:.1%})")
         rows.append([title, str(texts), *cells])
     return markdown_table(["set", "texts", *results], rows)

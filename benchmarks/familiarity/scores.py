@@ -50,17 +50,17 @@ def scores(train: Shown, labels: torch.Tensor, *, ends_alike: bool) -> dict[str,
 
 
 def detections(
-    found: Mapping[str, Score], pool: Shown, strangers: Mapping[str, Shown]
+    found: Mapping[str, Score], pool: Shown, out_of_distribution: Mapping[str, Shown]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return by score and set the AUROC with its 95 % interval."""
     table: dict[str, dict[str, dict[str, float]]] = {}
     for name, score in found.items():
         inside = score(pool)
-        table[name] = {title: told(inside, score(shown)) for title, shown in strangers.items()}
+        table[name] = {title: separation(inside, score(shown)) for title, shown in out_of_distribution.items()}
     return table
 
 
-def told(inside: torch.Tensor, outside: torch.Tensor) -> dict[str, float]:
+def separation(inside: torch.Tensor, outside: torch.Tensor) -> dict[str, float]:
     """Return what one score tells of one set."""
     measured = detection(inside, outside)
     found = {name: round(float(getattr(measured, name)), 4) for name in ("auroc", "low", "high")}
@@ -73,7 +73,7 @@ def flags(
     """Return for each number of calibration rows which share the flag is raised on, over draws of them.
 
     The other rows are new ones. ``familiar`` is their share, ``low`` and ``high`` its 5 % and 95 % quantile over the
-    draws, ``strangers`` by set the mean share. The first has the home's own calibration rows, in one draw.
+    draws, ``out_of_distribution`` by set the mean share. The first has the home's own calibration rows, in one draw.
 
     Args:
         inside: (rows,) score of rows like the training rows, of which the first ``calibration`` calibrate.
@@ -99,7 +99,7 @@ def flags(
                 "familiar": round(float(shares.mean()), 4),
                 "low": round(float(shares.quantile(0.05)), 4),
                 "high": round(float(shares.quantile(0.95)), 4),
-                "strangers": {title: round(share, 4) for title, share in strange.items()},
+                "out_of_distribution": {title: round(share, 4) for title, share in strange.items()},
             }
         )
     return found

@@ -313,7 +313,7 @@ def _checks(report: Report) -> Iterator[tuple[Check, str]]:
                 f"at most {percent(promise.false_alarms)} promised; up to {percent(most)} with noise",
                 _within(report.unfamiliar, most),
             ),
-            "More rows are unlike the training rows than chance explains: the figures are of other rows than promised.",
+            "More rows are unlike the training rows than chance explains: the guarantees may not hold for them.",
         )
 
 

@@ -1,4 +1,4 @@
-"""The sets of strangers, and a tiny home from its states to its tables."""
+"""The out-of-distribution sets, and a tiny home from its states to its tables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_home_from_its_states_to_its_tables(
     home = homes.Home(classifier, rows(NEAR, 60, 1), rows(NEAR, 60, 2), rows(NEAR, 110, 3))
     far = [str(row.fields["text"]) for row in rows(FAR, 40, 4)]
     monkeypatch.setattr(benchmark, "home_of", lambda *_: home)
-    monkeypatch.setattr(benchmark, "strangers", lambda *_: {"treaties": far, "out of scope": far[:9]})
+    monkeypatch.setattr(benchmark, "out_of_distribution", lambda *_: {"treaties": far, "out of scope": far[:9]})
     for place, value in (("FOLDER", tmp_path), ("RESULTS", tmp_path / "results.json"), ("SCRATCH", tmp_path / "runs")):
         monkeypatch.setattr(benchmark, place, value)
     given = ["--data", str(tmp_path), "--runs", str(tmp_path), "--only", "fields"]
@@ -79,11 +79,11 @@ def test_no_stranger_is_a_row_of_the_home(tmp_path: Path, monkeypatch: pytest.Mo
     for split in ("train", "test", "val"):
         (emotion / f"{split}_text.txt").write_text(f"{own[0]}\ntweet {split}\n")
         (emotion / f"{split}_labels.txt").write_text("0\n1\n")
-    sets = homes.strangers("fields", home, tmp_path)
+    sets = homes.out_of_distribution("fields", home, tmp_path)
     assert sets["CLINC150"] == ["a query"]
     assert sets["AG News"] == ["A title and its text"]
     assert sets["other subjects"] == ["sum?"]
     assert sets["emotion"]
     assert "subjects" not in sets
     assert not set(own) & {text for name, some in sets.items() if name != "typing mistakes" for text in some}
-    assert homes.strangers("clinc150", home, tmp_path)["out of scope"] == ["another"]
+    assert homes.out_of_distribution("clinc150", home, tmp_path)["out of scope"] == ["another"]
