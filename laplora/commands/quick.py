@@ -39,6 +39,8 @@ _RANGE = (0.6, 1.6)
 _LABELS_SHOWN = 12
 #: Rows a label below which the column is probably another one, such as a date.
 _FEW_ROWS = 4
+#: Characters of a report that have its first figures.
+_HEAD_OF_PAGE = 20_000
 _NEXT = "next: correct the labels that the report shows as surest mistakes, label more rows, or change --target-risk\n"
 
 
@@ -212,11 +214,11 @@ def _measured(posterior: HeadsPosterior, file: Path, folder: Path, base: str) ->
 
 def earlier_figures(page: Path) -> str:
     """Return a line of what the report that is replaced says first; "" without one."""
-    said = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
-    first = re.search("error rate of ([^<]*)</dt><dd>([^<]*)</dd></div>\\s*<div><dt>[^<]*</dt><dd>([^<]*)</dd>", said)
-    return (
-        "before, at an error rate of {}: {} accepted, and {} of these wrong\n".format(*first.groups()) if first else ""
-    )
+    said = page.read_text(encoding="utf-8", errors="replace")[:_HEAD_OF_PAGE] if page.is_file() else ""
+    found = re.findall("(?:<dd>| target error rate of )([0-9.]{1,5}\u00a0%|\u2013)</d", said)
+    if len(found) != 3:
+        return ""
+    return "before, at an error rate of {}: {} accepted, {} of these wrong\n".format(*found).replace("\u2013", "none")
 
 
 def _write_results(report: Report, verdict: Verdict, earlier: str, folder: Path, text: str) -> None:
