@@ -85,8 +85,8 @@ class DrainingServer(uvicorn.Server):
             for socket in server.sockets:
                 host, port = socket.getsockname()[:2]
                 address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-                fields = {"event": "listening", "address": address}
-                logger.info("listening on %s, where the web UI is; Ctrl-C ends the server", address, extra=fields)
+                more = ", where the web UI is; Ctrl-C ends the server" if self._settings.log_format == "text" else ""
+                logger.info("listening on %s%s", address, more, extra={"event": "listening", "address": address})
 
     @property
     def exit_status(self) -> ExitStatus:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from enum import IntEnum
 from pathlib import Path
@@ -12,9 +10,7 @@ from typing import Annotated
 import typer
 
 from laplora.errors import ConfigError
-
-#: Control characters but for tab and line end, and those that turn the direction of writing.
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+from laplora.execution.terminal import escaped
 
 
 class Status(IntEnum):
@@ -72,20 +68,15 @@ def allowed(bases: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in bases.split(",") if name.strip())
 
 
-def _shown(line: str) -> str:
-    """Return a line whose characters that steer a terminal, as a file's texts may have them, are escaped as in JSON."""
-    return _STEERING.sub(lambda one: json.dumps(one[0])[1:-1], line)
-
-
 def say(line: str) -> None:
     """Write one line for people, to standard error: standard output has results alone."""
-    sys.stderr.write(f"{_shown(line)}\n")
+    sys.stderr.write(f"{escaped(line)}\n")
     sys.stderr.flush()
 
 
 def write(line: str) -> None:
     """Write one line of results to standard output."""
-    sys.stdout.write(f"{_shown(line)}\n")
+    sys.stdout.write(f"{escaped(line)}\n")
 
 
 def write_page(file: Path, page: str | bytes) -> None:

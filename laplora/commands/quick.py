@@ -92,6 +92,7 @@ def quick(
     page, terminal = folder.with_name(f"{folder.name}.report.html"), sys.stdin.isatty() and sys.stderr.isatty()
     columns = columns_of(records := read_records(file))
     _check_free(folder, page, replace)
+    earlier = earlier_figures(page)
     text = text or find_text(records) or _asked("text", columns, records, terminal)
     label = label or find_label(records, text) or _asked("label", columns, records, terminal)
     found = labelled_texts(file, records, text, label, group)
@@ -112,11 +113,10 @@ def quick(
     try:
         posterior = _fitted(found, template, base, device, target_risk, yes)
         report, verdict = _measured(posterior, file, folder, base)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         console.say("nothing was written")
         raise
     console.say("writing the artifact, and trying that it answers the same ...")
-    earlier = earlier_figures(page)
     posterior.save(folder, base=base, report=html(report.without_texts(), verdict))
     console.write_page(page, html(report, verdict))
     _write_results(report, verdict, earlier, folder, found.rows[0]["text"])
@@ -218,7 +218,9 @@ def earlier_figures(page: Path) -> str:
     found = re.findall("(?:<dd>| target error rate of )([0-9.]{1,5}\u00a0%|\u2013)</d", said)
     if len(found) != 3:
         return ""
-    return "before, at an error rate of {}: {} accepted, {} of these wrong\n".format(*found).replace("\u2013", "none")
+    return "before, at an error rate of {}: {} accepted, {} of these wrong (a small difference may be noise)\n".format(
+        *found
+    ).replace("\u2013", "none")
 
 
 def _write_results(report: Report, verdict: Verdict, earlier: str, folder: Path, text: str) -> None:
@@ -241,6 +243,6 @@ def _write_results(report: Report, verdict: Verdict, earlier: str, folder: Path,
         f"verdict: {verdict.title}. {why}\n"
         f"{'' if verdict.kind in ('ship', 'review') else _NEXT}"
         f"serve it: {command} serve {shlex.quote(str(folder))}\n"
-        "ask it, here with your first text: "
+        "ask it, here with your first text:\n"
         f"curl -s localhost:8000/predict -H 'content-type: application/json' -d {body}"
     )

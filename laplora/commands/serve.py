@@ -59,7 +59,7 @@ def serve(
         raise ConfigError(f"no artifact at {artifact}: that is no folder")
     _check_installed("service", "uvicorn")
     given = ["--artifact", artifact, *([] if port is None else ["--port", str(port)]), *context.args]
-    if sys.stderr.isatty() and not (_has_one_of(["--log-format"], given) or os.environ.get("LAPLORA_LOG_FORMAT")):
+    if engine is Engine.LOCAL and sys.stderr.isatty() and not _says(["--log-format"], given):
         given += ["--log-format", "text"]
     if engine is Engine.RAY and os.environ.get("RAY_ADDRESS"):
         if not _has_one_of(_ON_A_CLUSTER, given):
@@ -67,7 +67,7 @@ def serve(
                 "say who may ask on the cluster of RAY_ADDRESS: --keys FILE, where its nodes have that, --auth keys "
                 "where their environment names the file, or --auth off for all who reach it"
             )
-    elif not _says_who_may_ask(given):
+    elif not _says(_WHO_MAY_ASK, given):
         given += ["--host", "127.0.0.1", "--auth", "off"]
         say("no API keys are asked for, and this machine alone is answered; --keys FILE asks for keys")
     module = "service" if engine is Engine.LOCAL else "service.ray_serve"
@@ -89,11 +89,11 @@ def _check_installed(*packages: str) -> None:
             raise ConfigError(f"{package} is not installed: {install('service')}")
 
 
-def _says_who_may_ask(flags: Sequence[str]) -> bool:
-    """Return whether a flag says so, or a variable."""
-    variables = {f"LAPLORA_{flag.removeprefix('--').upper()}" for flag in _WHO_MAY_ASK}
+def _says(wanted: Sequence[str], flags: Sequence[str]) -> bool:
+    """Return whether one of the wanted is among the flags, or the environment has its variable."""
+    variables = {f"LAPLORA_{flag.removeprefix('--').upper().replace('-', '_')}" for flag in wanted}
     names = {name.upper() for name, value in os.environ.items() if value}  # the server reads them in either case
-    return _has_one_of(_WHO_MAY_ASK, flags) or bool(variables & names)
+    return _has_one_of(wanted, flags) or bool(variables & names)
 
 
 def _has_one_of(wanted: Sequence[str], flags: Sequence[str]) -> bool:

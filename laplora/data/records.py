@@ -182,7 +182,7 @@ def csv_records(path: Path | str, file: BinaryIO, kind: str) -> list[Record]:
         few = len(cells) < len(header)
         hint = "is a quote or a separator missing?" if few else "quote values with separators"
         if any(len(name.split()) > 3 for name in header):
-            hint = f"line {start} looks like a row: put a line with names above it, such as text,label"
+            hint += f"; or, if line {start} is a row, put a line with names above it, such as text,label"
         fields = "1 field" if len(cells) == 1 else f"{len(cells)} fields"
         raise RowError(line, f"has {fields}, the header has {len(header)}; {hint}")
 

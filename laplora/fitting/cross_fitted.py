@@ -83,7 +83,9 @@ def cross_fitted_report(
     served = manifest.predictives[name].thresholds.review.threshold
     accepted = int((~unlike & (score <= (-1 if served is None else served))).sum())
     by_folds = accepted_rows(posterior, unlike)
-    far = abs(accepted - int(by_folds.sum())) > len(labelled) / 10
+    other = f", those of the folds {int(by_folds.sum())}: far apart, so new rows may differ from both"
+    if abs(accepted - int(by_folds.sum())) <= len(labelled) / 10:
+        other = ""
     return Report(
         title=title,
         measured_on=f"{len(labelled)} rows of {source}, each answered by heads and a threshold that do not know it",
@@ -109,8 +111,7 @@ def cross_fitted_report(
             groups=labelled.groups,
         ),
         notes=[
-            f"The threshold that is served, fitted on all rows, accepts {accepted} of them"
-            f"{'. The two counts are far apart, so new rows may differ from both' if far else ''}. Inputs unlike the "
+            f"The threshold that is served, fitted on all rows, accepts {accepted} of them{other}. Inputs unlike the "
             f"others go to review, {int(unlike.sum())} of these rows among them",
             *notes,
         ],

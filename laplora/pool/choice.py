@@ -89,7 +89,7 @@ def choose(
     cross_fitted = float(others.mean())
     reason = f"NLL (lower is better) of {len(folds)} rows, each by fits that do not know it: {shown}; {least}"
     if len(losses) > 1:
-        reason += f". The choice knows these rows; by choices that do not know them the NLL is {cross_fitted:.3f}"
+        reason += f". If each fold's answer is chosen on the other folds' rows, the NLL is {cross_fitted:.3f}"
     return Choice(name, reason, nll, cross_fitted)
 
 

@@ -165,8 +165,8 @@ def rows_needed(report: Report) -> str:
             return f"At least {rows_to_show(target)} accepted rows, none of them wrong, show that the target is kept."
         most = max(n for n in range(accepted.count) if replace(accepted, count=n).interval[1] <= target)
         return (
-            f"{accepted.rows} accepted rows show that the target is kept with at most {most} wrong, and here "
-            f"{accepted.count} are. More rows alone leave mistakes near the target, which is what the threshold "
+            f"{accepted.rows} accepted rows would show that the target is kept if at most {most} were wrong, and "
+            f"here {accepted.count} are. More rows alone leave mistakes near the target, which is what the threshold "
             "aims at; a lower target makes them rarer."
         )
     if accepted.value >= target:
@@ -186,11 +186,19 @@ def _rounded(rows: float) -> str:
 def _title(kind: Kind, report: Report) -> str:
     if kind == "review":
         return f"Ship, with {percent(operating_point(report)[0].value)} reviewed by a person"
-    if kind == "open" and (accepted := operating_point(report)[1]) and report.promise.refitted:
-        return f"Not certain: up to {percent(accepted.interval[1])} of the accepted answers may be wrong"
+    if kind == "open" and (high := _not_certain(report)):
+        return f"Not certain: the true error rate may be {percent(high)} (95 % interval)"
     if kind == "open":
         return "Too few rows to say" if report.questions == 1 else "Not shown: its rows are not independent"
     return "Ship" if kind == "ship" else "Do not ship"
+
+
+def _not_certain(report: Report) -> float | None:
+    """Return how high a refitted threshold's error rate may be, if it is open and as many rows could show less."""
+    accepted, target = operating_point(report)[1], report.promise.target_risk
+    if accepted is None or not report.promise.refitted or replace(accepted, count=0).interval[1] > target:
+        return None
+    return accepted.interval[1] if accepted.interval[1] > target else None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
+from laplora.execution.terminal import escaped
 from service.threads import frames_of
 
 logger = logging.getLogger("laplora.service")
@@ -115,7 +116,7 @@ class TextFormatter(logging.Formatter):
         """Return the record as one line of text."""
         fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
         message = " ".join(record.getMessage().split("\n"))
-        return f"{self.formatTime(record, '%H:%M:%S')} {record.levelname:<7} {message}  {fields}".rstrip()
+        return escaped(f"{self.formatTime(record, '%H:%M:%S')} {record.levelname:<7} {message}  {fields}".rstrip())
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -123,7 +123,10 @@ def test_a_bad_line_of_json_is_named(tmp_path: Path, line: str, expected: str) -
     ("content", "expected"),
     [
         ("text,label\na,positive\nb\n", "line 3: has 1 field, the header has 2"),
-        ("It is late again, and wet.,bad\na,good\n", "line 2: has 2 fields, the header has 3; line 1 looks like a row"),
+        (
+            "It is late again, and wet.,bad\na,good\n",
+            "line 2: has 2 fields, the header has 3; is a quote or a separator missing?; or, if line 1 is a row, put",
+        ),
         ('text,label\na,positive\n"never closed,negative\n', "line 3: not valid CSV"),
         ('text,label\na,positive\n"a"b,negative\n', "line 3: not valid CSV"),
         ("text,label,text\na,positive,b\n", "line 1: the header names ['text'] more than once"),

@@ -216,7 +216,9 @@ def test_labels_that_are_learned_and_forgotten_were_never_there(posterior: laplo
     learned = posterior.condition(more)
     posterior._progress = quiet
     assert said.lines[0].startswith("before they were learned, 16 rows had NLL 0.")
-    assert said.lines[1].startswith("answers by frozen: NLL of 76 rows, each by fits without its fold: frozen 0.")
+    assert said.lines[1].startswith(
+        "answers by frozen: NLL (lower is better) of 76 rows, each by fits that do not know it: frozen 0."
+    )
     assert largest_change(learned, posterior, rows) > 1e-3
     assert learned.heads.labelled.folds[-1] == posterior.heads.labelled.folds[3]
     assert learned.heads.predictives["frozen"].nll != posterior.heads.predictives["frozen"].nll
@@ -267,7 +269,7 @@ def test_questions_are_answered_by_their_options_in_any_order() -> None:
     assert posterior.predictives == ("map", "options")
     laplora.fit(given, [row for row in rows if row["label"] != "C"], progress=False)  # a letter is no class
     assert posterior.evaluate(rows[:20])["options"].accuracy > 0.9
-    assert said.lines[-1].startswith("answers by options: NLL of 40 rows")
+    assert said.lines[-1].startswith("answers by options: NLL (lower is better) of 40 rows")
     two = next(row for row in rows if len(row["choices"]) == 2)
     turned = posterior.predict({**two, "choices": two["choices"][::-1]})[0]
     answer = posterior.predict(two)[0]

@@ -176,7 +176,7 @@ def test_the_calibration_is_that_of_binary_rows_made_by_hand(posterior: laplora.
     high = record["laplace"].thresholds.flags["high_epistemic"]
     assert high.origin == "0.95 quantile of the epistemic uncertainty of 20 rows of 'calibration'"
     assert posterior.fit.calibrated.calibration.rows == 20
-    assert posterior.fit.calibrated.recommended.reason.startswith("NLL of 20 rows")
+    assert posterior.fit.calibrated.recommended.reason.startswith("NLL (lower is better) of 20 rows")
     # A contrast of (absent, present) has half the variance of the label's logit.
     split, fit = posterior.fit.calibration, posterior.fit
     assert split.together == 3

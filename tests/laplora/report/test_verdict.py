@@ -101,12 +101,14 @@ def test_a_threshold_fitted_on_the_rows_says_how_many_of_them_may_be_wrong() -> 
         return rows_needed(refitted(one))
 
     high = f"{100 * Share(8, 200).interval[1]:.1f}\u00a0%"
-    assert judge(refitted(MANY)).title == f"Not certain: up to {high} of the accepted answers may be wrong"
-    found = re.search(r"^200 accepted rows .* at most (\d+) wrong, and here 8 are\.", said(MANY))
+    assert judge(refitted(MANY)).title == f"Not certain: the true error rate may be {high} (95 % interval)"
+    found = re.search(r"^200 accepted rows .* at most (\d+) were wrong, and here 8 are\.", said(MANY))
     assert found
     most = int(found[1])
     assert Share(most, 200).interval[1] <= 0.05 < Share(most + 1, 200).interval[1]
     few = report(rows=60, wrong=22, reviewed=20, accepted_wrong=2)
+    able = report(rows=60, wrong=6, reviewed=20, accepted_wrong=1)
+    assert judge(refitted(able)).title == "Too few rows to say"
     assert said(few) == "At least 72 accepted rows, none of them wrong, show that the target is kept."
     near = report(rows=5000, wrong=258, reviewed=10, accepted_wrong=248)
     assert "more than a million accepted rows" in rows_needed(near)

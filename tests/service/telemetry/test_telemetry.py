@@ -228,6 +228,8 @@ def test_lines_hold_the_events_fields_and_no_exceptions_message() -> None:
     assert "INFO    hello you  event=greeting rows=3 error=ValueError" in line
     assert SECRET not in json.dumps(event) + line
     assert "\n" not in line
+    record.msg, record.args = "\x1b]0;%s\x07\u202e", ("you",)
+    assert r"\u001b]0;you\u0007\u202e" in TextFormatter().format(record)
 
 
 class Broken:
