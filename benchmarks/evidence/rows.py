@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from training.data.benchmarks import FIELDS
@@ -27,6 +27,7 @@ SUBJECTS = (
 )
 #: Longest text of an exam question, in characters.
 _LONGEST_QUESTION = 300
+_SNIPS = ("train", "valid", "test")
 
 
 def sst2(folder: Path) -> list[Row]:
@@ -56,14 +57,49 @@ def trec(folder: Path) -> list[Row]:
     return [({"text": text.strip()}, labels.index(tag.partition(":")[0])) for tag, _, text in parted]
 
 
-def emotion(folder: Path) -> list[Row]:
-    """Return TweetEval's emotions of tweets: anger, joy, optimism, sadness."""
-    return list(_tweets(folder / "tweet_eval" / "emotion"))
+def tweets(name: str) -> Callable[[Path], list[Row]]:
+    """Return what reads a set of TweetEval, its three parts together."""
+    return lambda folder: list(_tweets(folder / "tweet_eval" / name))
 
 
-def irony(folder: Path) -> list[Row]:
-    """Return TweetEval's tweets that are not ironic, and those that are."""
-    return list(_tweets(folder / "tweet_eval" / "irony"))
+def snips(folder: Path) -> list[Row]:
+    """Return SNIPS' requests with their intent, of seven in alphabetical order."""
+    parts = [(folder / "snips" / f"{name}.seq.in", folder / "snips" / f"{name}.label") for name in _SNIPS]
+    rows = [pair for texts, of in parts for pair in zip(_lines(texts, "utf-8"), _lines(of, "utf-8"), strict=True)]
+    intents = sorted({intent.strip() for _, intent in rows})
+    return [({"text": " ".join(text.split())}, intents.index(intent.strip())) for text, intent in rows]
+
+
+def ag_news(folder: Path) -> list[Row]:
+    """Return AG News' test part: title and description, of the world, sports, business or technology."""
+    with (folder / "ag_news" / "test.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.reader(file))
+    return [
+        ({"text": " ".join(f"{title}. {text}".replace("\\", " ").split())}, int(of) - 1) for of, title, text in lines
+    ]
+
+
+def subj(folder: Path) -> list[Row]:
+    """Return objective sentences of plots, and subjective ones of reviews."""
+    return list(_by_file(folder / "subj", "objective", "subjective"))
+
+
+def customer_reviews(folder: Path) -> list[Row]:
+    """Return negative and positive sentences of customers."""
+    return list(_by_file(folder / "customer_reviews", "negative", "positive"))
+
+
+def arc_challenge(folder: Path) -> list[Row]:
+    """Return ARC-Challenge's questions with four options, its three parts together."""
+    rows: list[Row] = []
+    for name in ("Train", "Dev", "Test"):
+        for line in _lines(folder / "arc" / "ARC-Challenge" / f"ARC-Challenge-{name}.jsonl", "utf-8"):
+            item = json.loads(line)
+            options = item["question"]["choices"]
+            place = [one["label"] for one in options].index(item["answerKey"])
+            if len(options) == 4:
+                rows.append(({"question": item["question"]["stem"], "choices": [o["text"] for o in options]}, place))
+    return rows
 
 
 def domains(folder: Path) -> list[Row]:
@@ -130,11 +166,18 @@ def _choices(name: str, count: int) -> Iterator[Row]:
                 yield example.fields, example.label
 
 
+def _by_file(folder: Path, *names: str) -> Iterator[Row]:
+    """Yield the lines of a file for each label."""
+    for label, name in enumerate(names):
+        yield from (({"text": line.strip()}, label) for line in _lines(folder / f"{name}.txt", "latin-1"))
+
+
 def _tweets(folder: Path) -> Iterator[Row]:
-    for split in ("train", "val", "test"):
-        texts = _lines(folder / f"{split}_text.txt", "utf-8")
+    parts = [part for part in ("train", "val", "test") if (folder / f"{part}_labels.txt").is_file()]
+    for split in parts:  # the training part of sentiment is not to be had
         labels = _lines(folder / f"{split}_labels.txt", "utf-8")
-        for text, label in zip(texts, labels, strict=True):
+        texts = (folder / f"{split}_text.txt").read_text(encoding="utf-8").split("\n")[: len(labels)]
+        for text, label in zip(texts, labels, strict=True):  # some texts are blank
             if words := text.replace("@user", "").split():
                 yield {"text": " ".join(words)}, int(label)
 
