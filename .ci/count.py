@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SOURCE = ("laplora", "service", "training", "benchmarks")
 #: The most lines of source, lines of tests, and words of pages. Pages have 60,000 words, so that a user reads them.
-LIMITS = {"source": 66_450, "tests": 43_320, "pages": 60_000}
+LIMITS = {"source": 66_500, "tests": 43_320, "pages": 60_000}
 
 
 def tracked(suffix: str) -> list[Path]:

@@ -9,18 +9,18 @@ import sys
 import threading
 from typing import NoReturn
 
+from laplora.execution.threads import brief_spins
 from service.exit_status import ExitStatus
 
 
 def prepare_for_torch() -> None:
     """Set what torch's native code reads when it is first imported, unless the environment says.
 
-    On a CPU oneDNN keeps 128 kernels instead of 1,024, for a server meets every shape of a batch. A thread of libgomp
-    that waits for the others spins for less than milliseconds: a core that spins is not free for a request.
+    On a CPU oneDNN keeps 128 kernels instead of 1,024, for a server meets every shape of a batch. Threads spin briefly:
+    a core that spins is not free for a request.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    brief_spins()
 
 
 def exempt_from_collection() -> None:

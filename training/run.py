@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from laplora.execution.terminal import program
 from training.config import RunConfig
 from training.evaluate import evaluate_run
 from training.fine_tuning.reporters import check_reporters
@@ -34,7 +35,7 @@ def run(config: RunConfig) -> Path:
         say(f"[{number}/{len(steps)}] {title}")
         result = step(opened)
     if config.fine_tune:
-        say(f"serve it: laplora serve {result}")
+        say(f"serve it: {program()} serve {result}")
     else:
         say("nothing is fine-tuned unless asked for: --set fine_tune=true does, and says what it gained")
     return result

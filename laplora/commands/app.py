@@ -13,6 +13,7 @@ import laplora
 from laplora.commands import evaluate, handed_on, jobs, predict, quick, report, serve, transfer
 from laplora.commands.console import Status, say, write
 from laplora.errors import LaploraError, warnings_said
+from laplora.execution.threads import brief_spins
 
 app = typer.Typer(
     name="laplora",
@@ -91,6 +92,7 @@ def _top(
 @warnings_said(say)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status (``laplora.commands.console.Status``)."""
+    brief_spins()
     try:
         app(None if arguments is None else list(arguments), prog_name="laplora")
     except SystemExit as ended:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import sys
 import time
 import warnings
@@ -20,6 +19,7 @@ from laplora.commands import console
 from laplora.data.records import Record, read_records
 from laplora.errors import ArtifactWriteError, ConfigError
 from laplora.execution.progress import Bars, Item, Silent
+from laplora.execution.terminal import program
 
 if TYPE_CHECKING:
     from laplora.data.columns import LabelledTexts
@@ -41,7 +41,10 @@ _LABELS_SHOWN = 12
 _FEW_ROWS = 4
 #: Characters of a report that have its first figures.
 _HEAD_OF_PAGE = 20_000
-_NEXT = "next: correct the labels that the report shows as surest mistakes, label more rows, or change --target-risk\n"
+_NEXT = (
+    "next: correct the labels that the report shows as surest mistakes, and label more rows; serve it, if a person "
+    "checks some of the accepted answers too\n"
+)
 
 
 class _Steps(Bars):
@@ -129,6 +132,8 @@ def _asked(what: str, columns: Sequence[str], records: Sequence[Record], termina
     first = {name: value for record in reversed(records) for name, value in record.values.items()}
     shown, named = ", ".join(f"{name[:32]!r} (such as {str(first[name])[:24]!r})" for name in columns), ""
     while named not in columns:
+        if named:
+            console.say(f"there is no column {named!r}")
         named = str(typer.prompt(f"Which column has the {what}? One of {shown}", err=True))
     return named
 
@@ -218,23 +223,21 @@ def earlier_figures(page: Path) -> str:
     found = re.findall("(?:<dd>| target error rate of )([0-9.]{1,5}\u00a0%|\u2013)</d", said)
     if len(found) != 3:
         return ""
-    return "before, at an error rate of {}: {} accepted, {} of these wrong (a small difference may be noise)\n".format(
-        *found
-    ).replace("\u2013", "none")
+    line = "before, at a target error rate of {}: {} accepted, {} of these wrong (a small difference may be noise)\n"
+    return line.format(*found).replace("\u2013", "none")
 
 
 def _write_results(report: Report, verdict: Verdict, earlier: str, folder: Path, text: str) -> None:
     """Write what the classifier is worth, beside an earlier one, and how it is served."""
     from laplora.report.verdict import Share, operating_point, percent, rows_needed
 
-    command = "laplora" if shutil.which("laplora") else shlex.quote(sys.argv[0])
     why = verdict.sentence if verdict.kind == "stop" else rows_needed(report)
-    rows, (_, wrong) = report.rows, operating_point(report)
+    rows, (_, wrong), target = report.rows, operating_point(report), percent(report.promise.target_risk)
     body = shlex.quote(json.dumps({"inputs": [{"text": text}]}, ensure_ascii=False))
     of_these = f", and {wrong} of these are wrong" if wrong else ": label more rows, or raise --target-risk"
     console.write(
-        f"accepted at an error rate of {percent(report.promise.target_risk)}: {Share.of(~rows.review, rows.groups)} of "
-        f"{len(rows)} rows{of_these}\n"
+        f"accepted at a target error rate of {target}: {Share.of(~rows.review, rows.groups)} of {len(rows)} rows"
+        f"{of_these}\n"
         f"{earlier}"
         f"right of all answers: {Share.of(~rows.wrong, rows.groups)}\n"
         "(each row by heads and a threshold that do not know it; in parentheses 95 % intervals)\n"
@@ -242,7 +245,7 @@ def _write_results(report: Report, verdict: Verdict, earlier: str, folder: Path,
         f"unlike texts: {report.notes[-1]}\n"
         f"verdict: {verdict.title}. {why}\n"
         f"{'' if verdict.kind in ('ship', 'review') else _NEXT}"
-        f"serve it: {command} serve {shlex.quote(str(folder))}\n"
-        "ask it, here with your first text:\n"
+        f"serve it: {program()} serve {shlex.quote(str(folder))}\n"
+        "ask it, here with a row that trained it; put in your own text, and the port if you name another one:\n"
         f"curl -s localhost:8000/predict -H 'content-type: application/json' -d {body}"
     )

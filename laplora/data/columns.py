@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from laplora.data.near_copies import near_copies
@@ -131,10 +132,12 @@ def labelled_texts(
     if odd := [name for name in labels if name.casefold() in _NONE]:
         notes.append(f"{odd[0]!r} is taken for a label: empty these cells if they mean that there is none")
     if len(spelling) < len(spellings):
-        counted = f"{len(spellings)} spellings of {len(spelling)} labels"
+        others = [" ".join(one.split()) for one in spellings if one != spelling[_folded(one)]]
+        counted = f"{len(spellings)} spellings of {len(spelling)} labels, such as {others[0][:32]!r}"
         notes.append(f"labels that differ in case or white space alone are one: {counted}")
     if single:
-        notes.append(f"labels with one row, left out and never answered: {', '.join(single)[:200]}")
+        meant = [name + "".join(f" (or {one}?)" for one in get_close_matches(name, labels, 1)) for name in single]
+        notes.append(f"labels with one row, left out and never answered: {', '.join(meant)[:200]}")
     if len(labels) < max(2, len(single)):
         raise DataError(
             f"{file}: {len(labels)} labels of column {label!r} have several rows, {len(single)} have one. A classifier "

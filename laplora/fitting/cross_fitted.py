@@ -60,9 +60,11 @@ def built_in_texts(posterior: HeadsPosterior) -> str:
         accepted += sum(one.decision == "accept" for one in answers)
     least = min(flags, key=lambda language: sum(flags[language]) / len(flags[language]))
     flagged, count = sum(map(sum, flags.values())), sum(map(len, flags.values()))
+    blind = sum(flags[least]) < len(flags[least]) / 2
     return (
         f"{flagged} of {count} built-in texts of other subjects are flagged as unlike, and {accepted} would be "
         f"accepted; fewest are flagged in {least}, {sum(flags[least])} of {len(flags[least])}"
+        + (f". Most {least} texts of other subjects are not noticed: give some a label of their own" if blind else "")
     )
 
 

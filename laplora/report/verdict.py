@@ -165,9 +165,9 @@ def rows_needed(report: Report) -> str:
             return f"At least {rows_to_show(target)} accepted rows, none of them wrong, show that the target is kept."
         most = max(n for n in range(accepted.count) if replace(accepted, count=n).interval[1] <= target)
         return (
-            f"{accepted.rows} accepted rows would show that the target is kept if at most {most} were wrong, and "
-            f"here {accepted.count} are. More rows alone leave mistakes near the target, which is what the threshold "
-            "aims at; a lower target makes them rarer."
+            f"The threshold aims at {percent(target)}, so the error rate stays near it however many rows there are: "
+            f"more rows narrow the interval, and a lower target lowers the rate. Of {accepted.rows} accepted rows at "
+            f"most {most} wrong would show that {percent(target)} is kept, and {accepted.count} are."
         )
     if accepted.value >= target:
         return f"No number of rows shows that the target is kept while {accepted.count} of {accepted.rows} are wrong."

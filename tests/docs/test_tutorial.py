@@ -59,7 +59,7 @@ def test_the_page_is_what_a_reader_meets(
     assert main(["quick", "examples/messages.csv", "--yes"]) == 2
     assert "is there already: give --replace" in capsys.readouterr().err
     before, (share, wrong) = earlier_figures(Path("examples/messages.report.html")), figures(out)[1:6:4]
-    expected = f"before, at an error rate of 5.0 %: {share} % accepted, {wrong} % of these wrong (a small"
+    expected = f"before, at a target error rate of 5.0 %: {share} % accepted, {wrong} % of these wrong (a small"
     assert before.replace("\u00a0", " ").startswith(expected)
 
     asked = next(words for words in commands(shown(beginning="curl")) if words[0] == "curl")[-1]

@@ -62,7 +62,7 @@ def test_rows_are_used_once_and_what_is_odd_is_noted_with_its_lines() -> None:
         "1 row without a text: left out (line 43)",
         "1 row with the text and the label of an earlier one: left out (line 42)",
         "2 rows with a text that has several labels: each is kept, so correct those that are wrong (lines 3, 44)",
-        "labels that differ in case or white space alone are one: 5 spellings of 4 labels",
+        "labels that differ in case or white space alone are one: 5 spellings of 4 labels, such as 'Good'",
         "labels with one row, left out and never answered: ra re",
     )
     assert labelled_texts(FILE, records(text=TEXTS, label=LABELS), "text", "label").notes == ()
@@ -105,7 +105,7 @@ def test_labels_that_may_mean_none_are_said() -> None:
         "1 row without a label: left out (line 4)",
         "2 rows with 'nan' for a label, which tables write where there is none: left out (lines 3, 5)",
         "'None' is taken for a label: empty these cells if they mean that there is none",
-        "labels that differ in case or white space alone are one: 6 spellings of 5 labels",
+        "labels that differ in case or white space alone are one: 6 spellings of 5 labels, such as 'none'",
     )
 
 
