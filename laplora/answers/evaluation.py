@@ -102,22 +102,27 @@ def unfamiliar_share(manifest: Manifest, flags: Sequence[Sequence[str]]) -> floa
     return sum("unfamiliar" in raised for raised in flags) / len(flags)
 
 
-def accepted_rows(answers: Sequence[Prediction], truths: Sequence[Truth], names: LabelNames) -> dict[str, Any]:
+def accepted_rows(
+    answers: Sequence[tuple[str, Sequence[float]]], truths: Sequence[Truth], names: LabelNames
+) -> dict[str, Any]:
     """Return how many answers their decision accepts, and how many of those are wrong, as JSON values.
 
     ``rows`` and ``share`` (0 to 1) are of answers. If several labels may be right, ``wrong`` and ``error_rate`` (0 to
     1) are of all labels of the accepted ones, as target risks are. ``error_rate`` and its 95 % ``interval``
     (``laplora.metrics.noise.share_interval``) are None if none is accepted.
+
+    Args:
+        answers: of each the decision, and the probabilities by label.
     """
     import torch
 
     from laplora.metrics.noise import effective_rows, share_interval
 
-    taken = [(p, truth) for p, truth in zip(answers, truths, strict=True) if p.decision == "accept"]
+    taken = [(p, truth) for (decision, p), truth in zip(answers, truths, strict=True) if decision == "accept"]
     found: dict[str, Any] = {"rows": len(taken), "share": len(taken) / len(answers), "wrong": 0}
     if not taken:
         return found | {"error_rate": None, "interval": None}
-    probs, right = questions([p.arrays.probs.tolist() for p, _ in taken], [truth for _, truth in taken], names)
+    probs, right = questions([p for p, _ in taken], [truth for _, truth in taken], names)
     wrong = probs.argmax(1) != right
     rate, rows = float(wrong.double().mean()), effective_rows(wrong, torch.arange(len(wrong)) // names.questions)
     interval = share_interval(rate * rows, rows)

@@ -11,7 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from laplora.answers.evaluation import MeasureHow, measure_file, method_rows
+from laplora.answers.evaluation import MeasureHow, accepted_rows, measure_file, method_rows
+from laplora.answers.labels import LabelNames
 from laplora.answers.written import written_answer
 from laplora.bulk.answering import WINDOW, How, answer_all, load, read
 from laplora.bulk.parts import Line, Parts
@@ -33,12 +34,15 @@ class Evaluated:
     """An artifact's metrics on labelled rows.
 
     Attributes:
-        methods: metrics by method, as ``POST /evaluate`` gives them.
-        records: of each row its number, ``truth``, and where they were asked for its ``fields`` and ``answer``.
+        answering: name of the method that answers.
+        methods, accepted: metrics by method, and how many rows need no person, as ``POST /evaluate`` gives them.
+        records: of each row its number, ``truth``, ``decision``, and if asked for its ``fields`` and ``answer``.
     """
 
     artifact: Artifact
+    answering: str
     methods: dict[str, dict[str, Any]]
+    accepted: dict[str, Any]
     records: list[dict[str, Any]]
 
 
@@ -82,9 +86,16 @@ def evaluate_file(
         blocks = finish(job.start, rows, kept, workers, loaded, options, progress)
         records = [json.loads(line) for line in kept.lines(blocks)]
         numbers = [record.pop("methods") for record in records]
-        methods = measure_file(loaded.manifest, numbers, [record["truth"] for record in records], measure)
+        truths, manifest = [record["truth"] for record in records], loaded.manifest
+        methods = measure_file(manifest, numbers, truths, measure)
         kept.remove()
-    return Evaluated(loaded, methods, records)
+    name = next((one for one in manifest.servable if one == how.predictive), manifest.recommended.predictive)
+    answering = f"{name}_order_average" if how.order_average else name
+    answers = [(record["decision"], row[answering][0]) for record, row in zip(records, numbers, strict=True)]
+    target_risk = how.target_risk or manifest.predictives[name].thresholds.review.target_risk
+    accepted = {"predictive": name, "target_risk": target_risk}
+    accepted |= accepted_rows(answers, truths, LabelNames.of(manifest))
+    return Evaluated(loaded, answering, methods, accepted, records)
 
 
 @dataclass(frozen=True)
@@ -137,6 +148,7 @@ class EvaluateJob:
             record: dict[str, Any] = {
                 "number": number,
                 "truth": example.label if example.present is None else example.present,
+                "decision": answer[0].decision,
                 "methods": method_rows(predictor.artifact.manifest, answering, *answer),
             }
             if self.with_answers:

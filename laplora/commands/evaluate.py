@@ -68,7 +68,9 @@ def evaluate(
     allowed_bases: console.AllowedBasesOption = "",
     as_json: console.JsonOption = False,
 ) -> None:
-    """Measure an artifact on labelled rows, without a server: accuracy, NLL, ECE and more of every predictive.
+    """Measure an artifact on labelled rows, without a server: how many it accepts, and how often these are wrong.
+
+    A table has the accuracy, NLL, ECE and more of every predictive.
 
     --fail-if takes [PREDICTIVE.]METRIC, then >, <, >= or <=, and a number. PREDICTIVE is by default the one that
     answers. Metrics: accuracy, nll, ece, ece_limit, ece_excess, brier, auroc_error, auprc_error, aurc, excess_aurc.
@@ -92,13 +94,11 @@ def evaluate(
         allowed_bases=console.allowed(allowed_bases),
         progress=console.say,
     )
-    name = how.predictive or manifest.recommended.predictive
-    answering = f"{name}_order_average" if how.order_average else name
-    crossed = [threshold.check(measured.methods, answering) for threshold in thresholds]
+    crossed = [threshold.check(measured.methods, measured.answering) for threshold in thresholds]
     if as_json:
-        console.write(json.dumps(_json(measured, answering, crossed), allow_nan=False))
+        console.write(json.dumps(_json(measured, crossed), allow_nan=False))
     else:
-        for line in (*_table(measured.methods, answering), *_verdicts(crossed)):
+        for line in (_accepted(measured), *_table(measured.methods, measured.answering), *_verdicts(crossed)):
             console.write(line)
     raise typer.Exit(console.Status.FAILED if any(one.failed for one in crossed) else console.Status.DONE)
 
@@ -113,16 +113,32 @@ def _to_measure(manifest: Manifest, how: How) -> list[str]:
     return [*names, *(f"{name}_order_average" for name in names if how.order_average)]
 
 
-def _json(measured: Evaluated, answering: str, crossed: Sequence[Crossed]) -> dict[str, Any]:
+def _json(measured: Evaluated, crossed: Sequence[Crossed]) -> dict[str, Any]:
     artifact = measured.artifact
     return {
         "artifact": {"name": artifact.name, "digest": artifact.digest},
-        "predictive": answering,
+        "predictive": measured.answering,
         "rows": len(measured.records),
+        "accepted": measured.accepted,
         "metrics": measured.methods,
         "bars": [asdict(one) for one in crossed],
         "failed": any(one.failed for one in crossed),
     }
+
+
+def _accepted(measured: Evaluated) -> str:
+    """Return how many rows need no person, and how many of these are wrong, in a line."""
+    from laplora.report.verdict import percent
+
+    found = measured.accepted
+    said = (
+        f"accepted at an error rate of {percent(found['target_risk'])}: {found['rows']} of {len(measured.records)} rows"
+    )
+    if found["interval"] is None:
+        return said
+    rate, low, high = map(percent, (found["error_rate"], *found["interval"]))
+    whose = "of their labels" if measured.artifact.manifest.likelihood == "bernoulli" else "of these"
+    return f"{said} ({percent(found['share'])}), and {rate} {whose} are wrong (95 %: {low} to {high})"
 
 
 def _table(measured: Mapping[str, Mapping[str, Any]], answering: str) -> list[str]:
@@ -131,13 +147,8 @@ def _table(measured: Mapping[str, Mapping[str, Any]], answering: str) -> list[st
     for name, metrics in measured.items():
         values = ["-" if metrics.get(column) is None else f"{metrics[column]:.3f}" for column in _COLUMNS]
         cells.append([f"{name} *" if name == answering else name, *values])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in cells
-    ]
+    first, *rest = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join([name.ljust(first), *map(str.rjust, values, rest)]) for name, *values in cells]
     intervals = measured[answering]["intervals"]
     known = [
         f"{name} {intervals[name][0]:.3f} to {intervals[name][1]:.3f}" for name in _WITH_INTERVAL if name in intervals

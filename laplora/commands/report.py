@@ -79,19 +79,18 @@ def _page(measured: Evaluated, data: Path, how: How, texts: bool) -> bytes:
     rows, manifest, records = MeasuredRows(), measured.artifact.manifest, measured.records
     for record in records:
         rows.add(f"line {record['number']}", record["truth"], record["answer"], record["fields"])
-    name = next((one for one in manifest.servable if one == how.predictive), manifest.recommended.predictive)
     made = measured_report(
         rows,
         manifest,
         measured.methods,
         names=LabelNames.of(manifest),
-        predictive=name,
+        predictive=measured.accepted["predictive"],
         averaged=how.order_average,
         title=measured.artifact.name,
         measured_on=f"{len(records)} rows of {data.name}",
         fields=manifest.template.template().fields,
         unfamiliar=unfamiliar_share(manifest, [record["answer"]["flags"] for record in records]),
-        nothing=nothing_accepted_of(measured.artifact, name),
+        nothing=nothing_accepted_of(measured.artifact, measured.accepted["predictive"]),
         notes=[gained] if isinstance(gained := manifest.data.get("fine_tuning"), str) else [],
         provenance=_provenance(measured.artifact, data, how),
         texts=texts,

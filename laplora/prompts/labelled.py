@@ -42,7 +42,7 @@ def example_of(
         values: of the row, by name: text, numbers, and for choices a list, its JSON, or ``option1``, ``option2``...
         labels: in class order.
         label_field: name of the label; None: the row has none, and its label is -1.
-        label_map: from the label as the row has it to one of ``labels``; empty: the row has the names themselves.
+        label_map: from the label as the row has it to one of ``labels``; what it does not name is a label already.
         several: whether the label field holds a list, of any number of labels.
         groups: name of the field that has the row's group; None, or an empty one: the row is of none.
 
@@ -134,7 +134,7 @@ def label_text(value: Any, known: Collection[str] = ()) -> Any:
 
 
 def _label(values: Mapping[str, Any], labels: Sequence[str], label_field: str, label_map: Mapping[str, str]) -> int:
-    known = sorted(label_map) if label_map else list(labels)
+    known = list(dict.fromkeys([*label_map, *labels]))
     value = label_text(values.get(label_field), known)
     if value is None:
         if label_field in values:
@@ -152,8 +152,8 @@ def _label(values: Mapping[str, Any], labels: Sequence[str], label_field: str, l
         raise DataError(f"field {label_field!r} must be a string, a number, true or false, got an object")
     if not value:
         raise DataError(f"field {label_field!r} (the label) is empty")
-    word = label_map.get(value) if label_map else value
-    if word is None or word not in labels:
+    word = label_map.get(value, value)
+    if word not in labels:
         meant = next((one for one in known if one.casefold() == value.casefold()), None)
         hint = "" if meant is None else f": did you mean {meant!r}? Write it alike, or give a label_map"
         raise DataError(f"field {label_field!r} is {_shown(value)}, expected one of {known}{hint}")

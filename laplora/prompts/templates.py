@@ -190,7 +190,7 @@ def render_pieces(
         shown = [n if _NAME.fullmatch(n) else "?" for n in map(str, unknown[:8])]
         problem = ", ".join(f"{what} {of}" for what, of in (("missing", missing), ("unknown", shown)) if of)
         first = missing[0] if missing else str(unknown[0])[:64]
-        raise InvalidInputError(f"an input has the fields {list(expected)}; {problem}", field=first)
+        raise InvalidInputError(f"inputs have the fields {list(expected)} here: {problem}", field=first)
     values = {name: [(_text(inputs[name], name).strip(), True)] for name in expected if name != "choices"}
     if not template.takes_choices:
         return _fill_pieces(template.text, values), len(labels)

@@ -227,7 +227,7 @@ def test_every_method_is_measured_on_every_test_row_and_against_temperature_scal
             ["data.labels=[negative, so good]", "data.label_map={negative: negative, positive: so good}"],
             "label ' so good' must be one token after the prompt",
         ),
-        ("run", ["golden_inputs=[{txet: x}]"], "golden_inputs.0: an input has the fields"),
+        ("run", ["golden_inputs=[{txet: x}]"], "golden_inputs.0: inputs have the fields"),
         ("run", ["golden_inputs=[" + "{text: x}, " * 65 + "]"], "golden_inputs: expected at most 64, got 65"),
         ("run", ["base.model=/nowhere"], "base model '/nowhere': no tokenizer can be loaded"),
         ("run", ["base.device=gpu"], "no device is called 'gpu'"),

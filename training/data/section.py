@@ -119,8 +119,8 @@ class DataConfig(BaseModel):
     label_map: dict[str, str] = Field(
         default={},
         description="dataset file or hub: from the answer as the rows have it to a label word, for example "
-        "{0: negative, 1: positive} (numbers and true or false as they are written there); empty where the rows have "
-        "the words themselves",
+        "{0: negative, 1: positive} (numbers and true or false as they are written there); an answer that it does not "
+        "name is a label word already",
     )
 
     groups: str | None = Field(
@@ -211,11 +211,11 @@ class DataConfig(BaseModel):
             raise ValueError("labels holds an empty word, or one with a space around it")
         if isinstance(self.labels, dict) and not all(self.labels.values()):
             raise ValueError("labels holds a name without a text that stands for it after the prompt")
-        words = set(self.label_map.values() or self.labels)
+        words = set(self.label_map.values())
         if unknown := sorted(words - set(self.labels)):
             raise ValueError(f"label_map leads to {unknown}, which are not among the labels {list(self.labels)}")
-        if unreachable := sorted(set(self.labels) - words):
-            raise ValueError(f"no value of label_map leads to the labels {unreachable}")
+        if unreachable := sorted(set(self.labels) & set(self.label_map) - words):
+            raise ValueError(f"no value of label_map leads to the labels {unreachable}, it leads from them to others")
         try:
             self.own_task()
         except ConfigError as error:

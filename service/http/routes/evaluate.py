@@ -48,7 +48,8 @@ async def evaluate(
             pairs = zip(scored.predictions, own_order, strict=True)
             rows = [method_rows(manifest, plan.ask.predictive, answer, in_order) for answer, in_order in pairs]
             methods = measure(rows, truths, names=names, how=body.options)
-            answers, target_risk = model.decided(scored.predictions, body.options.target_risk)
+            decisions, target_risk = model.decided(scored.predictions, body.options.target_risk)
+            answers = [(one.decision, one.arrays.probs.tolist()) for one in decisions]
             decided = {"predictive": plan.ask.predictive, "target_risk": target_risk}
             return methods, AcceptedOut(**decided, **accepted_rows(answers, truths, names))
 

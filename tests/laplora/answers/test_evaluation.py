@@ -55,20 +55,16 @@ def test_the_difference_is_paired_and_that_of_the_two_nlls() -> None:
     assert all(of["over_temperature"] is None for of in measure(without, truths(), names=TWO, how=HOW).values())
 
 
-def answered(decision: str, *probs: float) -> Any:
-    return SimpleNamespace(decision=decision, arrays=SimpleNamespace(probs=torch.tensor(probs)))
-
-
 def test_accepted_answers_are_counted_with_their_mistakes() -> None:
-    none = accepted_rows([answered("review", 0.9, 0.1)] * 2, [0, 1], TWO)
+    none = accepted_rows([("review", [0.9, 0.1])] * 2, [0, 1], TWO)
     assert none == {"rows": 0, "share": 0, "wrong": 0, "error_rate": None, "interval": None}
     # The third answer, to a question with one choice, is wrong, and the last is left to a person.
-    rows = [answered("accept", 0.9, 0.1), answered("accept", 0.2, 0.8), answered("accept", 1.0)]
-    some = accepted_rows([*rows, answered("review", 0.9, 0.1)], [0, 1, 1, 1], TWO)
+    rows = [("accept", [0.9, 0.1]), ("accept", [0.2, 0.8]), ("accept", [1.0])]
+    some = accepted_rows([*rows, ("review", [0.9, 0.1])], [0, 1, 1, 1], TWO)
     assert (some["rows"], some["share"], some["wrong"], some["error_rate"]) == (3, 0.75, 1, pytest.approx(1 / 3))
     assert some["interval"] == pytest.approx(share_interval(1, 3))
     # If several labels may be right, the labels are counted: two of the first input and none of the second are wrong.
-    labels = [answered("accept", 0.9, 0.8, 0.1), answered("accept", 0.1, 0.8, 0.1), answered("review", 0.9, 0.9, 0.9)]
+    labels = [("accept", [0.9, 0.8, 0.1]), ("accept", [0.1, 0.8, 0.1]), ("review", [0.9, 0.9, 0.9])]
     several = accepted_rows(labels, [(1, 2), (1,), ()], LabelNames(("a", "b", "c"), several=True))
     assert (several["rows"], several["share"], several["wrong"]) == (2, pytest.approx(2 / 3), 2)
     assert several["error_rate"] == pytest.approx(2 / 6)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import FinishedRun
+from tiny_runs import FinishedRun, sentiment_rows
 
 from laplora.commands.app import main
 from laplora.commands.thresholds import MetricThreshold
 from laplora.errors import ConfigError
+from laplora.metrics.noise import share_interval
 from laplora.predictor import Predictor
 
 
@@ -91,21 +93,30 @@ ROWS = [
 def test_the_metrics_are_those_of_the_rows_and_a_bar_fails_a_script(
     sentiment_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate(sentiment_run, ROWS, tmp_path, "--json", "--predictive", "map", "--fail-if", "map.ece>1") == 0
+    rows = [*ROWS, *sentiment_rows()[:24], *(row | {"label": "negative"} for row in sentiment_rows()[:2])]
+    assert evaluate(sentiment_run, rows, tmp_path, "--json", "--predictive", "map", "--fail-if", "map.ece>1") == 0
     found = json.loads(capsys.readouterr().out)
     predictor = Predictor.load(sentiment_run.artifact, device="cpu")
-    answers = predictor.predict([predictor.encode({"text": row["text"]}, truncate=False) for row in ROWS], "map")
-    right = [answer.label == row["label"] for answer, row in zip(answers, ROWS, strict=True)]
-    assert (found["rows"], found["predictive"], found["failed"]) == (4, "map", False)
-    assert found["metrics"]["map"]["accuracy"] == sum(right) / 4
+    answers = predictor.predict([predictor.encode({"text": row["text"]}, truncate=False) for row in rows], "map")
+    right = [answer.label == row["label"] for answer, row in zip(answers, rows, strict=True)]
+    assert (found["rows"], found["predictive"], found["failed"]) == (30, "map", False)
+    assert found["metrics"]["map"]["accuracy"] == sum(right) / 30
     assert found["artifact"]["digest"] == predictor.artifact.digest
     assert found["bars"][0]["value"] == found["metrics"]["map"]["ece"]
     low, high = found["metrics"]["map"]["intervals"]["accuracy"]
-    assert low < sum(right) / 4 < high or sum(right) in (0, 4)
+    assert low < sum(right) / 30 < high
     assert found["metrics"]["map"]["ece_limit"] > 0
+    accepted, target_risk = found["accepted"], answers[0].rule.target_risk
+    wrong = [not hit for hit, answer in zip(right, answers, strict=True) if answer.decision == "accept"]
+    assert 0 < sum(wrong) < len(wrong) < 30
+    assert accepted.pop("interval") == pytest.approx(share_interval(sum(wrong), len(wrong)))
+    figures = ("map", target_risk, len(wrong), len(wrong) / 30, sum(wrong), pytest.approx(sum(wrong) / len(wrong)))
+    assert tuple(accepted.values()) == figures
     bars = ("--fail-if", "accuracy<2", "--fail-if", "map.accuracy<-1")
-    assert evaluate(sentiment_run, ROWS, tmp_path, *bars) == 1
+    assert evaluate(sentiment_run, rows, tmp_path, *bars) == 1
     said = capsys.readouterr().out
+    line = r"accepted at an error rate of 5\.0\u00a0%: \d+ of 30 rows \(.*\), and .* wrong \(95 %: .* to .*\)\nmethod "
+    assert re.match(line, said)
     assert "FAILED: accuracy<2" in said
     assert "passed: map.accuracy<-1" in said
     assert "laplace *" in said

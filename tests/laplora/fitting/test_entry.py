@@ -113,7 +113,7 @@ def test_no_text_of_a_row_is_saved_that_the_user_does_not_give(
     said = [line for line in lines if line.startswith("artifact: ")]
     texts = ("no text of a row", "the texts of the 1 golden inputs that were given", "THE TEXTS OF 4 CALIBRATION ROWS")
     assert [text in line for text, line in zip(texts, said, strict=True)] == [True] * 3
-    with pytest.raises(ConfigError, match=r"golden_inputs\.0: an input has the fields \['text'\]"):
+    with pytest.raises(ConfigError, match=r"golden_inputs\.0: inputs have the fields \['text'\]"):
         posterior.save(tmp_path / "other", golden_inputs=[{"txet": "x"}])
 
 

@@ -48,6 +48,8 @@ def test_one_file_is_split_three_ways_with_names_of_labels_apart_from_their_text
     task, digest = splits.task, hashlib.sha256(path.read_bytes()).hexdigest()
     assert (task.name, task.template.name, task.labels, task.verbalizers) == ("reviews", "stars", ("No", "Yes"), None)
     assert splits.report["source_detail"] == f"reviews.jsonl (sha256 {digest})"
+    partly = load_splits(config(path=str(path), labels=["1", "Yes"], label_map={5: "Yes"}), seed=0)
+    assert [e.label for e in partly.test] == [e.label for e in splits.test]
     with pytest.raises(DataError, match=r"reviews\.jsonl: no row has the field 'thread', which groups names"):
         load_splits(config(path=str(path), groups="thread"), seed=0)
     threads = tmp_path / "threads.jsonl"
@@ -99,7 +101,7 @@ def test_a_table_as_a_spreadsheet_writes_it(tmp_path: Path, delimiter: str) -> N
         load_splits(table, seed=0)
     file.write_text("review,label\na,Yes\nb,no\nc,No\n")
     with pytest.raises(DataError, match=r"line 3: field 'label' is 'no', .*did you mean 'No'"):
-        load_splits(config(path=str(file), label_field="label", label_map={}), seed=0)
+        load_splits(config(path=str(file), label_field="label", label_map={0: "No"}), seed=0)
     with pytest.raises(ConfigError, match="has the labels 'No' and 'no', which differ in case alone"):
         labels_of_rows(file, "label")
 
@@ -122,7 +124,7 @@ def test_files_that_would_leak_are_refused(tmp_path: Path) -> None:
         ({"labels": {False: " A", True: " B"}}, "put the words in quotes"),
         ({"labels": {"No": " A", "Yes": ""}}, "a name without a text"),
         ({"label_map": {1: "No", 5: "Maybe"}}, "label_map leads to"),
-        ({"label_map": {1: "No"}}, "no value of label_map leads to"),
+        ({"label_map": {1: "No", "Yes": "No"}}, r"no value .* leads to the labels \['Yes'\], it leads from"),
         ({"template": {"name": "x", "text": "no field"}}, "no {field} placeholder"),
         ({"dataset": "sst2"}, "belong to another dataset, not to sst2"),
         ({"subjects": ["law"]}, "subjects belong to dataset mmlu"),
