@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from laplora.execution.terminal import program
+from laplora.fitting.saving import read_fit
 from training.config import RunConfig
 from training.evaluate import evaluate_run
 from training.fine_tuning.reporters import check_reporters
@@ -35,6 +36,8 @@ def run(config: RunConfig) -> Path:
         say(f"[{number}/{len(steps)}] {title}")
         result = step(opened)
     if config.fine_tune:
+        if gained := read_fit(config.run_dir / "laplace").fine_tuning:
+            say(str(gained))
         say(f"serve it: {program()} serve {result}")
     else:
         say("nothing is fine-tuned unless asked for: --set fine_tune=true does, and says what it gained")

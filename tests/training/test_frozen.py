@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,7 @@ def test_heads_serve_first_and_what_is_fine_tuned_takes_their_place(
 
     assert job("run", file, "fine_tune=true") == 0
     second, shown = read_artifact(first.path), capsys.readouterr().out
+    assert re.search(f"\n(Do not fine-tune|Fine-tuning gained).*\nserve it: laplora serve {second.path}\n", shown)
     assert PASSES not in shown
     assert second.manifest.has_adapter
     fit = read_fit(config.run_dir / "laplace")
@@ -102,5 +104,5 @@ def test_where_every_label_trains_the_adapter_heads_are_weighed_on_all_rows(
     assert manifest.data["fine_tuning"] == str(gained)
     assert (gained.rows, manifest.calibration.rows, manifest.calibration.split) == (72, 72, "out_of_fold")
     assert shown.count(PASSES) == 1, "for the frozen fit and beside the adapter"
-    assert shown.count(str(gained)) == 2
+    assert shown.count(str(gained)) == 3, "of the fit, of the evaluation and at the end"
     assert set(manifest.pool) <= {"adapter", "frozen"}
