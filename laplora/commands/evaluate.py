@@ -131,9 +131,8 @@ def _accepted(measured: Evaluated) -> str:
     from laplora.report.verdict import percent
 
     found = measured.accepted
-    said = (
-        f"accepted at an error rate of {percent(found['target_risk'])}: {found['rows']} of {len(measured.records)} rows"
-    )
+    target, rows = percent(found["target_risk"]), len(measured.records)
+    said = f"accepted at a target error rate of {target}: {found['rows']} of {rows} rows"
     if found["interval"] is None:
         return said
     rate, low, high = map(percent, (found["error_rate"], *found["interval"]))

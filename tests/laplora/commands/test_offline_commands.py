@@ -115,7 +115,9 @@ def test_the_metrics_are_those_of_the_rows_and_a_bar_fails_a_script(
     bars = ("--fail-if", "accuracy<2", "--fail-if", "map.accuracy<-1")
     assert evaluate(sentiment_run, rows, tmp_path, *bars) == 1
     said = capsys.readouterr().out
-    line = r"accepted at an error rate of 5\.0\u00a0%: \d+ of 30 rows \(.*\), and .* wrong \(95 %: .* to .*\)\nmethod "
+    line = (
+        r"accepted at a target error rate of 5\.0\u00a0%: \d+ of 30 rows \(.*\), .* wrong \(95 %: .* to .*\)\nmethod "
+    )
     assert re.match(line, said)
     assert "FAILED: accuracy<2" in said
     assert "passed: map.accuracy<-1" in said
