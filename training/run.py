@@ -36,7 +36,7 @@ def run(config: RunConfig) -> Path:
         say(f"[{number}/{len(steps)}] {title}")
         result = step(opened)
     if config.fine_tune:
-        if gained := read_fit(config.run_dir / "laplace").fine_tuning:
+        if gained := read_fit(opened.config.run_dir / "laplace").fine_tuning:
             say(str(gained))
         say(f"serve it: {program()} serve {result}")
     else:
