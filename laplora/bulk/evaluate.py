@@ -55,6 +55,7 @@ def evaluate_file(
     *,
     parts: str | Path | None = None,
     label_field: str = "label",
+    text_field: str = "text",
     with_answers: bool = False,
     allowed_bases: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
@@ -68,21 +69,22 @@ def evaluate_file(
         artifact, source, allowed_bases, progress: as of ``laplora.bulk.predict.predict_file``, and so are errors but
             for those below.
         parts: folder for the finished blocks; the same call goes on from them, and they go in the end. None: nowhere.
-        label_field: field of a row that has its label, or its list of labels.
+        label_field: field of a row that has its label, or its list of labels; text_field: that has the template's text.
         with_answers: whether each row's fields and answer are returned too.
 
     Raises:
         DataError: rows that cannot be used or answered, by number.
     """
     loaded, rows = read(artifact, how, allowed_bases, progress), Source.at(source, WINDOW)
-    job = EvaluateJob(loaded, workers.worker_device, how, str(source), label_field, with_answers)
+    job = EvaluateJob(loaded, workers.worker_device, how, str(source), label_field, text_field, with_answers)
     every = (row for block in rows.blocks() for window in rows.windows(block) for row in window)
     if not sum(1 for _ in job.examples(every)):
         raise DataError(f"{source}: holds no rows")
     with ExitStack() as stack:
         kept = Parts(Path(stack.enter_context(TemporaryDirectory()) if parts is None else parts))
         stack.enter_context(kept.held())
-        options = {"command": "evaluate", **asdict(how), "label_field": label_field, "with_answers": with_answers}
+        columns = {"label_field": label_field, "text_field": text_field}
+        options = {"command": "evaluate", **asdict(how), **columns, "with_answers": with_answers}
         blocks = finish(job.start, rows, kept, workers, loaded, options, progress)
         records = [json.loads(line) for line in kept.lines(blocks)]
         numbers = [record.pop("methods") for record in records]
@@ -103,7 +105,7 @@ class EvaluateJob:
     """Each row's numbers by an artifact.
 
     Attributes:
-        place: what errors call the source; label_field: of a row.
+        place: what errors call the source; label_field, text_field: of a row.
         with_answers: whether each row's fields and answer come too.
     """
 
@@ -112,6 +114,7 @@ class EvaluateJob:
     how: How
     place: str
     label_field: str
+    text_field: str = "text"
     with_answers: bool = False
 
     def start(self) -> Callable[[Sequence[Row]], Iterator[Line]]:
@@ -126,7 +129,8 @@ class EvaluateJob:
         several = manifest.likelihood == "bernoulli"
 
         def example(row: Row) -> Example:
-            record = Record(row[0], json_row(row))
+            values = json_row(row)
+            record = Record(row[0], values | {"text": values[self.text_field]} if self.text_field in values else values)
             return labelled_example(self.place, record, task, self.label_field, {}, several=several)
 
         return each_in_turn(self.place, rows, example)

@@ -49,6 +49,7 @@ PredictiveOption = Annotated[
 
 OrderAverageOption = Annotated[bool, typer.Option(help="Ask each question with its choices in reverse too.")]
 TruncateOption = Annotated[bool, typer.Option(help="Cut inputs that are too long, instead of an error.")]
+TextFieldOption = Annotated[str, typer.Option("--text", metavar="NAME", help="Field of a row that has its text.")]
 LabelFieldOption = Annotated[str, typer.Option(metavar="NAME", help="Field of a row that has its label.")]
 PageOption = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="HTML file to write.")]
 TextsOption = Annotated[bool, typer.Option(help="Whether the page shows the rows' texts.")]

@@ -42,6 +42,7 @@ def evaluate(
         ),
     ] = None,
     label_field: console.LabelFieldOption = "label",
+    text: console.TextFieldOption = "text",
     predictive: console.PredictiveOption = None,
     order_average: console.OrderAverageOption = False,
     truncate: console.TruncateOption = False,
@@ -91,6 +92,7 @@ def evaluate(
         measure,
         parts=parts,
         label_field=label_field,
+        text_field=text,
         allowed_bases=console.allowed(allowed_bases),
         progress=console.say,
     )

@@ -42,8 +42,8 @@ _FEW_ROWS = 4
 #: Characters of a report that have its first figures.
 _HEAD_OF_PAGE = 20_000
 _NEXT = (
-    "next: correct the labels that the report shows as surest mistakes, and label more rows; serve it, if a person "
-    "checks some of the accepted answers too\n"
+    "next: correct those labels among the report's surest mistakes that are wrong, and label more rows; serve it, if a "
+    "person checks some of the accepted answers too\n"
 )
 
 

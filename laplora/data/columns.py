@@ -136,7 +136,9 @@ def labelled_texts(
         counted = f"{len(spellings)} spellings of {len(spelling)} labels, such as {others[0][:32]!r}"
         notes.append(f"labels that differ in case or white space alone are one: {counted}")
     if single:
-        meant = [name + "".join(f" (or {one}?)" for one in get_close_matches(name, labels, 1)) for name in single]
+        meant = [
+            name + "".join(f" (a slip for {one!r}?)" for one in get_close_matches(name, labels, 1)) for name in single
+        ]
         notes.append(f"labels with one row, left out and never answered: {', '.join(meant)[:200]}")
     if len(labels) < max(2, len(single)):
         raise DataError(

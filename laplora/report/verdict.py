@@ -162,7 +162,11 @@ def rows_needed(report: Report) -> str:
     if report.promise.refitted:
         least = replace(accepted, count=0)
         if least.interval[1] > target:
-            return f"At least {rows_to_show(target)} accepted rows, none of them wrong, show that the target is kept."
+            fewest = rows_to_show(target)
+            return (
+                f"At least {fewest} accepted rows ({_rounded(fewest / (1 - review.value))} in all) could show that "
+                f"{percent(target)} is kept, if none were wrong; but the threshold aims at that: try lower ones."
+            )
         most = max(n for n in range(accepted.count) if replace(accepted, count=n).interval[1] <= target)
         return (
             f"The threshold aims at {percent(target)}, so the error rate stays near it however many rows there are: "

@@ -119,6 +119,9 @@ def test_the_metrics_are_those_of_the_rows_and_a_bar_fails_a_script(
         r"accepted at a target error rate of 5\.0\u00a0%: \d+ of 30 rows \(.*\), .* wrong \(95 %: .* to .*\)\nmethod "
     )
     assert re.match(line, said)
+    renamed = [{"mail": row["text"], "kind": row["label"]} for row in rows]
+    assert evaluate(sentiment_run, renamed, tmp_path, *bars, "--text", "mail", "--label-field", "kind") == 1
+    assert capsys.readouterr().out == said
     assert "FAILED: accuracy<2" in said
     assert "passed: map.accuracy<-1" in said
     assert "laplace *" in said
