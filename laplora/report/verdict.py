@@ -160,8 +160,7 @@ def rows_needed(report: Report) -> str:
     if accepted.interval[1] <= target:
         return ""
     if report.promise.refitted:
-        least = replace(accepted, count=0)
-        if least.interval[1] > target:
+        if not _could_show(accepted, target):
             fewest = rows_to_show(target)
             return (
                 f"At least {fewest} accepted rows ({_rounded(fewest / (1 - review.value))} in all) could show that "
@@ -190,19 +189,17 @@ def _rounded(rows: float) -> str:
 def _title(kind: Kind, report: Report) -> str:
     if kind == "review":
         return f"Ship, with {percent(operating_point(report)[0].value)} reviewed by a person"
-    if kind == "open" and (high := _not_certain(report)):
-        return f"Not certain: the true error rate may be {percent(high)} (95 % interval)"
     if kind == "open":
+        accepted = operating_point(report)[1]
+        if accepted and report.promise.refitted and _could_show(accepted, report.promise.target_risk):
+            return f"Not certain: the true error rate may be {percent(accepted.interval[1])} (95 % interval)"
         return "Too few rows to say" if report.questions == 1 else "Not shown: its rows are not independent"
     return "Ship" if kind == "ship" else "Do not ship"
 
 
-def _not_certain(report: Report) -> float | None:
-    """Return how high a refitted threshold's error rate may be, if it is open and as many rows could show less."""
-    accepted, target = operating_point(report)[1], report.promise.target_risk
-    if accepted is None or not report.promise.refitted or replace(accepted, count=0).interval[1] > target:
-        return None
-    return accepted.interval[1] if accepted.interval[1] > target else None
+def _could_show(accepted: Share, target: float) -> bool:
+    """Return whether as many accepted rows without a mistake would show that the target is kept."""
+    return replace(accepted, count=0).interval[1] <= target
 
 
 @dataclass(frozen=True)
