@@ -22,6 +22,7 @@ from laplora.artifact.manifest import REPORT_PAGE
 from laplora.classifier import MAX_TOKENS, Classifier
 from laplora.data.labelled import Task
 from laplora.errors import ConfigError
+from laplora.execution.terminal import program
 from laplora.features.store import digest
 from laplora.files.atomic import file_sha256
 from laplora.fitting.rows import read_rows
@@ -114,7 +115,7 @@ def fit_adapter(request: AdapterFit) -> Path:
     shutil.rmtree(passes, ignore_errors=True)
     if page is not None:
         say(f"report: {request.out / REPORT_PAGE}")
-    say(f"serve it: laplora serve {request.out}")
+    say(f"serve it: {program()} serve {request.out}")
     return request.out
 
 

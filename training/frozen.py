@@ -11,6 +11,7 @@ from typing import Any
 
 from laplora.artifact.encoders import encoder_record
 from laplora.artifact.manifest import EXPERTS, MANIFEST
+from laplora.execution.terminal import program
 from laplora.execution.workers import ALONE
 from laplora.files.atomic import write_json
 from laplora.fitting.entry import fit_as_it_is
@@ -49,7 +50,7 @@ def _frozen(run: Run) -> Path:
     fields = _fitted(run, folder)
     run.base.release()  # the artifact's answers are recorded by a model that is loaded as a server loads it
     write_of_run(run, fields, Parts(folder / "fitted", report=folder / "report"), {})
-    say(f"serve it: laplora serve {target}")
+    say(f"serve it: {program()} serve {target}")
     return target
 
 

@@ -16,6 +16,7 @@ from tiny_runs import FinishedRun, write_rows
 
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ConfigError, ModelError
+from laplora.execution.terminal import program
 from laplora.fitting.passes import RowPass
 from laplora.predictor import Predictor
 from training.__main__ import main
@@ -79,7 +80,7 @@ def test_the_posterior_is_that_of_the_run_it_was_taken_from(
     status = fit(*given, "--test", files["test"], "--out", out)
     shown = capsys.readouterr()
     assert status == 0, shown.err
-    assert f"serve it: laplora serve {out}" in shown.out
+    assert f"serve it: {program()} serve {out}" in shown.out
     assert "\nwarning: unfamiliar: " in shown.out
     assert (shown.out + shown.err).count("tell no smaller share") == 1
     mine, theirs = read_artifact(out).manifest, read_artifact(sentiment_run.artifact).manifest

@@ -11,6 +11,7 @@ from tiny_runs import job, sentiment_config
 
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.report_page import read_report
+from laplora.execution.terminal import program
 from laplora.fitting.saving import read_fit
 from laplora.predictor import Predictor
 from training.config import load_config
@@ -30,7 +31,7 @@ def test_heads_serve_first_and_what_is_fine_tuned_takes_their_place(
     config = load_config(file)
     assert job("run", file) == 0
     first, shown = read_artifact(config.artifact_dir), capsys.readouterr().out
-    assert f"serve it: laplora serve {first.path}" in shown
+    assert f"serve it: {program()} serve {first.path}" in shown
     assert "[1/1] frozen fit" in shown
     assert PASSES in shown
     assert (first.manifest.has_adapter, list(first.manifest.experts)) == (False, ["frozen"])
@@ -51,7 +52,7 @@ def test_heads_serve_first_and_what_is_fine_tuned_takes_their_place(
 
     assert job("run", file, "fine_tune=true") == 0
     second, shown = read_artifact(first.path), capsys.readouterr().out
-    assert re.search(f"\n(Do not fine-tune|Fine-tuning gained).*\nserve it: laplora serve {second.path}\n", shown)
+    assert re.search(f"\n(Do not fine-tune|Fine-tuning gained).*\nserve it: {program()} serve {second.path}\n", shown)
     assert PASSES not in shown
     assert second.manifest.has_adapter
     fit = read_fit(config.run_dir / "laplace")
