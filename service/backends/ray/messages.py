@@ -32,12 +32,14 @@ class Reply:
     Attributes:
         replica: which one answered.
         compute_s: seconds from the first batch that held a row of it to the last one's end.
+        digests: of the artifacts that the scorer has loaded.
     """
 
     replica: str
     value: Any = None
     error: Exception | None = None
     compute_s: float = 0.0
+    digests: frozenset[str] = frozenset()
 
     @property
     def predictions(self) -> list[Prediction]:

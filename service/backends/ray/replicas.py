@@ -300,8 +300,7 @@ class Replicas:
             reply: Reply = await self._calls.call(replica, "make_version", *arguments)
             if reply.error is not None:
                 raise reply.error
-            version: Version = reply.value
-            return version
+            return cast("Version", reply.value)
 
         try:
             return cast("Version", self._waited(made(), go_on))
@@ -366,7 +365,7 @@ class Replicas:
                 known.sent_tokens -= ticket.tokens
             error = reply.error
             if error is None:
-                self._note_loaded(reply.replica, ticket.digest)
+                self._note_held(reply)
                 return reply
             if isinstance(error, InUseError) and (left_s := deadline - time.monotonic()) > 0:
                 await turn(left_s)  # all that it holds is in use: an artifact goes once its requests are answered
@@ -436,11 +435,11 @@ class Replicas:
         """Return what each replica is to hold."""
         return self._places.of({one.artifact.digest: one.base_name for one in self._models}, names)
 
-    def _note_loaded(self, name: str, digest: str) -> None:
-        """Take in what a reply says of a replica, before its next status does."""
-        known = self._replicas.get(name)
+    def _note_held(self, reply: Reply) -> None:
+        """Take in what a replica holds before its next status says so: others may have gone for what it loaded."""
+        known = self._replicas.get(reply.replica)
         if known is not None and known.status is not None:
-            known.status = replace(known.status, digests=known.status.digests | {digest})
+            known.status = replace(known.status, digests=reply.digests)
 
     def _load_stage(self) -> str:
         return "loading on the replicas" if self._calls.present() else "waiting for a scorer"
@@ -471,7 +470,7 @@ class Replicas:
             replies = await self._all_called(wanted, "load", digest, str(folder), together)
             loaded = [reply for reply in replies if isinstance(reply, Reply) and reply.error is None]
             for reply in loaded:
-                self._note_loaded(reply.replica, digest)
+                self._note_held(reply)
             outcomes = [reply.error if isinstance(reply, Reply) else reply for reply in replies]
             errors = [error for error in outcomes if error is not None and not isinstance(error, ReplicaGoneError)]
             # Nothing is in use for longer than a request lasts.
@@ -482,8 +481,7 @@ class Replicas:
             if full:
                 await asyncio.sleep(LOOK_S)
             elif loaded:
-                facts: Facts = loaded[0].value
-                return facts
+                return cast(Facts, loaded[0].value)
             else:
                 tries -= 1
         raise DeviceFaultError("the replicas are gone before they loaded the artifact")

@@ -195,7 +195,7 @@ class Scorer:
             return Reply(self._replica, error=error.with_traceback(None))
         times = (None, None) if entry is None else (entry.started_at, entry.finished_at)
         compute_s = 0.0 if times[0] is None or times[1] is None else times[1] - times[0]
-        return Reply(self._replica, value, compute_s=compute_s)
+        return Reply(self._replica, value, compute_s=compute_s, digests=self._held.digests)
 
     def _load_wanted(self, digest: str, folder: Path) -> None:
         loaded = False

@@ -96,6 +96,20 @@ class Cluster:
         return [name for name, called in self.calls if called == method]
 
 
+class Silence:
+    """Lets ``replicas`` answer no call, or none of one method, until it is ``over``; notes every call in ``asked``."""
+
+    def __init__(self, cluster: Cluster, *replicas: str, method: str = "") -> None:
+        self.replicas, self.over, self.asked = {*replicas}, asyncio.Event(), list[tuple[str, str]]()
+        self.method = method
+        cluster.before = self
+
+    async def __call__(self, replica: str, method: str, *arguments: Any) -> None:
+        self.asked.append((replica, method))
+        if replica in self.replicas and method.startswith(self.method):
+            await self.over.wait()
+
+
 @asynccontextmanager
 async def serving(
     cluster: Cluster, known: Library | None = None, **values: Any

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from scorer_cluster import Cluster, Flow, predict, serving, until
+from scorer_cluster import Cluster, Flow, Silence, predict, serving, until
 from serving import changed
 
 from service.backends.ray.in_line import FIRST_PAUSE_S
@@ -27,30 +27,32 @@ def cluster_of(folder: Path, scorers: str, *, most: int, artifacts: tuple[str, .
 
 async def load(client: httpx.AsyncClient, *artifacts: str) -> None:
     for artifact in artifacts:
-        answer = await changed(client, f"{artifact}/load")
-        assert answer.status_code == 200, answer.text
+        assert (await changed(client, f"{artifact}/load")).status_code == 200
 
 
 async def test_each_scorer_has_its_share_and_others_take_over_that_of_one_that_goes(tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path, "ab", most=2)
+    looks = Silence(cluster, *"ab", method="status")
     async with serving(cluster) as (client, _):
 
         async def ask(name: str) -> None:
-            answer = await predict(client, artifact=name)
-            assert (answer.status_code, answer.json()["artifact"]["name"]) == (200, name)
+            assert (await predict(client, artifact=name)).json()["artifact"]["name"] == name
 
-        await load(client, *NAMES[1:])
-        await until(lambda: cluster.holds("a") | cluster.holds("b") == set(NAMES))
-        cluster.calls.clear()
+        await load(client, *NAMES[1:3])
+        looks.over.set()
+        await until(lambda: cluster.holds("b") == {"first", "third"} and cluster.calls.count(("a", "status")) > 1)
+        looks.over.clear()
+        await load(client, "fourth")  # the first goes from "a" for it, and no look says so
         for name in NAMES * 3:
             await ask(name)
-            (holder,) = {one for one in "ab" if name in cluster.holds(one)}
-            assert cluster.answered_by()[-1] == holder
+            assert (cluster.holds("a"), cluster.holds("b")) == ({"second", "fourth"}, {"first", "third"})
+        assert cluster.answered_by() == [*"baba"] * 3
         cluster.gone = {"a"}
         for name in NAMES * 2:
             await ask(name)
             assert name in cluster.holds("b"), "loaded where it is asked for"
             assert len(cluster.holds("b")) <= 2
+        looks.over.set()
         for name in NAMES[:2] * 10:
             await ask(name)
         await until(lambda: cluster.holds("b") == set(NAMES[:2]))

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from job_calls import JSONL, lines
-from scorer_cluster import Cluster, predict, serving, until
+from scorer_cluster import Cluster, Silence, predict, serving, until
 from serving import changed, code
 
 from service.backends.ray.autoscaling import TokensPolicy
@@ -31,29 +31,13 @@ def cluster(tmp_path: Path) -> Cluster:
     return cluster
 
 
-class Silence:
-    """Lets ``replicas`` answer no call, or none of one method, until it is ``over``; notes every call in ``asked``."""
-
-    def __init__(self, cluster: Cluster, *replicas: str, method: str = "") -> None:
-        self.replicas, self.over, self.asked = {*replicas}, asyncio.Event(), list[tuple[str, str]]()
-        self.method = method
-        cluster.before = self
-
-    async def __call__(self, replica: str, method: str, *arguments: Any) -> None:
-        self.asked.append((replica, method))
-        if replica in self.replicas and method.startswith(self.method):
-            await self.over.wait()
-
-
-async def ended(client: httpx.AsyncClient, rows: list[dict[str, str]]) -> dict[str, Any]:
+async def ended(client: httpx.AsyncClient, rows: list[dict[str, str]]) -> Any:
     """Send a job and return it once it has ended."""
     sent = await client.post("/evaluate/jobs", content=lines(rows), headers=JSONL, params={"resamples": 10})
     async with asyncio.timeout(60):
-        while True:
-            job: dict[str, Any] = (await client.get(f"/evaluate/jobs/{sent.json()['id']}")).json()
-            if job["status"] in ("done", "failed"):
-                return job
+        while (job := (await client.get(sent.headers["location"])).json())["status"] not in ("done", "failed"):
             await asyncio.sleep(0.01)
+    return job
 
 
 async def test_tickets_go_to_the_replica_with_the_fewest_tokens(cluster: Cluster) -> None:
