@@ -123,19 +123,26 @@ def replaced(name: str, old: str, new: str) -> Damage:
     return damage
 
 
-def tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor], which: str = "") -> Damage:
-    """Return what changes the first tensor of a file whose name ends so, and seals the artifact again."""
+def tensors(name: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Damage:
+    """Return what changes the tensors of a file, and seals the artifact again."""
 
     def damage(folder: Path) -> None:
         with safe_open(folder / name, framework="pt") as handle:
             metadata = handle.metadata()
-        tensors = load_file(folder / name)
-        key = min(k for k in tensors if k.endswith(which))
-        tensors[key] = change(tensors[key].clone())
-        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / name, metadata)
+        save_file({k: v.contiguous() for k, v in change(load_file(folder / name)).items()}, folder / name, metadata)
         reseal(folder)
 
     return damage
+
+
+def tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor], which: str = "") -> Damage:
+    """Return what changes the first tensor of a file whose name ends so, and seals the artifact again."""
+
+    def of_first(of: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        key = min(k for k in of if k.endswith(which))
+        return of | {key: change(of[key].clone())}
+
+    return tensors(name, of_first)
 
 
 def first_to(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -191,6 +198,7 @@ def _first_golden(**changes: Any) -> Damage:
 
 
 OTHER_HASH, NAN, INFINITY = "sha256:" + "0" * 64, float("nan"), float("inf")
+ONE_GROUP = {"granularity": "group", "precision": {"lora_A": 1.0}}
 
 #: By code and name: what damages a copy of an artifact with every predictive, so that it is refused with that code.
 BY_CODE: dict[str, dict[str, Damage]] = {
@@ -205,6 +213,9 @@ BY_CODE: dict[str, dict[str, Damage]] = {
         "precision NaN": _precision(NAN),
         "precision infinite": _precision(INFINITY),
         "precision too large for a float": in_turn(_precision(123456789.0), replaced(MANIFEST, "123456789.0", "1e999")),
+        "no precision of a group": edited(
+            MANIFEST, lambda m: m["prior"].update(granularity="group", precision=ONE_GROUP)
+        ),
         "no precision": edited(MANIFEST, lambda m: m["prior"].update(precision={})),
         "NaN in the manifest": edited(MANIFEST, lambda m: m.update(metrics={"nll": NAN})),
         "a threshold of NaN": edited(
@@ -230,6 +241,8 @@ BY_CODE: dict[str, dict[str, Damage]] = {
         "scores with NaN": tensor(SCORES, first_to(NAN), ".score"),
         "scores of integers": tensor(SCORES, torch.Tensor.long, ".score"),
         "errors of another shape": tensor(SCORES, lambda t: t[:-1], ".error"),
+        "an adapter without a tensor": tensors(ADAPTER, lambda of: {name: of[name] for name in of if name != min(of)}),
+        "an adapter of one more module": tensors(ADAPTER, lambda of: of | {f"{min(of)}x": torch.zeros(4, 64)}),
         "a rank that would fill the memory": edited(ADAPTER_CONFIG, lambda c: c.update(r=10**9)),
         "a rank for one layer that would fill the memory": edited(
             ADAPTER_CONFIG, lambda c: c.update(rank_pattern={"q_proj": 10**9})
@@ -241,8 +254,11 @@ BY_CODE: dict[str, dict[str, Damage]] = {
         "an adapter that changes the base's weights": edited(
             ADAPTER_CONFIG, lambda c: c.update(init_lora_weights="pissa")
         ),
+        "a base that is nowhere": edited(MANIFEST, lambda m: m.update(base_model="/nowhere/at/all")),
     },
     "golden_mismatch": {
+        "other quantization": edited(MANIFEST, lambda m: m.update(quantization="nf4")),
+        "an adapter of other weights": tensors(ADAPTER, lambda of: {name: 1.5 * of[name] for name in of}),
         "golden answers of another model": edited(GOLDEN, lambda g: g["answers"][0]["map_probs"].reverse()),
         "golden variances of another posterior": _first_golden(logit_variance=[30.0, 30.0]),
         "golden answers with NaN": _first_golden(map_probs=[NAN] * 2),

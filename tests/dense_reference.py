@@ -96,14 +96,8 @@ def single_rows(batch: Batch) -> list[Batch]:
     for n in range(len(batch)):
         real = batch.attention_mask[n].bool()
         count = int(real.sum())
-        rows.append(
-            Batch(
-                input_ids=batch.input_ids[n, real][None],
-                attention_mask=torch.ones((1, count), dtype=torch.int64),
-                position_ids=torch.arange(count)[None],
-                class_mask=batch.class_mask[n : n + 1],
-            )
-        )
+        attention, positions = torch.ones((1, count), dtype=torch.int64), torch.arange(count)[None]
+        rows.append(Batch(batch.input_ids[n, real][None], attention, positions, batch.class_mask[n : n + 1]))
     return rows
 
 

@@ -21,14 +21,8 @@ from torch.utils._pytree import tree_flatten
 FIRST, SECOND = torch.device("cpu", 0), torch.device("cpu", 1)
 _CPU = torch.device("cpu")
 #: The second layer, the last norm and the head are on another device than what comes before them.
-PLACES = {
-    "model.embed_tokens": "cpu:0",
-    "model.rotary_emb": "cpu:0",
-    "model.layers.0": "cpu:0",
-    "model.layers.1": "cpu:1",
-    "model.norm": "cpu:1",
-    "lm_head": "cpu:1",
-}
+PLACES = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.layers.0"), "cpu:0")
+PLACES |= dict.fromkeys(("model.layers.1", "model.norm", "lm_head"), "cpu:1")
 #: Of a base with tied embeddings, whose head is where they are.
 TIED = PLACES | {"lm_head": "cpu:0"}
 #: What may have tensors of several: copies, autograd, and kernels over lists, which torch shares out by the device that

@@ -25,16 +25,11 @@ PRIOR = Prior("scalar", {"all": 0.5})
 
 def changed(batches: Sequence[Rows], change: Callable[[Tensor], Tensor]) -> list[Rows]:
     """Return the rows with every block's Jacobian changed."""
-    return [
-        replace(
-            rows,
-            jacobians=replace(
-                rows.jacobians,
-                blocks=tuple(replace(b, jacobian=change(b.jacobian)) for b in rows.jacobians.blocks),
-            ),
-        )
-        for rows in batches
-    ]
+    made = []
+    for rows in batches:
+        blocks = tuple(replace(b, jacobian=change(b.jacobian)) for b in rows.jacobians.blocks)
+        made.append(replace(rows, jacobians=replace(rows.jacobians, blocks=blocks)))
+    return made
 
 
 def covariance(found: Any, rows: Rows) -> Tensor:

@@ -20,15 +20,9 @@ from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow, Side, collate
 
 _BERT: dict[str, Any] = {name: SETTINGS[name] for name in SETTINGS if name != "num_key_value_heads"}
-_DISENTANGLED: dict[str, Any] = {  # DeBERTa-v3's own settings
-    "relative_attention": True,
-    "position_buckets": 8,
-    "norm_rel_ebd": "layer_norm",
-    "share_att_key": True,
-    "pos_att_type": "p2c|c2p",
-    "type_vocab_size": 0,
-    "position_biased_input": False,
-}
+#: DeBERTa-v3's own settings.
+_DISENTANGLED: dict[str, Any] = {"relative_attention": True, "share_att_key": True, "position_biased_input": False}
+_DISENTANGLED |= {"position_buckets": 8, "norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p", "type_vocab_size": 0}
 _CONFIGS: dict[str, Any] = {
     "llama": lambda **o: hf.LlamaConfig(**SETTINGS | o),
     "qwen2": lambda **o: hf.Qwen2Config(**SETTINGS | o),

@@ -24,14 +24,8 @@ TARGETS: dict[str, list[str]] = {
     "phi": ["q_proj", "v_proj", "lm_head"],
     "phi3": ["qkv_proj", "lm_head"],
 }
-_VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
+_VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+_VISION |= {"image_size": 28, "patch_size": 14}
 _CONFIGS: dict[str, Callable[..., hf.PretrainedConfig]] = {
     "llama": hf.LlamaConfig,
     "phi": hf.PhiConfig,

@@ -60,19 +60,10 @@ class FinishedRun:
 def save_tiny_base(folder: Path, *, seed: int = 0, tied: bool = True, layers: int = 2) -> Path:
     """Write a random Llama of width 64 with the tiny tokenizer, and return the folder."""
     tokenizer = tiny_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.1,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=tied,
-    )
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": layers, "max_position_embeddings": 256}
+    sizes |= {"vocab_size": len(tokenizer), "num_attention_heads": 2, "num_key_value_heads": 2}
+    tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = LlamaConfig(initializer_range=0.1, tie_word_embeddings=tied, **sizes, **tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)

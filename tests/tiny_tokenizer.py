@@ -67,23 +67,8 @@ def formed(word: str, ranks: Mapping[tuple[str, ...], int]) -> set[str]:
 @cache
 def encoder_tokenizer() -> Any:
     """Return a tokenizer of the encoders' kind: whole words in lower case, a special token at both ends."""
-    words = [
-        "[PAD]",
-        "[CLS]",
-        "[SEP]",
-        "[UNK]",
-        "a",
-        "great",
-        "film",
-        ":",
-        "topic",
-        "of",
-        "?",
-        "the",
-        "was",
-        "dull",
-        "plot",
-    ]
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "great", "film", ":", "topic", "of", "?"]
+    words += ["the", "was", "dull", "plot"]
     inner = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     inner.normalizer, inner.pre_tokenizer = BertNormalizer(), BertPreTokenizer()
     inner.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])

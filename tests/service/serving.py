@@ -46,20 +46,10 @@ from service.settings import Settings
 #: No sound test waits this long, however busy the machine is.
 GIVE_UP_S = 110.0
 #: What a predictive of an artifact has that a report is judged by.
+_REVIEW: dict[str, Any] = {"target_risk": 0.05, "threshold": 0.3, "guarantee": "empirical", "score": "total_entropy"}
+_REVIEW |= {"accepted": 1, "accepted_risk": 0.0, "auroc": {}, "reason": "fixed"}
 RULE = SimpleNamespace(
-    thresholds=SimpleNamespace(
-        review=ReviewRule(
-            target_risk=0.05,
-            threshold=0.3,
-            guarantee="empirical",
-            score="total_entropy",
-            accepted=1,
-            accepted_risk=0.0,
-            auroc={},
-            reason="fixed",
-        ),
-        flags={},
-    )
+    thresholds=SimpleNamespace(review=ReviewRule(**_REVIEW), flags={}),
 )
 #: What a manifest records of tests of a predictive, its label sets too.
 MEASURED = {"rows": 500, "nll": 0.4, "ece": 0.08, "ece_limit": 0.06, "set_coverage": 0.914, "set_mean_size": 1.2}
@@ -101,14 +91,11 @@ class FakePredictor(Predictor):
     ) -> None:
         reason = {"predictive": "laplace", "reason": "it was better", "chosen_by": "calibration", "table": {}}
         self.base = BASE
+        named = {"base_model": "tiny", "quantization": "none", "likelihood": "categorical", "files": {}, "base": BASE}
         manifest = SimpleNamespace(
-            base=BASE,
-            base_model="tiny",
-            quantization="none",
+            **named,
             labels=tuple(labels),
-            likelihood="categorical",
             template=SimpleNamespace(template=lambda: template),
-            files={},
             metrics={"map": {"nll": 0.5}, "laplace": MEASURED},
             servable=self.predictives,
             calibration=SimpleNamespace(coverage=0.9, rows=150),
@@ -207,6 +194,8 @@ class FakePredictor(Predictor):
         first = float("nan") if self.nan else max((t for t in row.token_ids if t > 1), default=0) / 100_000
         probs = np.array([first] + [(1 - first) / (classes - 1)] * (classes - 1))
         spread = predictive != "map"
+        fixed: dict[str, Any] = {"label_mass": 0.9, "familiarity": 0.5, "score": 0.25, "prediction_set": ["negative"]}
+        fixed |= {"total": 0.5, "decision": "accept", "calibrated_scores": {"temperature": 0.3}}
         return Prediction(
             predictive=cast(PredictiveName, predictive),
             labels=self.labels[:classes],
@@ -215,20 +204,14 @@ class FakePredictor(Predictor):
             logit_mean=np.zeros(classes),
             logit_variance=np.full(classes, 0.1) if posterior else None,
             logit_covariance=np.full((classes, classes), 0.1) if posterior and covariance else None,
-            total=0.5,
             aleatoric=0.4 if spread else None,
             epistemic=0.1 if spread else None,
-            label_mass=0.9,
-            familiarity=0.5,
-            score=0.25,
-            prediction_set=["negative"],
             flags=["unfamiliar"] if self.unfamiliar & set(row.token_ids) else [],
-            decision="accept",
             rule=RULE.thresholds.review,
-            calibrated_scores={"temperature": 0.3},
             tokens=len(row.token_ids),
             truncated=row.truncated,
             posterior=PosteriorSpread(np.full(classes, 0.2), 0.3, 0.15) if posterior and not spread else None,
+            **fixed,
         )
 
     def verify_golden(self, run: Callable[[Callable[[], list[Any]]], list[Any]] = call) -> None:

@@ -17,15 +17,8 @@ from laplora.models.held_weights import packed_linears
 from laplora.predictor import Predictor
 from training.config import load_config
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.1,
-}
+SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.1}
 UNGROUPED, TIED = {"num_key_value_heads": 4}, {"tie_word_embeddings": True}
 HEADS, WINDOW = {"head_dim": 16}, {"sliding_window": 8}
 GEMMA = HEADS | WINDOW | {"layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 16}

@@ -62,16 +62,6 @@ def test_each_predictive_has_its_own_pass_sets_and_uncertainty_and_comes_along_a
             assert (answer.epistemic is not None) >= (name == "laplace")
 
 
-def test_a_predictive_that_is_not_there(mixture_predictor: Predictor, sentiment_predictor: Predictor) -> None:
-    rows = encode(mixture_predictor, SENTIMENT_INPUTS[:1])
-    with pytest.raises(
-        ConfigError, match=r"no predictive 'Laplace': it has \['map', 'temperature', 'conditioned', 'laplace'"
-    ):
-        mixture_predictor.predict(rows, "Laplace")
-    with pytest.raises(ConfigError, match=r"no predictive 'mc_dropout': it has \['map', "):
-        sentiment_predictor.predict(rows, "map", also=["mc_dropout"])
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_recorded_scores_give_the_artifacts_decisions_at_its_risk(mixture_predictor: Predictor, name: str) -> None:
     texts = [{"text": f"The {noun} was {word}."} for noun in ("film", "lamp") for word in ("great", "dull", "good", "")]

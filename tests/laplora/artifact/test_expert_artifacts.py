@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 from head_artifacts import letter_rows, letters
 from safetensors.torch import load_file, save_file
+from test_heads import QUESTION, question_rows
 from tiny_classifiers import _BERT
 from tiny_models import tiny_base
 from tiny_runs import reseal
@@ -52,20 +52,13 @@ def with_encoder(folder: Path) -> laplora.HeadsPosterior:
 
 
 def of_options(folder: Path) -> laplora.HeadsPosterior:
-    tokenizer, draw = tiny_tokenizer(), random.Random(0)
+    tokenizer = tiny_tokenizer()
     base = tiny_base("llama", vocab_size=len(tokenizer), max_position_embeddings=128)
     base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    template = "{question} Choices:\n{choices}\nAnswer:"
     model = AutoModelForCausalLM.from_pretrained(folder)
-    given = laplora.Classifier(model, tokenizer, template, ["A", "B", "C"], max_tokens=64)
-    rows = Rows()
-    for i in range(40):
-        options = ["great", *draw.sample(["dull", "weak", "awful"], 1 + i % 2)]
-        draw.shuffle(options)
-        rows.append({"question": f"Is the {draw.choice(['film', 'plot'])} good?", "choices": options})
-        rows[-1]["label"] = "ABC"[options.index("great")]
-    found = laplora.fit(given, rows, progress=False)
+    given = laplora.Classifier(model, tokenizer, QUESTION, ["A", "B", "C"], max_tokens=64)
+    found = laplora.fit(given, question_rows(), progress=False)
     assert isinstance(found, laplora.HeadsPosterior)
     return found
 
@@ -116,7 +109,7 @@ def test_what_is_loaded_answers_as_memory_does(
     loaded = laplora.load(folder, progress=False)
     assert loaded.predictives == served
     assert loaded.recommended == posterior.recommended
-    rows = [{name: row[name] for name in row if name != "label"} for row in list(map(_fields, posterior.rows))[:9]]
+    rows = [{name: one.fields[name] for name in one.fields if name != "label"} for one in posterior.rows[:9]]
     for name in served:
         for mine, theirs in zip(posterior.predict(rows, name), loaded.predict(rows, name), strict=True):
             assert mine.predictive == theirs.predictive == name
@@ -138,10 +131,10 @@ def test_what_is_loaded_answers_as_memory_does(
     assert read_artifact(again).manifest.experts == manifest.experts
     found = loaded.suggest(rows, 3)
     assert [one.gain for one in found.rows] == sorted((one.gain for one in found.rows), reverse=True)
-
-
-def _fields(example: Any) -> dict[str, Any]:
-    return dict(example.fields)
+    assert found.rows[0].gain == max(one.epistemic or one.total for one in loaded.predict(rows))
+    labels = [posterior.classifier.labels[one.label] for one in posterior.rows[:9]]
+    measured = posterior.evaluate([row | {"label": label} for row, label in zip(rows, labels, strict=True)])
+    assert tuple(measured.evaluations) == served
 
 
 def test_rows_can_stay_out_of_an_artifact(tmp_path: Path, cache: Callable[[], None]) -> None:

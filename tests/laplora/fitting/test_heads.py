@@ -15,10 +15,9 @@ import pytest
 import torch
 from head_artifacts import letter_rows, letters
 from sklearn.model_selection import cross_val_score
-from tiny_classifiers import _BERT, features_of
+from tiny_classifiers import features_of
 from tiny_models import add_lora, tiny_base
 from tiny_tokenizer import tiny_tokenizer
-from transformers import BertConfig, BertModel
 
 import laplora
 from laplora.answers.review_scores import ReviewScores
@@ -251,11 +250,12 @@ def test_labels_that_are_learned_and_forgotten_were_never_there(posterior: laplo
         posterior.condition(joining, groups="team")
 
 
-def test_questions_are_answered_by_their_options_in_any_order() -> None:
-    tokenizer, draw = tiny_tokenizer(), random.Random(0)
-    base = tiny_base("llama", vocab_size=len(tokenizer), max_position_embeddings=128)
-    template = "{question} Choices:\n{choices}\nAnswer:"
-    given = laplora.Classifier(base, tokenizer, template, ["A", "B", "C"], max_tokens=64)
+QUESTION = "{question} Choices:\n{choices}\nAnswer:"
+
+
+def question_rows() -> Rows:
+    """Return questions with two or three options, one of which is good."""
+    draw = random.Random(0)
     good, bad = ["great", "lovely", "funny", "superb"], ["dull", "weak", "awful", "boring"]
     rows = Rows()
     for i in range(40):
@@ -264,6 +264,13 @@ def test_questions_are_answered_by_their_options_in_any_order() -> None:
         draw.shuffle(options)
         rows.append({"question": f"Is the {draw.choice(['film', 'plot', 'cast'])} good?", "choices": options})
         rows[-1]["label"] = "ABC"[options.index(right)]
+    return rows
+
+
+def test_questions_are_answered_by_their_options_in_any_order() -> None:
+    tokenizer, rows = tiny_tokenizer(), question_rows()
+    base = tiny_base("llama", vocab_size=len(tokenizer), max_position_embeddings=128)
+    given = laplora.Classifier(base, tokenizer, QUESTION, ["A", "B", "C"], max_tokens=64)
     said = Said()
     posterior = laplora.fit(given, rows, progress=said)
     assert posterior.predictives == ("map", "options")
@@ -291,24 +298,6 @@ def test_questions_are_answered_by_their_options_in_any_order() -> None:
     again = both.condition(more).forget([row["id"] for row in more])
     logs = [np.log(one.predict_proba(rows[:3], "pooled").clip(1e-300)) for one in (both, again)]
     np.testing.assert_allclose(*logs, atol=1e-6)
-
-
-def test_an_encoder_has_heads_and_no_answer_of_its_own(tmp_path: Any) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = BertModel(BertConfig(initializer_range=0.3, **_BERT)).eval()
-    posterior = laplora.fit(classifier(model, "[CLS] $A [SEP]"), labelled(40), settings=FROZEN, progress=False)
-    assert posterior.predictives == ("frozen",)
-    assert list(posterior.experts) == ["frozen"]
-    (answer,) = posterior.predict(labelled(1, seed=4))
-    assert answer.map_probs is None
-    assert answer.finite
-    assert list(posterior.evaluate(labelled(20, seed=4)).evaluations) == ["frozen"]
-    with pytest.raises(ConfigError, match=r"no predictive 'map': it has \['frozen'\]"):
-        posterior.predict("a b", "map")
-    found = posterior.suggest(labelled(9, seed=8), 3)
-    assert [row.gain for row in found.rows] == sorted((row.gain for row in found.rows), reverse=True)
-    assert found.rows[0].gain == max(one.epistemic or one.total for one in posterior.predict(labelled(9, seed=8)))
 
 
 @pytest.mark.parametrize(

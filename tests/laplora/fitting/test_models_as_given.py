@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from peft import LoraConfig
 from tiny_architectures import tiny_architecture
 from tiny_classifiers import TARGETS, adapted_classifier, head_alone
 from tiny_models import add_lora, tiny_base
-from tiny_runs import FinishedRun
-from transformers import AutoModelForCausalLM, AutoTokenizer, CanineTokenizer
+from transformers import AutoModelForCausalLM, CanineTokenizer
 
 import laplora
 from laplora.errors import ConfigError, GoldenMismatchError, LabelTokenError, ModelError
@@ -25,10 +23,6 @@ from laplora.fitting.passes import block_weights
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.predictive.lora_weights import lora_parameters
 from laplora.prior.choices import squared_distances
-from laplora.prompts.templates import TEMPLATES
-from laplora.readouts.choice import choose_readout
-from laplora.readouts.label_sequences import LabelSequences
-from laplora.readouts.label_tokens import LabelTokens
 
 SETTINGS = laplora.FitSettings.model_validate({"laplace": {"rank": 2, "joint_rank": 6}})
 LABELS = {"no": " w1", "yes": " w2"}
@@ -216,15 +210,3 @@ def test_a_model_that_does_not_fit_its_labels_is_refused_by_name() -> None:
     keys = adapted_classifier("deberta", dtype=torch.float32, lora={"target_modules": ["key_proj"]})
     with pytest.raises(ModelError, match=f"choose adapter.targets among .*{TARGETS['deberta'][0]}"):
         of_head(keys)
-
-
-def test_the_cheapest_read_out_that_can_tell_the_labels_apart(sentiment_run: FinishedRun) -> None:
-    base = AutoModelForCausalLM.from_pretrained(sentiment_run.base, dtype=torch.float32)
-    adapted = add_lora(base, ["q_proj", "v_proj"], dtype=None)
-    one, several = (" bad", " good"), (" rather bad", " very good indeed")  # of two and three tokens
-    choose = partial(choose_readout, adapted, AutoTokenizer.from_pretrained(sentiment_run.base), TEMPLATES["sentiment"])
-    assert isinstance(choose(one), LabelTokens)
-    assert isinstance(choose(one, "label_sequences"), LabelSequences)
-    assert isinstance(choose(several), LabelSequences)
-    with pytest.raises(LabelTokenError, match=r"' rather bad' must be one token .*or read whole texts"):
-        choose(several, "label_tokens")

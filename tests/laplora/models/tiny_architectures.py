@@ -21,6 +21,8 @@ _SHARED_KEYS: dict[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
 _GEMMA_4 = SETTINGS | _SHARED_KEYS | {"global_head_dim": 8}
+_GEMMA_4_REST: dict[str, Any] = {"vision_config": None, "audio_config": None}
+_GEMMA_4_REST |= {f"{name}_token_id": 58 + i for i, name in enumerate(("video", "audio", "image", "boi", "eoi"))}
 _GEMMA_3N = (
     SETTINGS
     | _SHARED_KEYS
@@ -28,6 +30,7 @@ _GEMMA_3N = (
 )
 _EXPERTS = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4}
 
+_OPT = {name: value for name, value in SETTINGS.items() if name not in ("intermediate_size", "num_key_value_heads")}
 CONFIGS: dict[str, Callable[..., Any]] = {
     "llama": lambda **o: hf.LlamaConfig(**SETTINGS | o),
     "mistral": lambda **o: hf.MistralConfig(**SETTINGS | o),
@@ -41,34 +44,15 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     "gemma3": lambda **o: gemma3_that_sees(SETTINGS | {"head_dim": 8} | o),
     "gemma3n_text": lambda **o: hf.Gemma3nTextConfig(**_GEMMA_3N | o),
     "gemma4_text": lambda **o: hf.Gemma4TextConfig(**_GEMMA_4 | o),
-    "gemma4": lambda **o: hf.Gemma4Config(
-        text_config=_GEMMA_4 | o,
-        vision_config=None,
-        audio_config=None,
-        image_token_id=60,
-        boi_token_id=61,
-        eoi_token_id=62,
-        audio_token_id=59,
-        video_token_id=58,
-    ),
+    "gemma4": lambda **o: hf.Gemma4Config(text_config=_GEMMA_4 | o, **_GEMMA_4_REST),
     "granite": lambda **o: hf.GraniteConfig(**SETTINGS | o),
     "hyperclovax": lambda **o: hf.HyperCLOVAXConfig(**SETTINGS | o),
     "cohere": lambda **o: hf.CohereConfig(**SETTINGS | o),
     "gpt2": lambda **o: hf.GPT2Config(
         vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, **_TOKENS, **o
     ),
-    "opt": lambda **o: hf.OPTConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        ffn_dim=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        word_embed_proj_dim=16,
-        activation_function="gelu",  # without the kinks of relu, where a difference is no derivative
-        **_TOKENS,
-        **o,
-    ),
+    # "gelu" is without the kinks of relu, where a difference is no derivative.
+    "opt": lambda **o: hf.OPTConfig(ffn_dim=32, word_embed_proj_dim=16, activation_function="gelu", **_OPT, **o),
     "mixtral": lambda **o: hf.MixtralConfig(**SETTINGS | {"num_local_experts": 4} | o),
     "qwen2_moe": lambda **o: hf.Qwen2MoeConfig(**SETTINGS | _EXPERTS | o),
     "bart": lambda **o: hf.BartConfig(

@@ -24,16 +24,8 @@ from server_process import GIVE_UP_S, ROOT, fake_artifacts, is_ready, until
 
 Name = Literal["plain", "ray"]
 #: Room for few rows, so that a test can fill it.
-SETTINGS: dict[str, Any] = {
-    "artifact": "fake",
-    "auth": "off",
-    "max_queue_rows": 32,
-    "max_inputs": 16,
-    "client_share": 1.0,
-    "drain_s": 1.0,
-    "request_timeout_s": 600.0,
-    "stall_s": 600.0,
-}
+SETTINGS: dict[str, Any] = {"artifact": "fake", "auth": "off", "max_queue_rows": 32, "max_inputs": 16}
+SETTINGS |= {"client_share": 1.0, "drain_s": 1.0, "request_timeout_s": 600.0, "stall_s": 600.0}
 SCORERS = 2
 
 

@@ -21,18 +21,11 @@ from service.jobs.store.job_tables import JobTables
 from service.jobs.store.records import ScoredRow, Sums
 from service.jobs.store.schema import BAD_ROWS, BEGUN, JOBS, ROWS
 
+ADDED: dict[str, Any] = {"scored": [ScoredRow(2, 0, LINE, answer="{}")], "bad": {3: "device_memory"}}
+ADDED |= {"sums": Sums(rows=3), "input_offset": 40, "started_at": 1.0}
 #: Every write that names a claim, of a job of which two rows are over.
 WRITES: dict[str, Callable[[JobTables, int, int], Any]] = {
-    "add_rows": lambda store, job, fence: store.add_rows(
-        job,
-        (2, 4),
-        fence=fence,
-        scored=[ScoredRow(2, 0, LINE, answer="{}")],
-        bad={3: "device_memory"},
-        sums=Sums(rows=3),
-        input_offset=40,
-        started_at=1.0,
-    ),
+    "add_rows": lambda store, job, fence: store.add_rows(job, (2, 4), fence=fence, **ADDED),
     "set_begun": lambda store, job, fence: store.set_begun(job, {(2, 4): 1}, fence=fence),
     "set_absent": lambda store, job, fence: store.set_absent(job, 7.0, fence=fence),
     "set_paused": lambda store, job, fence: store.set_paused(job, {"code": "x"}, fence=fence),
