@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +122,7 @@ def raised(workers: Workers) -> str:
     return ""
 
 
-def _one(rank: int, folder: Path, base: Path, plan: Plan) -> None:
+def _one(folder: Path, base: Path, plan: Plan, rank: int) -> None:
     torch.set_num_threads(1)
     passes.SAVE_EVERY_S = -1.0  # after every round
     workers = ALONE
@@ -132,23 +135,27 @@ def _one(rank: int, folder: Path, base: Path, plan: Plan) -> None:
     torch.save(fits(base, workers, plan, kept), folder / f"{plan.name}-{rank}.pt")
 
 
+def forked(count: int, one: Callable[[int], int | None]) -> list[int]:
+    """Return the exit statuses of as many forks of this process, each of which does one rank's part."""
+    children = []
+    for rank in range(count):
+        if (child := os.fork()) == 0:
+            status = 1
+            try:
+                status = one(rank) or 0
+            except Exception:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
 def main(folder: Path, base: Path) -> int:
-    """Go through the plans, each process a fork of this one; return 1 where one of them failed."""
-    for plan in PLANS:
-        children = []
-        for rank in range(plan.count):
-            if (child := os.fork()) == 0:
-                status = 1
-                try:
-                    _one(rank, folder, base, plan)
-                    status = 0
-                finally:
-                    sys.stderr.flush()
-                    os._exit(status)
-            children.append(child)
-        if any(os.waitpid(child, 0)[1] for child in children):
-            return 1
-    return 0
+    """Go through the plans; return 1 where a process failed."""
+    return int(any(any(forked(plan.count, partial(_one, folder, base, plan))) for plan in PLANS))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers as hf
 from peft import LoraConfig, get_peft_model
-from tiny_models import PAD, SETTINGS, VOCABULARY, _exact_norms, _randomise, generator
+from tiny_models import PAD, SETTINGS, VOCABULARY, _exact_norms, _randomise, generator, randomise_trained
 
 import laplora
 from laplora.execution.progress import Silent
@@ -71,12 +71,7 @@ def adapted_classifier(
         warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers deprecates
         model = get_peft_model(base, LoraConfig(**settings), autocast_adapter_dtype=False)
     model = model.to(dtype)
-    draw = generator(seed + 1)
-    with torch.no_grad():
-        for name, weight in sorted(model.named_parameters()):
-            if "lora_" in name or "modules_to_save" in name:
-                scale = 0.5 / weight.shape[-1] ** 0.5
-                weight.copy_(scale * torch.randn(weight.shape, generator=draw, dtype=torch.float64))
+    randomise_trained(model, seed + 1, 0.5, "lora_", "modules_to_save")
     return model.eval()
 
 

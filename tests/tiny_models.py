@@ -72,13 +72,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def tiny_base(
-    architecture: Architecture,
-    *,
-    tied: bool = False,
-    hidden: int = 16,
-    layers: int = 2,
-    seed: int = 0,
-    **options: Any,
+    architecture: Architecture, *, tied: bool = False, hidden: int = 16, layers: int = 2, seed: int = 0, **options: Any
 ) -> Any:
     """Return a random causal LM in float32, evaluation mode; ``options`` are of the model's configuration."""
     sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
@@ -139,13 +133,18 @@ def add_lora(
         model = get_peft_model(base, config, adapter_name=name, autocast_adapter_dtype=False)
     if dtype is not None:
         model = model.to(dtype)
+    randomise_trained(model, seed, 0.3, "lora_")
+    return model.eval()
+
+
+def randomise_trained(model: Any, seed: int, scale: float, *parts: str) -> None:
+    """Overwrite the weights whose names have one of these parts, in name order."""
     draw = generator(seed)
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
-            if "lora_" in name:
-                scale = 0.3 / math.sqrt(weight.shape[1])
-                weight.copy_(scale * torch.randn(weight.shape, generator=draw, dtype=torch.float64))
-    return model.eval()
+            if any(part in name for part in parts):
+                noise = torch.randn(weight.shape, generator=draw, dtype=torch.float64)
+                weight.copy_(scale / math.sqrt(weight.shape[-1]) * noise)
 
 
 @dataclass(frozen=True)

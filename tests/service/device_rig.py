@@ -29,11 +29,7 @@ class Rig:
     reports: list[BatchReport] = field(default_factory=list)
 
     def submit(
-        self,
-        *rows: EncodedRow | int,
-        predictive: str = "laplace",
-        deadline: float = math.inf,
-        predictor: Any = None,
+        self, *rows: EncodedRow | int, predictive: str = "laplace", deadline: float = math.inf, predictor: Any = None
     ) -> Entry:
         """Return the entry of rows that now wait; a number stands for a row of this one token."""
         predictor = predictor or self.predictor

@@ -48,9 +48,7 @@ GIVE_UP_S = 110.0
 #: What a predictive of an artifact has that a report is judged by.
 _REVIEW: dict[str, Any] = {"target_risk": 0.05, "threshold": 0.3, "guarantee": "empirical", "score": "total_entropy"}
 _REVIEW |= {"accepted": 1, "accepted_risk": 0.0, "auroc": {}, "reason": "fixed"}
-RULE = SimpleNamespace(
-    thresholds=SimpleNamespace(review=ReviewRule(**_REVIEW), flags={}),
-)
+RULE = SimpleNamespace(thresholds=SimpleNamespace(review=ReviewRule(**_REVIEW), flags={}))
 #: What a manifest records of tests of a predictive, its label sets too.
 MEASURED = {"rows": 500, "nll": 0.4, "ece": 0.08, "ece_limit": 0.06, "set_coverage": 0.914, "set_mean_size": 1.2}
 #: The one object that all fake predictors stand on.

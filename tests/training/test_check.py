@@ -23,11 +23,7 @@ def checked(file: Path, *overrides: str) -> int:
     ],
 )
 def test_it_says_what_a_run_would_do_and_writes_nothing(
-    tiny_base_folder: Path,
-    tmp_path: Path,
-    overrides: tuple[str, ...],
-    trained: int,
-    capsys: pytest.CaptureFixture[str],
+    tiny_base_folder: Path, tmp_path: Path, overrides: tuple[str, ...], trained: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = sentiment_config(tmp_path, tiny_base_folder)
     before = sorted(tmp_path.rglob("*"))

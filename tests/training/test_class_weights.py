@@ -13,11 +13,7 @@ from tiny_runs import job, sentiment_config, sentiment_rows, write_rows
 from laplora.errors import ConfigError
 from laplora.fitting.fit import check_class_weights
 from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
-from laplora.linearised import (
-    class_weighted_hessian,
-    class_weighted_log_likelihood,
-    contrasts,
-)
+from laplora.linearised import class_weighted_hessian, class_weighted_log_likelihood, contrasts
 from laplora.posterior.file import read_posterior
 from laplora.settings import FitSettings
 from training.config import load_config

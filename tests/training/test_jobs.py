@@ -13,16 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_runs import (
-    FinishedRun,
-    adapter,
-    interrupted_at,
-    job,
-    same,
-    sentiment_config,
-    sentiment_rows,
-    write_rows,
-)
+from tiny_runs import FinishedRun, adapter, interrupted_at, job, same, sentiment_config, sentiment_rows, write_rows
 
 from laplora.artifact.folder import read_artifact
 from laplora.fitting import passes

@@ -92,10 +92,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]
     ],
 )
 def test_what_is_loaded_answers_as_memory_does(
-    make: Callable[[Path], laplora.HeadsPosterior],
-    served: tuple[str, ...],
-    tmp_path: Path,
-    cache: Callable[[], None],
+    make: Callable[[Path], laplora.HeadsPosterior], served: tuple[str, ...], tmp_path: Path, cache: Callable[[], None]
 ) -> None:
     posterior = make(tmp_path / "base")
     cache()

@@ -18,12 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 import laplora
 from laplora.errors import ModelError
 from laplora.features.layers import feature_layers
-from laplora.features.sentence_encoder import (
-    SentenceEncoder,
-    TextEncoding,
-    load_sentence_encoder,
-    load_text_encoding,
-)
+from laplora.features.sentence_encoder import SentenceEncoder, TextEncoding, load_sentence_encoder, load_text_encoding
 from laplora.models.hashes import weights_hash
 from laplora.models.offline import ensure_encoder
 from laplora.prompts.templates import PromptTemplate

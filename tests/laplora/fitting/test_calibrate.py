@@ -14,14 +14,7 @@ from laplora.answers.review_scores import ReviewScores
 from laplora.decisions.conformal import fit_label_sets
 from laplora.experts.base import Labelled, Outputs
 from laplora.fitting.adapted_experts import fit_answering
-from laplora.fitting.calibrate import (
-    HELD_OUT,
-    Calibrated,
-    held_out_entropy,
-    out_of_fold,
-    predictive_of,
-    prior_without,
-)
+from laplora.fitting.calibrate import HELD_OUT, Calibrated, held_out_entropy, out_of_fold, predictive_of, prior_without
 from laplora.fitting.evaluation import Gain, RowOutputs, RowProbs, gain_over_temperature
 from laplora.fitting.projected import Fitted, ProjectedSplit, SplitOutputs
 from laplora.head import fold_numbers

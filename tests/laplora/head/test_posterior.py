@@ -114,11 +114,7 @@ def test_a_wide_constant_beside_narrow_blocks_in_float32(monkeypatch: pytest.Mon
 
 def test_a_head_is_its_tensors() -> None:
     """Through a file, bit for bit; with an offset's temperature, and options."""
-    cases: list[tuple[str, dict[str, Any]]] = [
-        ("categorical", {"temper": True}),
-        ("options", {}),
-        ("bernoulli", {}),
-    ]
+    cases: list[tuple[str, dict[str, Any]]] = [("categorical", {"temper": True}), ("options", {}), ("bernoulli", {})]
     for kind, options in cases:
         blocks, labels, mask = problem(kind, 30, 5)
         known = {name: block[:30] for name, block in blocks.items()}

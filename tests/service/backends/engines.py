@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -109,9 +110,14 @@ def cluster_file(folder: Path, settings: dict[str, Any], **changes: Any) -> Path
     return path
 
 
-def short_folder() -> Path:
-    """Return a new folder with a short path: Ray's sockets have room for no other."""
-    return Path(tempfile.mkdtemp(prefix="lr-"))
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """Yield a folder with a short path: Ray's sockets have room for no other."""
+    folder = Path(tempfile.mkdtemp(prefix="lr-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def first_prob(answer: dict[str, object]) -> float:

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from engines import (
-    Engine,
-    cluster_environment,
-    engine,
-    first_prob,
-    replicas,
-    short_folder,
-    until_all_replicas,
-)
+from engines import Engine, cluster_environment, engine, first_prob, replicas, short_folder, until_all_replicas
 from job_servers import has, job_until, submit_to
 from server_process import until
 from serving import code
@@ -30,12 +21,8 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture(scope="module", params=["plain", "ray"])
 def served(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    folder = short_folder()
-    try:
-        with engine(request.param, folder) as one:
-            yield one
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with short_folder() as folder, engine(request.param, folder) as one:
+        yield one
 
 
 def test_each_request_has_its_own_answer_of_its_own_artifact_and_feedback_finds_it(served: Engine) -> None:

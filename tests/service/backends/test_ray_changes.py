@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -41,12 +40,8 @@ pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
 @pytest.fixture
 def served() -> Iterator[Engine]:
     """An engine of the test's own, which it may leave in pieces."""
-    folder = short_folder()
-    try:
-        with engine("ray", folder) as one:
-            yield one
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with short_folder() as folder, engine("ray", folder) as one:
+        yield one
 
 
 def ingress(served: Engine) -> float:

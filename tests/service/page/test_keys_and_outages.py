@@ -86,11 +86,7 @@ def test_a_server_that_is_gone_is_said_to_be_and_the_page_goes_on_when_it_is_bac
     browser: Browser, tmp_path: Path
 ) -> None:
     root = fake_artifacts(tmp_path)
-    with (
-        fake_server(root) as process,
-        process.client() as client,
-        visit(browser, str(client.base_url)) as visited,
-    ):
+    with fake_server(root) as process, process.client() as client, visit(browser, str(client.base_url)) as visited:
         page, text = visited.page, visited.page.get_by_label("text", exact=True)
         visited.ask("87000")
         process.popen.kill()

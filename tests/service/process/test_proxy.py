@@ -95,11 +95,7 @@ def test_no_answer_in_time_is_504_and_the_server_is_told() -> None:
             continue
         told.set()
 
-    with (
-        upstream(answer) as (port, heads),
-        proxy_before(port, ANSWER_TIMEOUT_S=1) as proxy,
-        proxy.client() as client,
-    ):
+    with upstream(answer) as (port, heads), proxy_before(port, ANSWER_TIMEOUT_S=1) as proxy, proxy.client() as client:
         assert_error(client.post("/predict", json={}), 504, "deadline_exceeded")
         told.wait()
         assert len(heads) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import sys
 from pathlib import Path
@@ -26,26 +25,25 @@ from service.starting import parse_settings
 def test_one_command_serves_by_two_scorers_of_this_machine(sentiment_run: FinishedRun) -> None:
     command = ["-m", "laplora", "serve", str(sentiment_run.artifact), "--engine", "ray", "--scorers", "2"]
     command += ["--device", "cpu", "--scorer-cpus", "0.1", "--ingress-cpus", "0.1", "--max-inputs", "3"]
-    folder = short_folder()
-    (folder / "ray").mkdir()
-    (folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")  # as of a cluster that runs here already
-    environment = {"LAPLORA_AUTH": "", "RAY_TMPDIR": str(folder)}
-    with server_process(command, environment) as process, process.client() as client:
-        assert str(process.event("listening")["address"]).startswith("http://127.0.0.1:")
-        until(lambda: metric(client, "laplora_replica_artifacts") == 2)
-        under = psutil.Process(process.popen.pid).children(recursive=True)
-        assert {one.nice() for one in under} == {psutil.Process().nice()}, "as a plain server, not below all others"
-        scorer = next(one for one in under if "laplora:scorer" in " ".join(one.cmdline()))
-        scorer.kill()  # its requests go to the other, and another one comes in its place
-        labels = {predict(client).json()["predictions"][0]["label"] for _ in range(4)}
-        assert labels <= {"negative", "positive"}
-        too_many = client.post("/predict", json={"inputs": [{"text": "a"}] * 4})
-        assert too_many.status_code == 413, "flags of the server reach its ingress"
-        rebound = {"host": "evil.example"}
-        assert [client.get(path, headers=rebound).status_code for path in ("/artifacts", "/metrics")] == [421, 200]
-        process.popen.terminate()
-        assert process.left() == 0
-    shutil.rmtree(folder, ignore_errors=True)
+    with short_folder() as folder:
+        (folder / "ray").mkdir()
+        (folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")  # as of a cluster that runs here already
+        environment = {"LAPLORA_AUTH": "", "RAY_TMPDIR": str(folder)}
+        with server_process(command, environment) as process, process.client() as client:
+            assert str(process.event("listening")["address"]).startswith("http://127.0.0.1:")
+            until(lambda: metric(client, "laplora_replica_artifacts") == 2)
+            under = psutil.Process(process.popen.pid).children(recursive=True)
+            assert {one.nice() for one in under} == {psutil.Process().nice()}, "as a plain server, not below all others"
+            scorer = next(one for one in under if "laplora:scorer" in " ".join(one.cmdline()))
+            scorer.kill()  # its requests go to the other, and another one comes in its place
+            labels = {predict(client).json()["predictions"][0]["label"] for _ in range(4)}
+            assert labels <= {"negative", "positive"}
+            too_many = client.post("/predict", json={"inputs": [{"text": "a"}] * 4})
+            assert too_many.status_code == 413, "flags of the server reach its ingress"
+            rebound = {"host": "evil.example"}
+            assert [client.get(path, headers=rebound).status_code for path in ("/artifacts", "/metrics")] == [421, 200]
+            process.popen.terminate()
+            assert process.left() == 0
 
 
 @pytest.mark.parametrize(
@@ -53,11 +51,7 @@ def test_one_command_serves_by_two_scorers_of_this_machine(sentiment_run: Finish
     [([], False), (["--host", "127.0.0.1"], False), (["--auth", "off"], True), (["--key=keys.json"], True)],
 )
 def test_who_may_ask_is_to_be_said_on_a_cluster_that_runs_already(
-    flags: list[str],
-    said: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    flags: list[str], said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its address is its own: without a key and at this machine alone was open to whoever reached the cluster."""
     monkeypatch.setattr("laplora.commands.serve.runpy.run_module", lambda *_, **__: None)
@@ -84,11 +78,7 @@ def test_what_the_command_line_says_travels_and_the_environment_and_secrets_do_n
     (tmp_path / "mine").mkdir()
     made = cluster("--artifact", "mine", "--keys", "keys.json", "--max-inputs", "3", "--scorers", "2")
     assert made.scorers == 2
-    assert made.settings == {
-        "artifact": str(tmp_path / "mine"),
-        "keys": str(tmp_path / "keys.json"),
-        "max_inputs": "3",
-    }
+    assert made.settings == {"artifact": str(tmp_path / "mine"), "keys": str(tmp_path / "keys.json"), "max_inputs": "3"}
     assert Settings(**made.settings).max_inputs == 3
     with pytest.raises(ConfigError, match="LAPLORA_JOBS_URL"):
         cluster("--jobs-url", "postgresql://me:secret@host/jobs")

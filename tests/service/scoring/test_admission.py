@@ -121,8 +121,7 @@ def test_retry_after_is_the_time_of_the_backlog_that_is_in_the_way() -> None:
 
 events = st.lists(
     st.tuples(
-        st.sampled_from(["reserve", "correct", "release", "close"]),
-        *(st.integers(0, most) for most in (5, 6, 40, 600)),
+        st.sampled_from(["reserve", "correct", "release", "close"]), *(st.integers(0, most) for most in (5, 6, 40, 600))
     ),
     max_size=60,
 )

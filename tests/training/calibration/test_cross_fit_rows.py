@@ -28,10 +28,7 @@ from training.calibration.fold_adapters import FoldAdapter
 
 FOLDS, ROWS, LABELS = 2, 24, ["news", "sport", "weather"]
 SETTINGS = FitSettings.model_validate(
-    {
-        "calibration": {"folds": FOLDS},
-        "many_classes": {"limit": 2, "directions": 1, "reference_rows": 4},
-    }
+    {"calibration": {"folds": FOLDS}, "many_classes": {"limit": 2, "directions": 1, "reference_rows": 4}}
 )
 
 

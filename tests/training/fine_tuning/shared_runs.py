@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from free_ports import free_port
+from shared_fits import forked
 from tiny_runs import sentiment_config
 
 from laplora.models.adapters import save_adapter
@@ -21,24 +22,10 @@ from training.__main__ import main as job
 from training.fine_tuning import label_trainer
 from training.fine_tuning.label_trainer import LabelTrainer
 
-SELECTING = {
-    "learning_rate": 1e-2,
-    "steps": 16,
-    "batch_size": 6,
-    "evaluate_every": 4,
-    "selection_fraction": 0.25,
-}
+SELECTING = {"learning_rate": 1e-2, "steps": 16, "batch_size": 6, "evaluate_every": 4, "selection_fraction": 0.25}
 #: One row a batch: the second of two processes never has one.
-WEIGHED = {
-    "learning_rate": 1e-2,
-    "steps": 8,
-    "batch_size": 1,
-    "gradient_accumulation": 5,
-    "checkpoint_every": 8,
-    "group_by_length": True,
-    "class_weights": {"negative": 2.0},
-    "loraplus_lr_ratio": 4.0,
-}
+WEIGHED = {"learning_rate": 1e-2, "steps": 8, "batch_size": 1, "gradient_accumulation": 5, "checkpoint_every": 8}
+WEIGHED |= {"group_by_length": True, "class_weights": {"negative": 2.0}, "loraplus_lr_ratio": 4.0}
 
 
 @dataclass(frozen=True)
@@ -64,7 +51,10 @@ PLANS = (
 )
 
 
-def _one(rank: int, port: int, root: Path, base: Path, plan: Plan) -> int:
+def _one(port: int, root: Path, plan: Plan, logs: Path, rank: int) -> int:
+    with Path(f"{logs}-{rank}.log").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": plan.count, "MASTER_PORT": port}
     if plan.count > 1:
@@ -91,30 +81,13 @@ def told_of(model: Any, folder: Path, **options: Any) -> None:
 
 
 def main(root: Path, base: Path) -> int:
-    """Go through the plans, each process a fork of this one; their exit statuses are in ``<number>.statuses``."""
+    """Go through the plans, each process a fork; their exit statuses are in ``<number>.statuses``."""
     for number, plan in enumerate(PLANS):
         folder = root / plan.folder
         if not folder.exists():
             folder.mkdir()
             sentiment_config(folder, base, optimizer=plan.optimizer)
-        port = free_port()
-        children = []
-        for rank in range(plan.count):
-            if (child := os.fork()) == 0:
-                status = 1
-                try:
-                    with (folder / f"{number}-{rank}.log").open("w") as log:
-                        os.dup2(log.fileno(), 1)
-                        os.dup2(log.fileno(), 2)
-                    status = _one(rank, port, root, base, plan)
-                except Exception:
-                    traceback.print_exc()
-                finally:
-                    sys.stdout.flush()
-                    sys.stderr.flush()
-                    os._exit(status)
-            children.append(child)
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        statuses = forked(plan.count, partial(_one, free_port(), root, plan, folder / str(number)))
         (root / f"{number}.statuses").write_text(" ".join(map(str, statuses)))
     return 0
 

@@ -70,12 +70,7 @@ def test_another_posterior_starts_from_the_adapter_that_is_there(
 
 
 def test_the_adapter_of_another_training_is_not_taken(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for change in (
-        "adapter.rank=2",
-        "max_tokens=12",
-        "optimizer.steps=5",
-        "base.dtype=bfloat16",
-    ):
+    for change in ("adapter.rank=2", "max_tokens=12", "optimizer.steps=5", "base.dtype=bfloat16"):
         assert job("fit", run_copy, change) == 1
         assert "no trained adapter in" in capsys.readouterr().err, change
 
