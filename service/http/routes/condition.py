@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from service.artifacts.conditioning import Conditioned, LabelledRow, Wanted
 from service.errors import ConditioningOffError
@@ -23,7 +23,6 @@ from service.http.schemas.condition import (
     UndoResponse,
 )
 from service.http.schemas.inputs import LabelledInput
-from service.settings import Settings
 
 router = APIRouter(tags=["artifacts"], route_class=JsonBodyRoute)
 
@@ -42,37 +41,30 @@ _ERRORS = (
 )
 
 
-@router.post("/artifacts/{name}/condition", **begins(*_ERRORS, "batch_too_large", "invalid_input"))
-async def condition_artifact(
-    name: str,
-    body: ConditionRequest,
-    artifacts: ArtifactsDep,
-    conditioner: ConditionerDep,
-    settings: SettingsDep,
-    begin: BeginDep,
-) -> ChangeOut:
-    """Let a loaded artifact learn from labelled rows, without training; it succeeds as the new version serves."""
-    _require_on(settings)
+async def _can_learn(name: str, artifacts: ArtifactsDep, settings: SettingsDep) -> None:
+    """Refuse what no body could mend: a server that learns nothing, or an artifact that is not loaded."""
+    if not settings.conditioning:
+        raise ConditioningOffError("this server learns from no labels: it was started without --conditioning true")
     artifacts.require_taking()
     await artifacts.require_loaded(name)
+
+
+_CAN = [Depends(_can_learn)]
+
+
+@router.post("/artifacts/{name}/condition", **begins(*_ERRORS, "batch_too_large", "invalid_input"), dependencies=_CAN)
+async def condition_artifact(
+    name: str, body: ConditionRequest, conditioner: ConditionerDep, begin: BeginDep
+) -> ChangeOut:
+    """Let a loaded artifact learn from labelled rows, without training; it succeeds as the new version serves."""
     wanted = Wanted(_rows(body.rows), body.digest, body.force)
     work = partial(conditioner.condition, name, wanted)
     return await begin("condition", name, body.model_dump_json(), work, _conditioned)
 
 
-@router.post("/artifacts/{name}/condition/undo", **begins(*_ERRORS))
-async def undo_condition(
-    name: str,
-    body: UndoRequest,
-    artifacts: ArtifactsDep,
-    conditioner: ConditionerDep,
-    settings: SettingsDep,
-    begin: BeginDep,
-) -> ChangeOut:
+@router.post("/artifacts/{name}/condition/undo", **begins(*_ERRORS), dependencies=_CAN)
+async def undo_condition(name: str, body: UndoRequest, conditioner: ConditionerDep, begin: BeginDep) -> ChangeOut:
     """Put a conditioned artifact back as it was packaged; it succeeds as that version serves."""
-    _require_on(settings)
-    artifacts.require_taking()
-    await artifacts.require_loaded(name)
     work = partial(conditioner.undo, name, body.digest)
     return await begin("undo_condition", name, body.model_dump_json(), work, _undone)
 
@@ -95,11 +87,6 @@ def _conditioned(done: Conditioned) -> ConditionResponse:
 
 def _undone(done: Conditioned) -> UndoResponse:
     return UndoResponse(artifact=artifact_ref(done.model.artifact), previous=done.previous)
-
-
-def _require_on(settings: Settings) -> None:
-    if not settings.conditioning:
-        raise ConditioningOffError("this server learns from no labels: it was started without --conditioning true")
 
 
 def _rows(given: Sequence[LabelledInput]) -> list[LabelledRow]:
