@@ -5,11 +5,12 @@ Heads on the base as it is come first, and serve at once. A fine-tuned artifact 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
+from laplora.artifact.folder import read_artifact
 from laplora.execution.terminal import program
 from laplora.fitting.saving import read_fit
+from laplora.pool.fine_tuning import worth_trying
 from training.config import RunConfig
 from training.evaluate import evaluate_run
 from training.fine_tuning.reporters import check_reporters
@@ -21,6 +22,9 @@ from training.workspace.run import Run
 from training.workspace.runtime import open_run
 from training.workspace.terminal import say
 
+#: The steps after the frozen fit.
+_TUNED = {"fine-tune": finetune_run, "fit": fit_run, "evaluate": evaluate_run, "package": package_run}
+
 
 def run(config: RunConfig) -> Path:
     """Fit heads, fine-tune if asked for, and return the artifact's folder.
@@ -28,17 +32,28 @@ def run(config: RunConfig) -> Path:
     Rows and tokenizer are loaded once for all steps. Each artifact is loaded by itself.
     """
     check_reporters(config.report_to)
-    steps: list[tuple[str, Callable[[Run], Path]]] = [("frozen fit", frozen_run)]
-    if config.fine_tune:
-        steps += [("fine-tune", finetune_run), ("fit", fit_run), ("evaluate", evaluate_run), ("package", package_run)]
     opened = open_run(config)
-    for number, (title, step) in enumerate(steps, 1):
-        say(f"[{number}/{len(steps)}] {title}")
+    say(f"[1/{1 + len(_TUNED) if config.fine_tune else 1}] frozen fit")
+    result = frozen_run(opened)
+    tuned = config.fine_tune if config.fine_tune != "auto" else _worth(opened, result)
+    for number, (title, step) in enumerate(_TUNED.items() if tuned else (), 2):
+        say(f"[{number}/{1 + len(_TUNED)}] {title}")
         result = step(opened)
-    if config.fine_tune:
+    if tuned:
         if gained := read_fit(opened.config.run_dir / "laplace").fine_tuning:
             say(str(gained))
         say(f"serve it: {program()} serve {result}")
-    else:
+    elif not config.fine_tune:
         say("nothing is fine-tuned unless asked for: --set fine_tune=true does, and says what it gained")
     return result
+
+
+def _worth(opened: Run, artifact: Path) -> bool:
+    """Return whether the heads that answer leave an adapter something to gain; what is fine-tuned already stays so."""
+    manifest, rows = read_artifact(artifact).manifest, opened.labelled
+    if manifest.has_adapter:
+        return True
+    served = manifest.recommended
+    worth, why = worth_trying(served.table[served.predictive]["nll"], [row.label for row in rows if row.label >= 0])
+    say(why)
+    return worth

@@ -190,24 +190,9 @@ def fit_rows(
     answering = fit_answering(settings, outputs, labelled, beside)
     reverse = reversed_temperature(classifier, answering.settings, outputs, calibration, progress)
     many = many_classes_record(settings, classifier, posterior, served.prior, [(posterior, split)])
-    return Fit(
-        answering.settings,
-        posterior,
-        tuple(choices),
-        served,
-        log_likelihood,
-        distances,
-        start is not None,
-        labelled,
-        answering.experts,
-        beside,
-        familiar,
-        split,
-        with_reversed(answering.calibrated, reverse),
-        answering.scores,
-        answering.fine_tuning,
-        many,
-    )
+    curvature = posterior, tuple(choices), served, log_likelihood, distances, start is not None
+    decided = with_reversed(answering.calibrated, reverse), answering.scores, answering.fine_tuning
+    return Fit(answering.settings, *curvature, labelled, answering.experts, beside, familiar, split, *decided, many)
 
 
 def many_classes_record(

@@ -1,13 +1,36 @@
-"""The gain of fine-tuning over heads on the model as it is, by honest answers to the same rows."""
+"""The gain of fine-tuning over heads on the model as it is, by honest answers, and a rule that foresees it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from laplora.metrics.groups import mean_and_error
+
+#: Share of the labels' entropy that heads leave where an adapter gained, and the fewest rows a label. Below, heads
+#: know nearly everything; above, nothing does. Nine development tasks with 450 labels chose it: the three inside gained
+#: .023 to .127 nats, the six outside -.032 to .011.
+LEFT, ROWS_A_LABEL = (0.25, 0.75), 20
+
+
+def worth_trying(nll: float, labels: Sequence[int]) -> tuple[bool, str]:
+    """Return whether fine-tuning is likely to gain, before it, and the reason.
+
+    Args:
+        nll: of heads on the model as it is, by honest answers, nats; labels: of the labelled rows, one each.
+    """
+    counts = Counter(labels).values()
+    if len(counts) < 2:
+        return False, "no fine-tuning, by the rule of auto: it asks for rows with one label each"
+    left = nll / -sum(count / len(labels) * math.log(count / len(labels)) for count in counts)
+    worth = LEFT[0] <= left <= LEFT[1] and len(labels) >= ROWS_A_LABEL * len(counts)
+    asked = f"{LEFT[0]:.0%} to {LEFT[1]:.0%} and {ROWS_A_LABEL} are asked for"
+    said = f"heads leave {left:.0%} of the labels' entropy, with {len(labels) / len(counts):.0f} rows a label ({asked})"
+    return worth, f"{'' if worth else 'no '}fine-tuning, by the rule of auto: {said}"
 
 
 @dataclass(frozen=True)

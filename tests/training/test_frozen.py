@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -50,6 +51,12 @@ def test_heads_serve_first_and_what_is_fine_tuned_takes_their_place(
     assert "of the same rows and settings" in capsys.readouterr().out
     assert read_artifact(first.path).digest == first.digest
 
+    assert job("run", file, "fine_tune=auto") == 0
+    left = first.manifest.recommended.table["frozen"]["nll"] / math.log(2)
+    shown = capsys.readouterr().out
+    assert f"fine-tuning, by the rule of auto: heads leave {left:.0%} of the labels' entropy, with 36 rows a" in shown
+    assert read_artifact(first.path).manifest.has_adapter == (0.25 <= left <= 0.75)
+
     assert job("run", file, "fine_tune=true") == 0
     second, shown = read_artifact(first.path), capsys.readouterr().out
     assert re.search(f"\n(Do not fine-tune|Fine-tuning gained).*\nserve it: {program()} serve {second.path}\n", shown)
@@ -65,7 +72,7 @@ def test_heads_serve_first_and_what_is_fine_tuned_takes_their_place(
     assert {"frozen", "pooled"} & set(fit.calibrated.predictives)
     assert second.manifest.data["made_from"] == first.manifest.data["made_from"]
 
-    for override in ("fine_tune=true", "fine_tune=false"):
+    for override in ("fine_tune=true", "fine_tune=false", "fine_tune=auto"):
         assert job("run", file, override) == 0
         assert read_artifact(first.path).manifest.has_adapter
         assert PASSES not in capsys.readouterr().out

@@ -67,21 +67,8 @@ def cross_fit_rows(
         familiar = familiar_of(classifier, ood_score, count, answered.ood_scores, settings)
     outputs = SplitOutputs(answered.split, judged)
     answering = fit_answering(settings, outputs, labelled, beside, OUT_OF_FOLD)
-    return Fit(
-        answering.settings,
-        posterior,
-        tuple(choices),
-        served,
-        log_likelihood,
-        distances,
-        start is not None,
-        labelled,
-        answering.experts,
-        beside,
-        familiar,
-        answered.split,
-        answering.calibrated,
-        answering.scores,
-        answering.fine_tuning,
-        many_classes_record(settings, classifier, posterior, served.prior, answered.parts),
-    )
+    many = many_classes_record(settings, classifier, posterior, served.prior, answered.parts)
+    curvature = posterior, tuple(choices), served, log_likelihood, distances, start is not None
+    decided = answering.calibrated, answering.scores, answering.fine_tuning
+    known = labelled, answering.experts, beside, familiar, answered.split
+    return Fit(answering.settings, *curvature, *known, *decided, many)

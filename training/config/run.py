@@ -55,9 +55,10 @@ class RunConfig(Section):
         "of one or more tokens by its mean log probability (no lm_head among "
         "adapter.targets)",
     )
-    fine_tune: bool = Field(
+    fine_tune: bool | Literal["auto"] = Field(
         False,
-        description="whether an adapter is trained after the frozen fit; no rule says yet when that pays",
+        description="whether an adapter is trained after the frozen fit; auto: if the heads' NLL and the rows say that "
+        "it is likely to pay",
     )
     experts: ExpertsConfig = ExpertsConfig()
     adapter: AdapterConfig = AdapterConfig()

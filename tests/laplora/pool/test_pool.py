@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from laplora.experts.of_head import fit_head
 from laplora.head import fit, fold_numbers
 from laplora.linearised import Likelihood
 from laplora.pool.choice import choose
+from laplora.pool.fine_tuning import worth_trying
 from laplora.pool.pool import Pool, fit_pool, uncentred
 from laplora.pool.weights import RIDGE, fit_weights
 
@@ -189,3 +191,15 @@ def test_the_cheapest_within_noise_is_served() -> None:
     assert choose(lucky, costs, folds, torch.arange(200) // 50).name == "encoder"
     with pytest.raises(DataError, match="at least two rows"):
         choose({}, {}, folds)
+
+
+def test_fine_tuning_is_tried_where_heads_leave_something_and_labels_are_many() -> None:
+    labels = [0, 1] * 50
+    for share, worth in ((0.2, False), (0.26, True), (0.74, True), (0.8, False)):
+        found, why = worth_trying(share * math.log(2), labels)
+        assert (found, why.startswith("fine-tuning")) == (worth, worth)
+        assert f"heads leave {share:.0%} of the labels' entropy, with 50 rows a label" in why
+    assert not worth_trying(0.5 * math.log(10), [n % 10 for n in range(190)])[0], "19 rows a label"
+    assert worth_trying(0.5 * math.log(10), [n % 10 for n in range(200)])[0]
+    assert worth_trying(0.1, [0] * 95 + [1] * 5)[0], "few labels are of the second: its entropy is small"
+    assert worth_trying(0.3, [])[0] is False
