@@ -50,7 +50,7 @@ $(VENV)/.serving: pyproject.toml constraints.txt
 peers: $(VENV)/.peers
 
 $(VENV)/.peers: $(VENV)/.installed
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,peers]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,peers,study]'
 	@touch $@
 
 demo: serving

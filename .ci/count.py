@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SOURCE = ("laplora", "service", "training", "benchmarks")
-#: The most lines of source, lines of tests, and words of pages. Pages have 60,000 words, so that a user reads them.
-LIMITS = {"source": 66_500, "tests": 43_320, "pages": 60_000}
+PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
+#: The most lines of what users install, of benchmarks and of tests, and words of pages. Benchmarks have a limit
+#: of their own since the study has 30 rivals: nothing that a user installs grew for them. Pages have 60,000 words, so
+#: that a user reads them.
+LIMITS = {"product": 59_090, "benchmarks": 8_600, "tests": 43_320, "pages": 60_000}
 
 
 def tracked(suffix: str) -> list[Path]:
@@ -45,7 +47,7 @@ def by_package(paths: Iterable[Path], package: str) -> dict[str, list[Path]]:
 def main() -> int:
     """Print the count; return 1 for a limit that is passed."""
     code, pages = tracked(".py"), tracked(".md")
-    for package in (*SOURCE, "tests"):
+    for package in (*PRODUCT, *BENCHMARKS, "tests"):
         files = by_package(code, package)
         sys.stdout.write(
             f"{package}: {sum(map(lines, files.values())):,} lines, {sum(map(len, files.values()))} files\n"
@@ -53,10 +55,9 @@ def main() -> int:
         for name, paths in sorted(files.items(), key=lambda item: -lines(item[1])):
             sys.stdout.write(f"  {lines(paths):6,}  {len(paths):4}  {name}\n")
     counts = {
-        "source": lines(path for path in code if path.parts[0] in SOURCE),
-        "tests": lines(path for path in code if path.parts[0] == "tests"),
-        "pages": words(pages),
-    }
+        name: lines(path for path in code if path.parts[0] in parts)
+        for name, parts in (("product", PRODUCT), ("benchmarks", BENCHMARKS), ("tests", ("tests",)))
+    } | {"pages": words(pages)}
     for name, count in counts.items():
         sys.stdout.write(f"{name}: {count:,} of at most {LIMITS[name]:,} {'words' if name == 'pages' else 'lines'}\n")
     return int(any(count > LIMITS[name] for name, count in counts.items()))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from statistics import fmean
 
-from benchmarks.experts.page import cells_of, error_among_accepted
+from benchmarks.experts.records import cells_of, error_among_accepted
 from benchmarks.harness.provenance import ROOT
 
 PICTURE = ROOT / "docs" / "pictures" / "before_after.svg"

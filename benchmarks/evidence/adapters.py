@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 from transformers import set_seed
 
-from benchmarks.evidence.plan import EARLY_EPOCHS, EPOCHS
-from benchmarks.evidence.tasks import SMALL, Task
+from benchmarks.evidence.plan import EARLY_EPOCHS, EPOCHS, SMALL, Base
+from benchmarks.evidence.tasks import Task
 from laplora.classifier import Classifier
 from laplora.errors import NonFiniteError
 from laplora.files.atomic import write_json, write_tensors
@@ -33,15 +33,15 @@ _GROUP = 8
 Weights = dict[str, torch.Tensor]
 
 
-def load_classifier(task: Task) -> Classifier:
-    """Return the small base model in bfloat16 with a fresh LoRA adapter, and head, in float32.
+def load_classifier(task: Task, of: Base = SMALL) -> Classifier:
+    """Return a base model in bfloat16 with a fresh LoRA adapter, and head, in float32.
 
     Their start is that of torch's seed.
     """
     with quiet_loading():
         from peft import LoraConfig, get_peft_model
 
-        spec = BaseSpec(SMALL, None, "none", "bfloat16", classes=len(task.labels) if task.head else None)
+        spec = BaseSpec(of, None, "none", "bfloat16", classes=len(task.labels) if task.head else None)
         location = locate_base(spec, progress=lambda line: print(line, flush=True))
         base = load_base_model(location, spec, device=torch.device("cpu")).model
         tokenizer = load_tokenizer(location)
@@ -75,6 +75,7 @@ def train(
     seed: int,
     folder: Path,
     say: Callable[[str], None],
+    of: Base = SMALL,
 ) -> Classifier:
     """Train one adapter; return its classifier in evaluation mode, and write its weights to the folder.
 
@@ -86,7 +87,7 @@ def train(
         NonFiniteError: a weight became NaN or infinite.
     """
     set_seed(seed)
-    classifier = load_classifier(task)
+    classifier = load_classifier(task, of)
     if (folder / "training.json").is_file():
         return classifier
     started, processor = time.monotonic(), time.process_time()

@@ -1,12 +1,31 @@
-"""Which rows one training has, written down before any result was seen."""
+"""The trainings and their numbers of rows, written down before any result was seen (PLAN.md)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+Base = Literal["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"]
+SMALL: Base = "smollm2-135m-instruct"
+LARGER: Base = "qwen2.5-coder-0.5b-instruct"
+BASES: tuple[Base, ...] = get_args(Base)
+
+#: Tasks that choose no rule and no default: results are reported on them.
+REPORTED = ("snips", "ag_news", "subj", "customer_reviews", "hate", "offensive", "sentiment", "arc_challenge")
+#: Those with other numbers of labels too; with the larger base; and with several adapters.
+BUDGETED, ON_LARGER, SEVERAL = ("snips", "ag_news", "sentiment"), ("snips", "hate", "arc_challenge"), ("snips", "hate")
+#: Ends of the names of tasks whose test rows have half or twice the odds of the first label.
+HALVED, DOUBLED = "_halved", "_doubled"
+#: Tasks whose test rows are of their data set's own test part.
+SHIFTED = tuple(f"{name}_official" for name in ("trec", "hate", "offensive", "sentiment", "boolq"))
+LABELS, OTHER_LABELS = 450, (50, 150, 1500)
+BUDGETS = tuple(sorted((LABELS, *OTHER_LABELS)))
+#: Tasks that nothing is reported on, if they have another number.
+_LABELS_OF = {"clinc150": 1500}
+SEEDS = (0, 1, 2)
 #: Draws of the calibration rows of one trained model.
 DRAWS = 5
-#: Most rows that calibration draws are taken from: every one of them costs a Jacobian.
+#: Most rows that calibration draws are taken from.
 LARGEST_POOL = 1000
 TEST_ROWS = 500
 
@@ -21,6 +40,7 @@ class Training:
     task: str
     budget: int
     seed: int
+    base: Base = SMALL
 
     @property
     def train_rows(self) -> int:
@@ -35,3 +55,16 @@ class Training:
     def pool_rows(self) -> int:
         """Rows that the draws are taken from: disjoint draws up to ``LARGEST_POOL``."""
         return min(DRAWS * self.calibration_rows, LARGEST_POOL)
+
+
+def unreported(task: str, seed: int) -> Training:
+    """Return the training of a task that the plan does not report on."""
+    return Training(task, _LABELS_OF.get(task, LABELS), seed)
+
+
+def planned(seed: int) -> list[Training]:
+    """Return the trainings of a seed, those of the main table first."""
+    main = [Training(task, LABELS, seed) for task in REPORTED]
+    larger = [Training(task, LABELS, seed, LARGER) for task in ON_LARGER]
+    others = [Training(task, labels, seed) for labels in OTHER_LABELS for task in BUDGETED]
+    return [*main, *others, *larger, *(Training(task, LABELS, seed) for task in SHIFTED)]

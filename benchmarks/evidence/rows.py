@@ -28,6 +28,7 @@ SUBJECTS = (
 #: Longest text of an exam question, in characters.
 _LONGEST_QUESTION = 300
 _SNIPS = ("train", "valid", "test")
+_TWEETS = ("train", "val", "test")
 
 
 def sst2(folder: Path) -> list[Row]:
@@ -49,17 +50,27 @@ def sst2(folder: Path) -> list[Row]:
     return rows
 
 
-def trec(folder: Path) -> list[Row]:
-    """Return TREC's questions with their coarse label."""
+def trec(folder: Path, parts: Sequence[str] = ("train", "test")) -> list[Row]:
+    """Return TREC's questions with their coarse label, of some of its parts."""
     labels = ("DESC", "ENTY", "ABBR", "HUM", "LOC", "NUM")
-    lines = [line for name in ("train", "test") for line in _lines(folder / "trec" / f"{name}.txt", "latin-1")]
+    lines = [line for name in parts for line in _lines(folder / "trec" / f"{name}.txt", "latin-1")]
     parted = (line.partition(" ") for line in lines)
     return [({"text": text.strip()}, labels.index(tag.partition(":")[0])) for tag, _, text in parted]
 
 
-def tweets(name: str) -> Callable[[Path], list[Row]]:
-    """Return what reads a set of TweetEval, its three parts together."""
-    return lambda folder: list(_tweets(folder / "tweet_eval" / name))
+def tweets(name: str, parts: Sequence[str] = _TWEETS) -> Callable[[Path], list[Row]]:
+    """Return what reads a set of TweetEval, some of its parts together."""
+    return lambda folder: list(_tweets(folder / "tweet_eval" / name, parts))
+
+
+def boolq(name: str) -> Callable[[Path], list[Row]]:
+    """Return what reads a part of BoolQ: questions about a passage, answered no or yes."""
+
+    def read(folder: Path) -> list[Row]:
+        items = map(json.loads, _lines(folder / "boolq" / f"{name}.jsonl", "utf-8"))
+        return [({"passage": one["passage"], "question": one["question"]}, int(one["answer"])) for one in items]
+
+    return read
 
 
 def snips(folder: Path) -> list[Row]:
@@ -172,9 +183,9 @@ def _by_file(folder: Path, *names: str) -> Iterator[Row]:
         yield from (({"text": line.strip()}, label) for line in _lines(folder / f"{name}.txt", "latin-1"))
 
 
-def _tweets(folder: Path) -> Iterator[Row]:
-    parts = [part for part in ("train", "val", "test") if (folder / f"{part}_labels.txt").is_file()]
-    for split in parts:  # the training part of sentiment is not to be had
+def _tweets(folder: Path, parts: Sequence[str]) -> Iterator[Row]:
+    # The training part of sentiment is not to be had.
+    for split in (part for part in parts if (folder / f"{part}_labels.txt").is_file()):
         labels = _lines(folder / f"{split}_labels.txt", "utf-8")
         texts = (folder / f"{split}_text.txt").read_text(encoding="utf-8").split("\n")[: len(labels)]
         for text, label in zip(texts, labels, strict=True):  # some texts are blank

@@ -21,13 +21,13 @@ class Dealt:
 
     Attributes:
         train: rows of the adapter; pool: rows that calibration rows are drawn from; test: fixed for a task.
-        draw: the places in the pool of the calibration rows, ascending.
+        draws: of each draw the places in the pool of its calibration rows, ascending.
     """
 
     train: tuple[Example, ...]
     pool: tuple[Example, ...]
     test: tuple[Example, ...]
-    draw: tuple[int, ...]
+    draws: tuple[tuple[int, ...], ...]
 
 
 def deal(training: Training, data: Path) -> Dealt:
@@ -39,9 +39,16 @@ def deal(training: Training, data: Path) -> Dealt:
         DataError: the task has too few rows for the budget.
     """
     task = TASKS[training.task]
-    examples = distinct(task, task.read(data))
-    random.Random(f"{task.name} test").shuffle(examples)
-    test, rest = examples[:TEST_ROWS], examples[TEST_ROWS:]
+    of_test = task.test(data) if task.test else []
+    examples = distinct(task, [*of_test, *task.read(data)])  # a prompt of both parts tests
+    first = sum(int(example.id.rpartition("-")[2]) < len(of_test) for example in examples)
+    if task.test is None:
+        random.Random(f"{task.name} test").shuffle(examples)
+        test, rest = examples[:TEST_ROWS], examples[TEST_ROWS:]
+    else:
+        test, rest = examples[:first], examples[first:]
+        random.Random(f"{task.name} test").shuffle(test)
+        test = test[:TEST_ROWS]
     random.Random(f"{task.name} seed {training.seed}").shuffle(rest)
     wanted = training.train_rows + training.pool_rows
     if len(rest) < wanted:
@@ -50,16 +57,16 @@ def deal(training: Training, data: Path) -> Dealt:
         )
     # From both ends, so that a larger budget keeps the rows of a smaller one on each side.
     train, pool = rest[: training.train_rows], rest[::-1][: training.pool_rows]
-    return Dealt(tuple(train), tuple(pool), tuple(test), _draw(training))
+    return Dealt(tuple(train), tuple(pool), tuple(test), _draws(training))
 
 
-def _draw(training: Training) -> tuple[int, ...]:
-    """Return the calibration rows as places in the pool: its first ones, or a random subset of a smaller pool."""
+def _draws(training: Training) -> tuple[tuple[int, ...], ...]:
+    """Return the draws as places in the pool: one after the other, or random subsets of a pool that is too small."""
     size, pool = training.calibration_rows, training.pool_rows
     if DRAWS * size <= pool:
-        return tuple(range(size))
-    draw = random.Random(f"{training.task} {training.budget} {training.seed} draws")
-    return tuple(sorted(draw.sample(range(pool), size)))
+        return tuple(tuple(range(size * draw, size * (draw + 1))) for draw in range(DRAWS))
+    random_draw = random.Random(f"{training.task} {training.budget} {training.seed} draws")
+    return tuple(tuple(sorted(random_draw.sample(range(pool), size))) for _ in range(DRAWS))
 
 
 def distinct(task: Task, rows: Sequence[Row]) -> list[Example]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.evidence import rows
 from laplora.prompts.templates import TEMPLATES, PromptTemplate
-
-SMALL = "smollm2-135m-instruct"
-LARGER = "qwen2.5-coder-0.5b-instruct"
 
 
 @dataclass(frozen=True)
@@ -20,6 +17,7 @@ class Task:
     Attributes:
         labels: the label words in class order, each one token after the prompt; with a head their names alone.
         read: gives all its rows from the data folder.
+        test: gives the rows that alone test, where these are of another part of the data set; None: some of ``read``'s.
         max_tokens: longest prompt.
         head: whether a classification head reads the labels. It has too many classes for Jacobians of every contrast.
     """
@@ -30,6 +28,7 @@ class Task:
     read: Callable[[Path], list[rows.Row]]
     max_tokens: int = 96
     head: bool = False
+    test: Callable[[Path], list[rows.Row]] | None = None
 
 
 def _prompt(name: str, text: str) -> PromptTemplate:
@@ -118,5 +117,31 @@ TASKS: dict[str, Task] = {
         Task("arc_challenge", TEMPLATES["multiple_choice"], _LETTERS, rows.arc_challenge, 192),
     )
 }
-#: Tasks of the next study, which choose no rule and no default.
-REPORTED = ("snips", "ag_news", "subj", "customer_reviews", "hate", "offensive", "sentiment", "arc_challenge")
+
+
+def _shifted(name: str, labelled: Callable[[Path], list[rows.Row]], test: Callable[[Path], list[rows.Row]]) -> Task:
+    """Return a task whose test rows are of its data set's own test part."""
+    return replace(TASKS[name], name=f"{name}_official", read=labelled, test=test)
+
+
+def _tweets(name: str) -> Task:
+    return _shifted(name, rows.tweets(name, ("train", "val")), rows.tweets(name, ("test",)))
+
+
+#: Official splits as published: labelled rows are of the training part, of sentiment of the validation part.
+SHIFTED = {
+    task.name: task
+    for task in (
+        _shifted("trec", lambda folder: rows.trec(folder, ("train",)), lambda folder: rows.trec(folder, ("test",))),
+        *map(_tweets, ("hate", "offensive", "sentiment")),
+        Task(
+            "boolq_official",
+            _prompt("boolq", "{passage}\nQuestion: {question}?\nAnswer:"),
+            ("no", "yes"),
+            rows.boolq("train"),
+            256,
+            test=rows.boolq("dev"),
+        ),
+    )
+}
+TASKS |= SHIFTED

@@ -5,7 +5,7 @@
     python -m benchmarks.familiarity --tables                     # measures nothing: RESULTS.md again
 
 FOLDER holds the data sets of homes.py, each with the files that its authors publish. All but ``fields`` need the
-adapters that ``benchmarks.experts`` keeps. The states of models on texts are kept in runs/familiarity: a second call
+adapters that ``benchmarks.evidence`` keeps. The states of models on texts are kept in runs/familiarity: a second call
 runs nothing. Nothing here is a time, so a busy machine gives the same figures.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.experts.__main__ import RUNS
+from benchmarks.evidence.__main__ import RUNS
 from benchmarks.familiarity.homes import HOMES, home_of, out_of_distribution
 from benchmarks.familiarity.models import Shown, shown
 from benchmarks.familiarity.page import render

@@ -12,8 +12,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from benchmarks.evidence.adapters import load_classifier, put
+from benchmarks.evidence.cells import Cell
+from benchmarks.evidence.plan import unreported
 from benchmarks.evidence.tasks import TASKS
-from benchmarks.experts.cells import Cell
 from benchmarks.familiarity.corruptions import CorruptionKind, corrupt
 from benchmarks.harness.provenance import ARTIFACT
 from benchmarks.harness.subject import load_subject
@@ -23,7 +24,7 @@ from laplora.classifier import Classifier
 from laplora.models.base import load_tokenizer
 from laplora.prompts.examples import Example
 
-#: The default artifact's task, and tasks of which ``benchmarks.experts`` keeps an adapter.
+#: The default artifact's task, and tasks of which ``benchmarks.evidence --task NAME`` keeps an adapter.
 HOMES = ("fields", "emotion", "trec", "clinc150")
 #: Tasks whose texts are strange to the others, and those of the same texts or of nearly the same.
 _OTHERS = ("emotion", "irony", "sst2", "banking77", "domains", "trec", "fields", "subjects")
@@ -50,7 +51,7 @@ class Home:
 
 
 def home_of(name: str, data: Path, runs: Path) -> Home:
-    """Return a home; ``runs`` is where ``benchmarks.experts`` keeps adapters."""
+    """Return a home; ``runs`` is where ``benchmarks.evidence`` keeps adapters."""
     if name == "fields":
         splits, location = artifact_rows()
         manifest = read_artifact(ARTIFACT).manifest
@@ -58,14 +59,10 @@ def home_of(name: str, data: Path, runs: Path) -> Home:
         model, template = load_subject("nf4").model, manifest.template.template()
         classifier = Classifier(model, load_tokenizer(location), template, words, max_tokens=manifest.max_tokens)
         return Home(classifier, splits.train, splits.calibration, splits.test)
-    cell = Cell(name, 0, runs)
+    cell = Cell(unreported(name, 0), runs)
     rows, classifier = cell.rows(data), load_classifier(cell.task)
-    put(classifier, load_file(cell.folder / "adapters" / "early.safetensors"))
-    parts = [
-        [row for row, honest in zip(rows.labelled, rows.honest.tolist(), strict=True) if honest == kept]
-        for kept in (False, True)
-    ]
-    return Home(classifier, *parts, rows.test)
+    put(classifier, load_file(cell.adapters / "early.safetensors"))
+    return Home(classifier, rows.train, [rows.pool[place] for place in rows.draws[0]], rows.test)
 
 
 def out_of_distribution(name: str, home: Home, data: Path) -> dict[str, list[str]]:

@@ -10,15 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.experts import page as experts
-from benchmarks.experts import scores
 from benchmarks.familiarity import __main__ as familiarity
 from benchmarks.familiarity.page import render as familiarity_page
 from benchmarks.harness import page as speed
 from benchmarks.harness.record import FOLDER, read
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers.tables import page_tables
-from benchmarks.promises import page as promises
 from benchmarks.reproduce.page import page_text, read_published
 from benchmarks.speed import published as overload
 from benchmarks.speed.__main__ import PARTS
@@ -38,8 +35,6 @@ MADE: list[tuple[Path, Callable[[str], str]]] = [
     (overload.PAGE, overload.with_figures),
     (ROOT / "docs" / "reproduction.md", reproduction),
     (familiarity.FOLDER / "RESULTS.md", lambda _: familiarity_page(json.loads(familiarity.RESULTS.read_bytes()))),
-    (promises.PAGE, lambda _: promises.render(json.loads(promises.RESULTS.read_bytes()))),
-    (experts.PAGE, lambda _: experts.render(scores.read(scores.RESULTS))),
     (
         peers.PAGE,
         lambda page: fill(page, "peers", page_tables(json.loads((peers.FOLDER / "results.json").read_bytes()))),
@@ -60,7 +55,7 @@ def test_the_readme_lists_every_page_of_figures_and_commands_that_exist() -> Non
     pages = {*(page for page, _ in MADE), *(ROOT / "benchmarks").rglob("*.md")}
     assert {str(page.relative_to(ROOT)) for page in pages - linked - {README}} == set()
     modules = set(re.findall(r"python -m ([\w.]+)", text))
-    assert len(modules) > 5
+    assert len(modules) > 4
     assert [m for m in modules if importlib.util.find_spec(m) is None] == []
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert set(re.findall(r"`make ([\w-]+)", text)) <= set(targets)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.evidence.tasks import LARGER, SMALL
+from benchmarks.evidence.plan import LARGER, SMALL
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import Format
 from benchmarks.harness.timing import in_turns, ratio, spread

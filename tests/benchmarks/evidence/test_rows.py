@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.evidence.tasks import REPORTED, TASKS
+from benchmarks.evidence.plan import REPORTED
+from benchmarks.evidence.tasks import TASKS
 from laplora.prompts.templates import render
 
 QUESTION = {

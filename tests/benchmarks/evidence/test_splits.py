@@ -39,8 +39,9 @@ def test_no_row_has_two_roles_and_a_larger_budget_keeps_the_rows_of_a_smaller_on
         train, pool, test = texts(dealt.train), texts(dealt.pool), texts(dealt.test)
         assert (len(train), len(pool), len(test)) == (budget * 2 // 3, min(DRAWS * budget // 3, 1000), TEST_ROWS)
         assert not train & pool | train & test | pool & test
-        assert len(set(dealt.draw)) == budget // 3
-        assert (dealt.draw == tuple(range(budget // 3))) == (budget < 1500), "a random subset of a pool that is short"
+        assert [len(set(draw)) for draw in dealt.draws] == [budget // 3] * DRAWS
+        together = len({place for draw in dealt.draws for place in draw})
+        assert (together == DRAWS * (budget // 3)) == (budget < 1500), "draws of a pool that is short overlap"
         assert before[0] < train
         assert before[1] < pool
         before = train, pool

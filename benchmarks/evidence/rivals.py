@@ -93,3 +93,10 @@ ON_WORDS = Rival(
     lambda strength: make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), _logistic(strength)),
     _powers(-2, 4),
 )
+NEAREST_STATE = Rival(
+    lambda count: make_pipeline(
+        StandardScaler(), KNeighborsClassifier(int(count), metric="cosine", weights="distance")
+    ),
+    NEAREST.settings,
+    counts=True,
+)

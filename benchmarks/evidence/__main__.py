@@ -1,0 +1,207 @@
+"""``python -m benchmarks.evidence``: train, pass, fit and answer what the plan asks for; then the page.
+
+    python -m benchmarks.evidence --data FOLDER                    # everything that is missing
+    python -m benchmarks.evidence --data FOLDER --task snips --seed 0 --labels 450 --base smollm2-135m-instruct
+    python -m benchmarks.evidence --data FOLDER --publish          # runs nothing: figures and page of what there is
+    python -m benchmarks.evidence --data FOLDER --pack FOLDER      # runs nothing: a file a task with all answers
+    python -m benchmarks.evidence --add METHOD.py FILE [FILE ...]  # a method of one's own beside all others, untrained
+
+FOLDER holds the data sets as their authors publish them (``benchmarks.evidence.rows``). Adapters, the arrays of every
+pass and each method's answers are kept in --runs, so a stopped call continues. Several calls can run side by side on
+other cells. Figures are made of answers whenever they are published, by the rules of the day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from benchmarks.evidence.cells import Cell
+from benchmarks.evidence.frontier import picture
+from benchmarks.evidence.given_away import added, packed
+from benchmarks.evidence.methods import METHODS
+from benchmarks.evidence.noise import has_skill
+from benchmarks.evidence.page import MOVED, PAGE, places_of, render
+from benchmarks.evidence.passes import Passes
+from benchmarks.evidence.plan import (
+    BASES,
+    DOUBLED,
+    DRAWS,
+    HALVED,
+    LABELS,
+    OTHER_LABELS,
+    REPORTED,
+    SEEDS,
+    SMALL,
+    Training,
+    planned,
+    unreported,
+)
+from benchmarks.evidence.scores import RESULTS, Answers, Record, Unit, read, scored, write
+from benchmarks.evidence.tasks import TASKS
+from laplora.features.store import rows_digest
+from laplora.files.atomic import file_sha256, write_tensors, write_whole
+
+RUNS = Path("runs") / "evidence"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing of the chosen cells, and publish what there is."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.evidence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="folder with the data sets")
+    parser.add_argument("--task", choices=list(TASKS), nargs="+", help="these tasks alone; others than the plan's too")
+    parser.add_argument("--seed", type=int, choices=SEEDS, nargs="+", default=SEEDS, help="these seeds alone")
+    parser.add_argument("--labels", type=int, choices=(LABELS, *OTHER_LABELS), nargs="+", help="these numbers alone")
+    parser.add_argument("--base", choices=BASES, nargs="+", help="these bases alone")
+    parser.add_argument("--draw", type=int, choices=range(DRAWS), nargs="+", default=range(DRAWS))
+    parser.add_argument("--method", choices=list(METHODS), nargs="+", default=list(METHODS), help="these methods alone")
+    parser.add_argument("--without", choices=list(METHODS), nargs="+", default=(), help="all but these methods")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of what is kept")
+    parser.add_argument("--no-training", action="store_true", help="leave out methods whose adapter is not trained yet")
+    parser.add_argument("--publish", action="store_true", help="run nothing: write the figures and the page")
+    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="run nothing: write a file a task with all answers")
+    parser.add_argument("--add", type=Path, metavar="METHOD.py", help="run nothing: measure it on files of --pack")
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="of --add")
+    options = parser.parse_args(arguments)
+    chosen = [Cell(of, options.runs) for seed in options.seed for of in _chosen(options, seed)]
+    if options.add:
+        for record in (record for file in options.files for record in added(options.add, file)):
+            print(json.dumps(record))
+        return
+    if options.data is None:
+        parser.error("--data FOLDER is needed")
+    if options.publish:
+        publish([record for cell in chosen for record in figures(cell, options.data)])
+        return
+    if options.pack:
+        pack(chosen, options.data, options.pack)
+        return
+    torch.set_num_threads(1)
+    methods = [name for name in options.method if name not in options.without]
+    for cell in chosen:
+        run(cell, options.data, methods, options.draw, trains=not options.no_training)
+
+
+def _chosen(options: argparse.Namespace, seed: int) -> list[Training]:
+    """Return the trainings of a seed; a task that the plan does not report on has those of the main table."""
+    every = planned(seed)
+    every += [unreported(name, seed) for name in options.task or () if name not in {one.task for one in every}]
+    return [
+        one
+        for one in every
+        if one.task in (options.task or [one.task])
+        and one.budget in (options.labels or [one.budget])
+        and one.base in (options.base or [one.base])
+    ]
+
+
+def run(cell: Cell, data: Path, methods: Sequence[str], draws: Sequence[int], *, trains: bool = True) -> None:
+    """Answer with every method that a cell has no answers of, and keep them."""
+    missing = [
+        (draw, name)
+        for draw in draws
+        for name in methods
+        if draw < METHODS[name].draws and not cell.answers(draw, name).is_file()
+    ]
+    if not missing:
+        return
+    rows = cell.rows(data)
+    passes = Passes(cell, rows, lambda line: _say(f"{cell} {line}"), trains)
+    for draw, name in missing:
+        method = METHODS[name]
+        shifted = cell.task.test is not None and method.draws == 1
+        if not shifted and method.applies(passes) and all(map(passes.has, method.sources(cell.task))):
+            answers = method.run(passes, draw)
+            _keep(cell.answers(draw, name), answers)
+            _say(f"{cell} draw {draw} {name}: {answers.seconds:.1f} s")
+
+
+def figures(cell: Cell, data: Path) -> list[Record]:
+    """Return the figures of a cell's answers that are kept."""
+    kept = _kept(cell)
+    if not kept:
+        return []
+    passes, of, records = Passes(cell, cell.rows(data), _say, trains=False), cell.training, list[Record]()
+    main = (of.base, of.budget) == (SMALL, LABELS) and of.task in REPORTED and not cell.task.template.takes_choices
+    for draw, answers in kept.items():
+        labels, test = passes.labels()[passes.places(draw)], passes.test_labels()
+        parts = {"": torch.ones_like(test).bool()}
+        if main:  # every other row of some labels goes
+            other = torch.arange(len(test)) % 2 == 0
+            parts |= {HALVED: other | (test != 0), DOUBLED: other | (test == 0)}
+        for end, rows in parts.items():
+            some = {name: one.of_test(rows) for name, one in answers.items() if not end or name in MOVED}
+            records += scored(Unit(of.task + end, of.base, of.budget, of.seed, draw), some, labels, test[rows])
+    return records
+
+
+def publish(made: Sequence[Record], results: Path = RESULTS, page: Path = PAGE) -> None:
+    """Put figures in their place among the committed ones, and write the page and the picture of all."""
+
+    def place(record: Record) -> tuple[object, ...]:
+        return tuple(record[name] for name in ("task", "base", "budget", "seed", "draw", "method"))
+
+    kept = {place(record): dict(record) for record in (*read(results), *made) if "forwards" in record}
+    skilled = {name: has_skill(one.methods) for name, one in places_of(list(kept.values())).items()}
+    order = {name: number for number, name in enumerate(METHODS)}
+    records = sorted(kept.values(), key=lambda record: (*place(record)[:-1], order[record["method"]]))
+    for record in records:
+        record["skill"] = skilled[record["task"], record["base"], record["budget"]]
+    write(records, results)
+    write_whole(page, render(records))
+    write_whole(page.with_name("frontier.svg"), picture(records))
+
+
+def pack(chosen: Sequence[Cell], data: Path, folder: Path) -> None:
+    """Write a file a task with the answers of its cells; notes are the hashes of the rows."""
+    for task in dict.fromkeys(cell.training.task for cell in chosen):
+        tensors, notes = dict[str, torch.Tensor](), dict[str, str]()
+        for cell in chosen:
+            if cell.training.task == task and (kept := _kept(cell)):
+                passes = Passes(cell, cell.rows(data), _say, trains=False)
+                tensors |= packed(passes, kept)
+                of = cell.training
+                notes[f"{of.base}/{of.budget}/{of.seed}"] = rows_digest((*passes.labelled_rows, *passes.rows.test))
+        if tensors:
+            write_tensors(folder / f"{task}.safetensors", tensors, notes)
+            _say(f"{folder / task}.safetensors: {file_sha256(folder / f'{task}.safetensors')}")
+
+
+def _kept(cell: Cell) -> dict[int, dict[str, Answers]]:
+    """Return the answers that are kept of a cell, by draw and method."""
+    found: dict[int, dict[str, Answers]] = {}
+    for draw in range(DRAWS):
+        paths = {path.stem: path for path in cell.answers(draw, "any").parent.glob("*.safetensors")}
+        if some := {name: _answers(paths[name]) for name in METHODS if name in paths}:
+            found[draw] = some
+    return found
+
+
+def _keep(path: Path, answers: Answers) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value for name, value in vars(answers).items() if isinstance(value, torch.Tensor)}
+    write_tensors(path, tensors, {"seconds": f"{answers.seconds:.2f}", "passes": str(answers.passes)})
+
+
+def _answers(path: Path) -> Answers:
+    with safe_open(path, framework="pt") as handle:
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        notes = {name: float(value) for name, value in (handle.metadata() or {}).items()}
+    return Answers(**tensors, seconds=notes["seconds"], passes=notes["passes"])
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
