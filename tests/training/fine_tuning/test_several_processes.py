@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,15 +73,9 @@ def test_the_command_makes_the_artifact_of_one_process(
 ) -> None:
     """Fine-tuned, fitted, evaluated and packaged by two processes; the paths in its configuration are relative."""
     sentiment_config(tmp_path, tiny_base_folder, runs="runs", artifacts="artifacts")
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training", "run"]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, "--config", "sentiment.yaml"],
-        env=environment(),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training"]
+    how: dict[str, Any] = {"env": environment(), "cwd": tmp_path, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run([*command, "run", "--config", "sentiment.yaml"], **how)
     assert done.returncode == 0, done.stderr[-4000:]
     assert [done.stdout.count(line) for line in ("[1/5] frozen fit", "[3/5] fit", "serve it:")] == [1, 1, 2]
     run_dir = tmp_path / "runs" / "tiny-sentiment"
