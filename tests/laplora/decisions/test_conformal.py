@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.base import BaseEstimator, ClassifierMixin
 
 from laplora.decisions.conformal import (
     aps_sets,
@@ -86,3 +88,26 @@ def test_thresholds_are_scores_of_a_rank_and_aps_the_papers_smallest_set(
                 break
             wanted[k], mass = True, mass + p[k]
         assert got == wanted
+
+
+def test_sets_are_those_of_mapie() -> None:
+    mapie = pytest.importorskip("mapie.classification", reason="the peers are not installed: make peers")
+
+    class Given(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+        """A classifier whose rows are its probabilities."""
+
+        fitted_, classes_ = True, np.arange(4)
+
+        def predict_proba(self, rows: Any) -> Any:
+            return rows
+
+        def predict(self, rows: Any) -> Any:
+            return rows.argmax(1)
+
+    (probs, labels), (new, _) = overconfident(401, 4, 0), overconfident(300, 4, 1)
+    oracle = mapie.SplitConformalClassifier(Given(), confidence_level=0.9, prefit=True, conformity_score="lac")
+    oracle.conformalize(probs.numpy(), labels.numpy())
+    sets = oracle.predict_set(new.numpy())[1][:, :, 0]
+    assert 300 < sets.sum() < 1200
+    ours = prediction_sets(new, conformal_threshold(probs, labels, 0.9), torch.ones(300, 4, dtype=torch.bool))
+    assert torch.equal(ours, torch.from_numpy(sets))
