@@ -43,7 +43,7 @@ def run(config: RunConfig) -> Path:
         if gained := read_fit(opened.config.run_dir / "laplace").fine_tuning:
             say(str(gained))
         say(f"serve it: {program()} serve {result}")
-    elif not config.fine_tune:
+    else:
         say("nothing is fine-tuned unless asked for: --set fine_tune=true does, and says what it gained")
     return result
 

@@ -1,5 +1,6 @@
-"""Data and training of studies at equal labels; what the first one measured is in RESULTS.md, as a record.
+"""The evidence study: methods at equal labels, by the accepted share at a stated error rate (PLAN.md).
 
-``plan`` (what is compared, fixed before any result), ``rows``, ``tasks`` and ``splits`` (the data), ``adapters``
-(training), ``gather`` (one forward pass over rows). PLAN.md is the plan of the next study.
+``plan``, ``rows``, ``tasks`` and ``splits`` say what is compared on which rows, ``adapters`` and ``passes`` train and
+run models, ``methods`` answers, ``scores``, ``noise``, ``page`` and ``frontier`` make figures of it. EARLIER.md is the
+page of the study before, a record.
 """

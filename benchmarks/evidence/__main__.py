@@ -19,9 +19,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.frontier import picture
@@ -29,7 +30,7 @@ from benchmarks.evidence.given_away import added, packed
 from benchmarks.evidence.methods import METHODS
 from benchmarks.evidence.noise import has_skill
 from benchmarks.evidence.page import MOVED, PAGE, places_of, render
-from benchmarks.evidence.passes import Passes
+from benchmarks.evidence.passes import Passes, notes_of
 from benchmarks.evidence.plan import (
     BASES,
     DOUBLED,
@@ -46,7 +47,7 @@ from benchmarks.evidence.plan import (
 )
 from benchmarks.evidence.scores import RESULTS, Answers, Record, Unit, read, scored, write
 from benchmarks.evidence.tasks import TASKS
-from laplora.features.store import rows_digest
+from laplora.errors import LaploraError, NonFiniteError
 from laplora.files.atomic import file_sha256, write_tensors, write_whole
 
 RUNS = Path("runs") / "evidence"
@@ -58,13 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.evidence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="folder with the data sets")
-    parser.add_argument("--task", choices=list(TASKS), nargs="+", help="these tasks alone; others than the plan's too")
+    parser.add_argument("--task", choices=list(TASKS), nargs="+", metavar="TASK", help="these tasks alone")
     parser.add_argument("--seed", type=int, choices=SEEDS, nargs="+", default=SEEDS, help="these seeds alone")
     parser.add_argument("--labels", type=int, choices=(LABELS, *OTHER_LABELS), nargs="+", help="these numbers alone")
     parser.add_argument("--base", choices=BASES, nargs="+", help="these bases alone")
-    parser.add_argument("--draw", type=int, choices=range(DRAWS), nargs="+", default=range(DRAWS))
-    parser.add_argument("--method", choices=list(METHODS), nargs="+", default=list(METHODS), help="these methods alone")
-    parser.add_argument("--without", choices=list(METHODS), nargs="+", default=(), help="all but these methods")
+    parser.add_argument(
+        "--draw", type=int, choices=range(DRAWS), nargs="+", default=range(DRAWS), help="these draws alone"
+    )
+    names: dict[str, Any] = {"choices": list(METHODS), "nargs": "+", "metavar": "METHOD"}
+    parser.add_argument("--method", **names, default=list(METHODS), help="these methods alone")
+    parser.add_argument("--without", **names, default=(), help="all but these methods")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of what is kept")
     parser.add_argument("--no-training", action="store_true", help="leave out methods whose adapter is not trained yet")
     parser.add_argument("--publish", action="store_true", help="run nothing: write the figures and the page")
@@ -74,21 +78,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     chosen = [Cell(of, options.runs) for seed in options.seed for of in _chosen(options, seed)]
     if options.add:
+        if not options.files:
+            parser.error("--add METHOD.py takes files of --pack too")
         for record in (record for file in options.files for record in added(options.add, file)):
             print(json.dumps(record))
         return
     if options.data is None:
         parser.error("--data FOLDER is needed")
+    if not chosen:
+        parser.error("the plan has no such cell")
     if options.publish:
-        publish([record for cell in chosen for record in figures(cell, options.data)])
+        reported = [cell for cell in chosen if cell.training in planned(cell.training.seed) and cell.folder.is_dir()]
+        publish([record for cell in reported for record in figures(cell, options.data)])
         return
     if options.pack:
         pack(chosen, options.data, options.pack)
         return
     torch.set_num_threads(1)
     methods = [name for name in options.method if name not in options.without]
-    for cell in chosen:
-        run(cell, options.data, methods, options.draw, trains=not options.no_training)
+    trains = not options.no_training
+    if failed := sum(run(cell, options.data, methods, options.draw, trains=trains) for cell in chosen):
+        sys.exit(f"{failed} methods failed: run them again, or see above why")
 
 
 def _chosen(options: argparse.Namespace, seed: int) -> list[Training]:
@@ -104,8 +114,8 @@ def _chosen(options: argparse.Namespace, seed: int) -> list[Training]:
     ]
 
 
-def run(cell: Cell, data: Path, methods: Sequence[str], draws: Sequence[int], *, trains: bool = True) -> None:
-    """Answer with every method that a cell has no answers of, and keep them."""
+def run(cell: Cell, data: Path, methods: Sequence[str], draws: Sequence[int], *, trains: bool = True) -> int:
+    """Answer with every method that a cell has no answers of, keep them, and return how many failed."""
     missing = [
         (draw, name)
         for draw in draws
@@ -113,26 +123,28 @@ def run(cell: Cell, data: Path, methods: Sequence[str], draws: Sequence[int], *,
         if draw < METHODS[name].draws and not cell.answers(draw, name).is_file()
     ]
     if not missing:
-        return
-    rows = cell.rows(data)
-    passes = Passes(cell, rows, lambda line: _say(f"{cell} {line}"), trains)
+        return 0
+    passes, failed = Passes(cell, cell.rows(data), lambda line: _say(f"{cell} {line}"), trains), 0
     for draw, name in missing:
         method = METHODS[name]
-        shifted = cell.task.test is not None and method.draws == 1
-        if not shifted and method.applies(passes) and all(map(passes.has, method.sources(cell.task))):
-            answers = method.run(passes, draw)
-            _keep(cell.answers(draw, name), answers)
-            _say(f"{cell} draw {draw} {name}: {answers.seconds:.1f} s")
+        if not (method.planned(cell) and all(map(passes.has, method.sources(cell.task)))):
+            continue
+        try:
+            if trains or not method.trains:
+                answers = method.run(passes, draw)
+                _keep(passes, draw, name, answers)
+                _say(f"{cell} draw {draw} {name}: {answers.seconds:.1f} s")
+        except (LaploraError, ValueError, RuntimeError) as error:  # of one library; the other methods go on
+            failed += 1
+            _say(f"{cell} draw {draw} {name}: {error}")
+    return failed
 
 
 def figures(cell: Cell, data: Path) -> list[Record]:
     """Return the figures of a cell's answers that are kept."""
-    kept = _kept(cell)
-    if not kept:
-        return []
     passes, of, records = Passes(cell, cell.rows(data), _say, trains=False), cell.training, list[Record]()
     main = (of.base, of.budget) == (SMALL, LABELS) and of.task in REPORTED and not cell.task.template.takes_choices
-    for draw, answers in kept.items():
+    for draw, answers in _kept(passes).items():
         labels, test = passes.labels()[passes.places(draw)], passes.test_labels()
         parts = {"": torch.ones_like(test).bool()}
         if main:  # every other row of some labels goes
@@ -150,7 +162,11 @@ def publish(made: Sequence[Record], results: Path = RESULTS, page: Path = PAGE) 
     def place(record: Record) -> tuple[object, ...]:
         return tuple(record[name] for name in ("task", "base", "budget", "seed", "draw", "method"))
 
-    kept = {place(record): dict(record) for record in (*read(results), *made) if "forwards" in record}
+    kept = {
+        place(record): dict(record)
+        for record in (*read(results), *made)
+        if "forwards" in record and record["method"] in METHODS
+    }
     skilled = {name: has_skill(one.methods) for name, one in places_of(list(kept.values())).items()}
     order = {name: number for number, name in enumerate(METHODS)}
     records = sorted(kept.values(), key=lambda record: (*place(record)[:-1], order[record["method"]]))
@@ -166,37 +182,45 @@ def pack(chosen: Sequence[Cell], data: Path, folder: Path) -> None:
     for task in dict.fromkeys(cell.training.task for cell in chosen):
         tensors, notes = dict[str, torch.Tensor](), dict[str, str]()
         for cell in chosen:
-            if cell.training.task == task and (kept := _kept(cell)):
-                passes = Passes(cell, cell.rows(data), _say, trains=False)
+            if cell.training.task != task or not cell.folder.is_dir():
+                continue
+            passes = Passes(cell, cell.rows(data), _say, trains=False)
+            if passes.has("adapter") and (kept := _kept(passes)):
                 tensors |= packed(passes, kept)
                 of = cell.training
-                notes[f"{of.base}/{of.budget}/{of.seed}"] = rows_digest((*passes.labelled_rows, *passes.rows.test))
+                notes[f"{of.base}/{of.budget}/{of.seed}"] = _all_rows(passes)
         if tensors:
             write_tensors(folder / f"{task}.safetensors", tensors, notes)
             _say(f"{folder / task}.safetensors: {file_sha256(folder / f'{task}.safetensors')}")
 
 
-def _kept(cell: Cell) -> dict[int, dict[str, Answers]]:
-    """Return the answers that are kept of a cell, by draw and method."""
+def _kept(passes: Passes) -> dict[int, dict[str, Answers]]:
+    """Return the answers that are kept of a cell, by draw and method; DataError for those of other rows."""
     found: dict[int, dict[str, Answers]] = {}
     for draw in range(DRAWS):
-        paths = {path.stem: path for path in cell.answers(draw, "any").parent.glob("*.safetensors")}
-        if some := {name: _answers(paths[name]) for name in METHODS if name in paths}:
+        paths = {path.stem: path for path in passes.cell.answers(draw, "any").parent.glob("*.safetensors")}
+        if some := {name: _answers(paths[name], passes) for name in METHODS if name in paths}:
             found[draw] = some
     return found
 
 
-def _keep(path: Path, answers: Answers) -> None:
+def _keep(passes: Passes, draw: int, name: str, answers: Answers) -> None:
+    if bool(answers.test.isnan().any()):
+        raise NonFiniteError("an answer to a test row is NaN")
+    path = passes.cell.answers(draw, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value for name, value in vars(answers).items() if isinstance(value, torch.Tensor)}
-    write_tensors(path, tensors, {"seconds": f"{answers.seconds:.2f}", "passes": str(answers.passes)})
+    notes = {"seconds": f"{answers.seconds:.2f}", "passes": str(answers.passes), "made_from": _all_rows(passes)}
+    write_tensors(path, tensors, notes)
 
 
-def _answers(path: Path) -> Answers:
-    with safe_open(path, framework="pt") as handle:
-        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        notes = {name: float(value) for name, value in (handle.metadata() or {}).items()}
-    return Answers(**tensors, seconds=notes["seconds"], passes=notes["passes"])
+def _answers(path: Path, passes: Passes) -> Answers:
+    notes = notes_of(path, _all_rows(passes))
+    return Answers(**load_file(path), seconds=float(notes["seconds"]), passes=float(notes["passes"]))
+
+
+def _all_rows(passes: Passes) -> str:
+    return passes.made_from((*passes.labelled_rows, *passes.rows.test))
 
 
 def _say(line: str) -> None:

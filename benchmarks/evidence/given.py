@@ -43,26 +43,18 @@ class Given:
 
     def once(self, name: str, fit: Callable[[], Any]) -> tuple[Any, float]:
         """Return what a fit gives, and its processor seconds where a method before made it, else 0."""
-        return _once(self.kept, name, fit)
-
-    def once_a_cell(self, name: str, fit: Callable[[], Any]) -> tuple[Any, float]:
-        """Return the same of a fit that all draws share."""
-        return _once(self.of_cell.of_draw(None), name, fit)
+        if name in self.kept:
+            return self.kept[name]
+        started = time.process_time()
+        fitted = fit()
+        self.kept[name] = fitted, time.process_time() - started
+        return fitted, 0.0
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
         """Return values of the honest rows at their places among the labelled rows, (labelled, ...); NaN elsewhere."""
         every = values.new_full((len(self.labelled), *values.shape[1:]), torch.nan)
         every[self.labelled.honest] = values
         return every
-
-
-def _once(kept: dict[str, tuple[Any, float]], name: str, fit: Callable[[], Any]) -> tuple[Any, float]:
-    if name in kept:
-        return kept[name]
-    started = time.process_time()
-    fitted = fit()
-    kept[name] = fitted, time.process_time() - started
-    return fitted, 0.0
 
 
 def labelled_of(labels: torch.Tensor, class_mask: torch.Tensor, honest: torch.Tensor, seed: int) -> Labelled:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from benchmarks.evidence.calibrators import Fit
+from benchmarks.evidence.calibrators import Calibrated, Fit
 from benchmarks.evidence.given import Given, labelled_of
 from benchmarks.evidence.methods import calibrated
 from benchmarks.evidence.passes import Passes
@@ -55,12 +55,26 @@ def added(method: Path, file: Path) -> list[Record]:
             calibrates the adapter.
 
     Raises:
-        DataError: a Python file without it.
+        DataError: a Python file without it or without log probabilities; a file that ``packed`` did not make.
     """
     fit = runpy.run_path(str(method)).get("fit")
     if not callable(fit):
         raise DataError(f"{method} has no function fit(log_probs, labels) that returns a function of log probabilities")
-    return [record for unit in _units(file) for record in unit.records(fit)]
+
+    def checked(log_probs: torch.Tensor, labels: torch.Tensor) -> Calibrated:
+        calibrate = fit(log_probs, labels)
+
+        def answers(asked: torch.Tensor) -> torch.Tensor:
+            found = calibrate(asked)
+            if found.shape != asked.shape or not bool((found.exp().sum(1) - 1).abs().lt(1e-3).all()):
+                raise DataError(f"{method}: fit gave no log probabilities {tuple(asked.shape)} of rows that sum to one")
+            return torch.as_tensor(found)
+
+        return answers
+
+    if found := [record for unit in _units(file) for record in unit.records(checked)]:
+        return found
+    raise DataError(f"{file} is no file of --pack")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.evidence.calibrators import CALIBRATORS, Fit
+from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.encoders import fit_fine_tuned, fit_setfit
 from benchmarks.evidence.given import Given, beside, labelled_of, texts, to_a_person
 from benchmarks.evidence.passes import Passes, Source
@@ -30,12 +31,13 @@ from laplora.experts.of_head import fit_head
 from laplora.fitting.fitted_heads import FittedHeads, fit_heads
 from laplora.head import fold_numbers
 from laplora.linearised import entropy
+from laplora.pool.choice import costs_of
 from laplora.pool.pool import fit_pool
 from laplora.predictive.cross_fitting import cross_fitted, rank_aligned
 from laplora.settings import FitSettings
 
 
-def _always(_: Passes) -> bool:
+def _always(_: Cell) -> bool:
     return True
 
 
@@ -45,17 +47,23 @@ class Method:
 
     Attributes:
         reads: the sources that it answers from, or what they are by task; none: the texts alone.
-        passes: through the base for one answer; a sentence encoder's is .05.
-        applies: whether it is measured in a cell.
-        draws: of so many; 1: of what trains a model of its own.
+        passes: through the base for one answer; a sentence encoder's is .05. Answers that know better say so.
+        applies: whether it makes sense in a cell.
+        draws: of so many; 1: of what takes a long fit.
+        trains: whether it trains a model of its own, beside the adapter.
     """
 
     title: str
     reads: tuple[Source, ...] | Callable[[Task], tuple[Source, ...]]
     passes: float
     answers: Callable[[Given], Answers]
-    applies: Callable[[Passes], bool] = _always
+    applies: Callable[[Cell], bool] = _always
     draws: int = DRAWS
+    trains: bool = False
+
+    def planned(self, cell: Cell) -> bool:
+        """Return whether it is measured in a cell: where test rows are of another part, only if its fit is short."""
+        return self.applies(cell) and (self.draws > 1 or cell.task.test is None)
 
     def sources(self, task: Task) -> tuple[Source, ...]:
         """Return the sources that it answers a task from."""
@@ -75,10 +83,10 @@ class Method:
         honest = torch.arange(len(rows)) >= len(passes.rows.train)
         kept = passes.of_draw(draw)
         labelled = labelled_of(passes.labels()[places], splits[0].class_mask, honest, cell.training.seed)
-        started = time.process_time()
+        started, before = time.process_time(), sum(passes.live)
         answers = self.answers(Given(rows, test, splits[0], labelled, splits[1], cell.training.seed, passes, kept))
-        seconds += time.process_time() - started + answers.seconds
-        return replace(answers, seconds=seconds, passes=self.passes)
+        seconds += time.process_time() - started - (sum(passes.live) - before) + answers.seconds
+        return replace(answers, seconds=seconds, passes=answers.passes or self.passes)
 
 
 def _of(fitted: Expert, given: Given, seconds: float = 0.0) -> Answers:
@@ -108,7 +116,8 @@ def _served(given: Given) -> Answers:
     held_out, test = heads.answering[name].held_out, heads.answering[name].log_probs(given.test)
     familiarity = heads.served.familiarity(name, given.test)
     unlike = None if familiarity is None else familiarity <= heads.false_alarms
-    return Answers(held_out, test, None, to_a_person(test, unlike), seconds)
+    passes = costs_of([name], heads.served.weights, adapter=False)[name]
+    return Answers(held_out, test, None, to_a_person(test, unlike), seconds, passes)
 
 
 def _of_heads(name: str) -> Callable[[Given], Answers]:
@@ -138,7 +147,8 @@ def _pool(given: Given) -> Answers:
         if source != "last_state":
             experts[source], seconds = given.once(f"head {source}", _fit_head(given, source))
             spent += seconds
-    return _of(fit_pool(experts, given.labelled), given, spent)
+    pool = fit_pool(experts, given.labelled)
+    return replace(_of(pool, given, spent), passes=costs_of(["pooled"], pool.weights, adapter=True)["pooled"])
 
 
 def _fit_head(given: Given, source: FeatureSource) -> Callable[[], Any]:
@@ -181,15 +191,9 @@ def _tempered(log_probs: torch.Tensor, labels: torch.Tensor) -> Callable[[torch.
 
 def _at_temperature(given: Given, held_out: torch.Tensor, test: torch.Tensor) -> Answers:
     """Return answers whose temperature is fitted on honest rows; NaN in rows of ``held_out`` that are not."""
-    honest = ~held_out.isnan().any(1)
-    labels = given.labelled.labels[honest]
-
-    def of_fold(fitted: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return _tempered(held_out[honest][fitted], labels[fitted])(held_out[honest][rows])
-
-    out = torch.full_like(held_out, torch.nan)
-    out[honest] = cross_fitted(of_fold, len(labels), seed=given.seed)
-    return Answers(out, _tempered(held_out[honest], labels)(test))
+    known = replace(given.labelled, honest=~held_out.isnan().any(1))
+    outputs = [replace(one, log_probs={"adapter": of}) for one, of in ((given.outputs, held_out), (given.test, test))]
+    return calibrated(_tempered)(replace(given, outputs=outputs[0], labelled=known, test=outputs[1]))
 
 
 # More than one training.
@@ -200,21 +204,19 @@ def _all_labels(given: Given) -> Answers:
     labelled, test, seconds = given.of_cell.of_adapter("whole")
     trained = given.of_cell.whole_rows()
     held_out = labelled.log_probs["adapter"].masked_fill(trained[:, None], torch.nan)
-    answers = _at_temperature(given, held_out, test.log_probs["adapter"])
-    return Answers(answers.held_out, answers.test, seconds=seconds)
+    return replace(_at_temperature(given, held_out, test.log_probs["adapter"]), seconds=seconds)
 
 
 def _cross_fitted(given: Given) -> Answers:
     """Return an adapter of all labels, with a temperature of answers by the adapters of folds."""
     folds, spent = given.of_cell.folds(), 0.0
-    held_out = torch.full_like(given.test.log_probs["adapter"][:1], torch.nan).repeat(len(folds), 1)
+    held_out = torch.full(given.labelled.class_mask.shape, torch.nan, dtype=torch.float64)
     for fold in sorted({*folds.tolist()}):
         labelled, _, seconds = given.of_cell.of_adapter(f"fold.{fold}")
         held_out[folds == fold] = labelled.log_probs["adapter"][folds == fold]
         spent += seconds
     _, test, seconds = given.of_cell.of_adapter("all")
-    answers = _at_temperature(given, held_out, test.log_probs["adapter"])
-    return Answers(answers.held_out, answers.test, seconds=spent + seconds)
+    return replace(_at_temperature(given, held_out, test.log_probs["adapter"]), seconds=spent + seconds)
 
 
 def _ensemble(given: Given) -> Answers:
@@ -225,22 +227,18 @@ def _ensemble(given: Given) -> Answers:
         torch.stack([part[end].log_probs["adapter"].exp() for part in parts]).mean(0).log() for end in (0, 1)
     )
     answers = _at_temperature(given, labelled.masked_fill(~given.labelled.honest[:, None], torch.nan), test)
-    return Answers(answers.held_out, answers.test, seconds=sum(seconds for *_, seconds in others))
+    return replace(answers, seconds=sum(seconds for *_, seconds in others))
 
 
 def _encoder_trained(fit: Any) -> Callable[[Given], Answers]:
-    """Return the method that trains a sentence encoder on the adapter's rows, with a temperature of the others."""
+    """Return the method that trains a sentence encoder on nine tenths of all labels, with a temperature of the last."""
 
     def answers(given: Given) -> Answers:
-        honest, name = given.labelled.honest, fit.__name__
-        trained = [row for row, one in zip(given.rows, honest.tolist(), strict=True) if not one]
-        model, seconds = given.once_a_cell(
-            name,
-            lambda: fit(texts(trained), given.labelled.labels[~honest], given.labelled.class_mask.shape[1], given.seed),
-        )
-        held_out = model(texts(given.rows)).masked_fill(~honest[:, None], torch.nan)
-        answers = _at_temperature(given, held_out, model(texts(given.test_rows)))
-        return Answers(answers.held_out, answers.test, seconds=seconds)
+        trained, classes = given.of_cell.whole_rows(), given.labelled.class_mask.shape[1]
+        some = [row for row, one in zip(given.rows, trained.tolist(), strict=True) if one]
+        model = fit(texts(some), given.labelled.labels[trained], classes, given.seed)
+        held_out = model(texts(given.rows)).masked_fill(trained[:, None], torch.nan)
+        return _at_temperature(given, held_out, model(texts(given.test_rows)))
 
     return answers
 
@@ -286,22 +284,22 @@ def _answered(of: Rival, given: Given, labelled: Any, test: Any) -> Answers:
 # Cells that a method makes sense in.
 
 
-def _has_words(passes: Passes) -> bool:
+def _has_words(cell: Cell) -> bool:
     """Return whether label words stand for the labels; a trained head has none."""
-    return not passes.cell.task.head
+    return not cell.task.head
 
 
-def _same_labels(passes: Passes) -> bool:
+def _same_labels(cell: Cell) -> bool:
     """Return whether a label means the same in every row: a letter does not."""
-    return not passes.cell.task.template.takes_choices
+    return not cell.task.template.takes_choices
 
 
-def _small_and_same(passes: Passes) -> bool:
-    return _same_labels(passes) and passes.cell.training.base == SMALL
+def _small_and_same(cell: Cell) -> bool:
+    return _same_labels(cell) and cell.training.base == SMALL
 
 
-def _several(passes: Passes) -> bool:
-    of = passes.cell.training
+def _several(cell: Cell) -> bool:
+    of = cell.training
     return of.task in SEVERAL and (of.base, of.budget) == (SMALL, LABELS)
 
 
@@ -320,7 +318,7 @@ METHODS: dict[str, Method] = {
     "served_tuned": Method("**served**, fine-tuned", _with_adapter, 5.05, fine_tuned_product("served"), draws=1),
     "frozen": Method("**frozen**", _unadapted, 1, _of_heads("frozen"), _same_labels),
     "encoder": Method("**encoder**", _unadapted, 0.05, _of_heads("encoder"), _same_labels),
-    "options": Method("**options**", ("options",), 2, _of_heads("options"), lambda passes: not _same_labels(passes)),
+    "options": Method("**options**", ("options",), 2, _of_heads("options"), lambda cell: not _same_labels(cell)),
     "pool_unadapted": Method("**pooled**, nothing trained", _unadapted, 1.05, _of_heads("pooled"), _same_labels),
     "conditioned": Method("**conditioned**", ("adapter",), 1, _conditioned),
     "pool": Method("**pooled**, with the adapter", _with_adapter, 2.05, _pool),
@@ -330,15 +328,15 @@ METHODS: dict[str, Method] = {
     **{
         name: Method(f"adapter, {title}", ("adapter",), 1, calibrated(CALIBRATORS[name]))
         for name, title in (
-            ("vector", "vector scaling"),
+            ("vector", "vector scaling with a ridge"),
             ("structured", "structured matrix scaling"),
             ("beta", "beta calibration"),
             ("isotonic", "isotonic regression"),
         )
     },
-    "all_labels": Method("adapter of 90 % of labels, temperature", ("adapter",), 1, _all_labels, draws=1),
-    "cross_fitted": Method("adapter of all labels, cross-fitted", ("adapter",), 1, _cross_fitted, _several, 1),
-    "ensemble": Method("five adapters, temperature", ("adapter",), 5, _ensemble, _several, 1),
+    "all_labels": Method("adapter of 90 % of labels, temperature", (), 1, _all_labels, draws=1, trains=True),
+    "cross_fitted": Method("adapter of all labels, cross-fitted", (), 1, _cross_fitted, _several, 1, trains=True),
+    "ensemble": Method("five adapters, temperature", ("adapter",), 5, _ensemble, _several, 1, trains=True),
     "zero_shot": Method("label tokens, zero-shot", ("frozen",), 1, _as_given("zero_shot"), _has_words),
     "logistic_last": Method("logistic, last states", ("frozen",), 1, _rival(ON_STATES, "frozen", "last"), _same_labels),
     "logistic_mean": Method(
@@ -359,6 +357,8 @@ METHODS: dict[str, Method] = {
         "neighbours, MiniLM", ("encoder",), 0.05, _rival(NEAREST, "encoder", "embedding"), _small_and_same
     ),
     "words": Method("logistic, TF-IDF", (), 0, _words, _small_and_same),
-    "setfit": Method("SetFit, MiniLM", (), 0.05, _encoder_trained(fit_setfit), _small_and_same),
-    "encoder_tuned": Method("MiniLM fine-tuned", (), 0.05, _encoder_trained(fit_fine_tuned), _small_and_same),
+    "setfit": Method("SetFit, MiniLM", (), 0.05, _encoder_trained(fit_setfit), _small_and_same, 1, trains=True),
+    "encoder_tuned": Method(
+        "MiniLM fine-tuned", (), 0.05, _encoder_trained(fit_fine_tuned), _small_and_same, 1, trains=True
+    ),
 }

@@ -8,30 +8,47 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.methods import METHODS
 from benchmarks.evidence.noise import VERDICTS, Value, Verdict, above, has_skill, interval, mean, worse
 from benchmarks.evidence.plan import (
-    BUDGETED,
+    BASES,
     BUDGETS,
     DOUBLED,
-    DRAWS,
     HALVED,
     LABELS,
     LARGER,
-    ON_LARGER,
     REPORTED,
     SEEDS,
     SHIFTED,
     SMALL,
+    Training,
+    planned,
 )
 from benchmarks.evidence.scores import REFERENCE, SERVED, TARGETS, Record
 from training.report.markdown import markdown_table
 
 PAGE = Path(__file__).parent / "RESULTS.md"
 #: Departures from the plan, and why: one sentence or more each.
-DEPARTURES: list[str] = []
+DEPARTURES = [
+    "Intervals: the rows' part is the mean of the units' variances, where the plan has that of the joint mean. It is "
+    "at most too wide: `better` is harder to reach, while `worse` and point 2 are easier to avoid.",
+    "Laplace, last-layer Laplace, `served` fine-tuned and all that trains a model beside the adapter are measured on "
+    "the first of five draws of each seed.",
+    "SetFit and the fine-tuned MiniLM train on nine tenths of all labels, as the adapter of point 4: folds would take "
+    "six trainings.",
+    "Rivals on adapted states learn from the rows that did not train the adapter, on the last state alone.",
+    "Vector scaling is that of probmetrics with a ridge: without it, it diverged on development tasks.",
+    "TweetEval's sentiment has no training part here: its rows are the validation and test parts. Tweets lose `@user`.",
+    "Frequencies are halved and doubled for the first label alone. Label sets are not measured under shift.",
+    "With 1,500 labels draws overlap, since the pool has 1,000 rows.",
+    "Thresholds of adapters are set on entropies that are put on the scale of the fit on all rows, those of heads and "
+    "rivals on the folds' own, as the product does for each.",
+]
 #: Titles by method, in the order of the tables; the library's own are bold, and all others are rivals.
 TITLES = {name: method.title for name, method in METHODS.items()}
+#: The plan's points 3 to 9.
+_RIVALS = [name for name, title in TITLES.items() if "**" not in title and name != "zero_shot"]
 #: The methods of the tables over budgets and bases.
 SOME = (
     *("temperature", "map", "structured", "served", "pool_unadapted", "pool", "logistic_mean", "logistic_encoder"),
@@ -54,8 +71,9 @@ The plan's points are of `served`, over the tasks with skill: {names}. There MAP
 5 to 7 is more accurate than the most frequent class of the test rows, beyond noise.
 
 1. **{}.** NLL better than the reference's on at least two thirds of tasks, worse on none: {counts} of {count}.
-2. **{}.** NLL at least as good as the best single rival's, within noise, on all tasks but one: the rival is better, or
-   has no verdict, on {lost} of {count}. The rivals: {rivals}.
+2. **{}.** NLL at least as good as the best single rival's, within noise, on all tasks but one: the rival is better, has
+   no verdict, or some rival was not measured, on {lost} of {count}. Of each task the best rival, and how many rivals
+   are better than `served` beyond noise: {rivals}.
 3. **{}.** Accepted share at 5 % at least 1.5 times the reference's, with a mean error of at most 5.5 %: {share} against
    {of_reference}, with an error of {error}.
 4. **{}.** An error above 6 % among the accepted in at most 15 % of draws: in {high}.
@@ -70,15 +88,17 @@ one seed, which has no verdict.
 """
 _ACCEPTED = """## Accepted share, and error among the accepted, per cent
 
-A row is accepted if its entropy is at most a threshold. The product's rule (`empirical`) sets it for every method, on
+A row is accepted if its entropy is at most a threshold; `served` also sends rows to a person that it flags as unlike
+the labelled ones. The product's rule (`empirical`) sets it for every method, on
 answers given without the row's own label. Errors are means over the draws that accept a row. The last columns are
 shares of draws, per cent, whose error is above a limit; a draw that accepts no row has no error.
 """
 _MEANS = """## Means over tasks
 
-The ECE if perfect is what right probabilities would show: with 500 rows it is not 0. A label of
-probability 0 has an NLL of 708 nats. `accepted` is at 5 %. Passes are through a model, for one answer. Seconds are of
-the fit. Methods that some tasks lack come last, below the reference on the same tasks.
+The ECE if perfect is what right probabilities would show: with 500 rows it is not 0. A label of probability 0 has an
+NLL of 708 nats. `accepted` is at 5 %. Passes are through a model, for one answer. Seconds are of the fit with its
+passes and trainings; an expert alone has those of the whole fit. Methods that some tasks lack come last, below the
+reference on the same tasks.
 """
 _BUDGETS = """## From 50 to 1,500 labels
 
@@ -110,6 +130,11 @@ class Place:
 
     name: tuple[str, str, int]
     methods: dict[str, list[Record]] = field(default_factory=dict)
+
+    @property
+    def cell(self) -> Cell:
+        task, name, budget = self.name
+        return Cell(Training(task, budget, 0, next(base for base in BASES if base == name)), Path())
 
     @property
     def title(self) -> str:
@@ -166,7 +191,7 @@ def render(records: Sequence[Record], tasks: Sequence[str] = REPORTED) -> str:
             columns: list[Column] = [(name, one.nll_and_verdict) for name, one in of]
             columns += [(name, partial(_accepted, [one], 0.05)) for name, one in of]
             parts += [f"### {task.replace('_', ' ')}\n", _table(columns, SOME)] * (len(of) > 1)
-    parts += [_SHIFT, _shifted(places), "## Fewer seeds or draws than planned\n", _listed(_missing(places, tasks))]
+    parts += [_SHIFT, _shifted(places), "## Fewer seeds or draws than planned\n", _listed(_missing(places))]
     return "\n".join([*parts, "## Departures from the plan\n", _listed(DEPARTURES)])
 
 
@@ -202,14 +227,18 @@ def figure(name: str, target: float = 0.05) -> Value:
 def in_short(main: Sequence[Place]) -> str:
     """Return what came of the plan's "What counts as won"; without a task with skill, nothing is met."""
     tasks = [one for one in main if {SERVED, REFERENCE} <= one.methods.keys() and has_skill(one.methods)]
-    verdicts, rivals = [one.verdict(SERVED) for one in tasks], dict[str, Verdict | None]()
+    verdicts, rivals, lost = [one.verdict(SERVED) for one in tasks], list[str](), 0
     for one in tasks:
-        nll = {name: one.mean(name, figure("nll")) or 0.0 for name in one.methods if "**" not in TITLES[name]}
-        best = min(nll, key=nll.__getitem__)
-        rivals[f"{one.title} {TITLES[best]}"] = one.verdict(best, SERVED)
-    lost = sum(verdict not in ("tied", "worse") for verdict in rivals.values())
+        absent = [name for name in _RIVALS if METHODS[name].planned(one.cell) and name not in one.methods]
+        paired = {name: found for name in _RIVALS if (found := interval(one.methods.get(name, ()), f"vs_{SERVED}"))}
+        best = min(paired, key=lambda name: paired[name].mean, default=None)
+        lost += bool(absent) or best is None or paired[best].verdict in (None, "better")
+        clearly = sum(found.verdict == "better" for found in paired.values())
+        name = "none" if best is None else f"{TITLES[best]} ({paired[best].verdict or 'no verdict'}; {clearly} better)"
+        rivals.append(f"{one.title} {name}" + (f", not measured: {', '.join(absent)}" if absent else ""))
     share, of_reference = (over(tasks, name, figure("accepted")) for name in (SERVED, REFERENCE))
     error, high = (over(tasks, SERVED, value) for value in (figure("accepted_error"), above(LIMIT, 0.05)))
+    complete = tasks and all({SERVED, REFERENCE} <= one.methods.keys() for one in main)
     met = (
         3 * verdicts.count("better") >= 2 * len(tasks) and "worse" not in verdicts,
         lost <= 1,
@@ -217,12 +246,12 @@ def in_short(main: Sequence[Place]) -> str:
         high is not None and high <= 0.15,
     )
     return _SHORT.format(
-        *("Met" if one and tasks else "Missed" for one in met),
+        *("Met" if one and complete else "Missed" for one in met),
         names=", ".join(one.title for one in tasks) or "none",
         counts=", ".join(f"{name} on {verdicts.count(name)}" for name in VERDICTS),
         count=len(tasks),
         lost=lost,
-        rivals=", ".join(f"{name} ({verdict or 'no verdict'})" for name, verdict in rivals.items()) or "none",
+        rivals="; ".join(rivals) or "none",
         share=_percent(share, 1),
         of_reference=_percent(of_reference, 1),
         error=_percent(error, 2),
@@ -279,20 +308,20 @@ def _means(main: Sequence[Place]) -> str:
     return markdown_table(["", "tasks", *_FIGURES, "accepted"], rows)
 
 
-def _missing(places: Mapping[tuple[str, str, int], Place], tasks: Sequence[str]) -> list[str]:
-    """Return a line for each planned place without records, and for methods that have fewer of them than planned."""
-    planned = [(task, SMALL, LABELS) for task in tasks]
-    planned += [(task, SMALL, size) for task in tasks if task in BUDGETED for size in BUDGETS if size != LABELS]
-    planned += [(task, LARGER, LABELS) for task in tasks if task in ON_LARGER]
+def _missing(places: Mapping[tuple[str, str, int], Place]) -> list[str]:
+    """Return a line for methods that have fewer seeds or draws in planned places than planned."""
     few: dict[str, list[str]] = {}
-    for name in planned:
-        counts: dict[str, list[str]] = {} if name in places else {"not measured": ["all methods"]}
-        for method, records in places[name].methods.items() if name in places else ():
-            seeds = len({record["seed"] for record in records})
-            if (seeds, len(records)) < (len(SEEDS), len(SEEDS) * DRAWS):
-                counts.setdefault(f"seeds {seeds}, draws {len(records)}", []).append(TITLES[method])
+    for of in planned(0):
+        name = of.task, of.base, of.budget
+        place, counts = places.get(name) or Place(name), dict[str, list[str]]()
+        for method, how in METHODS.items():
+            records = place.methods.get(method, ())
+            if how.planned(place.cell) and len(records) < len(SEEDS) * how.draws:
+                counts.setdefault(f"{len(records)} of {len(SEEDS) * how.draws}", []).append(TITLES[method])
         for count, methods in counts.items():
-            few.setdefault(f"{'; '.join(methods)}: {count}", []).append(f"{name[0]}, {name[1]}, {name[2]:,}")
+            every = len(methods) == sum(how.planned(place.cell) for how in METHODS.values())
+            said = f"{'all methods' if every else '; '.join(methods)}: {count} draws"
+            few.setdefault(said, []).append(f"{name[0]}, {name[1].partition('-')[0]}, {name[2]:,}")
     return [f"{what}: {'; '.join(names)}." for what, names in few.items()]
 
 

@@ -19,10 +19,12 @@ from benchmarks.evidence.adapters import load_classifier, put, train
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.splits import Dealt
 from laplora.classifier import Classifier
+from laplora.errors import DataError
 from laplora.execution.progress import Silent
 from laplora.experts.base import Outputs
 from laplora.features.expert_passes import ExpertPasses
 from laplora.features.sentence_encoder import load_sentence_encoder
+from laplora.features.store import digest, rows_digest
 from laplora.files.atomic import write_tensors
 from laplora.head import fold_numbers
 from laplora.linearised import class_log_probs
@@ -36,6 +38,7 @@ Source = Literal["adapter", "frozen", "encoder", "options"]
 ENCODER = "all-minilm-l6-v2"
 #: Share of all labels that the adapter of ``whole`` trains on; the rest fits its temperature.
 WHOLE = 0.9
+_UNTRAINED = ("frozen", "encoder", "options")
 _BATCH = 16
 
 
@@ -45,14 +48,16 @@ class Passes:
 
     Attributes:
         trains: whether a missing adapter is trained.
-        kept: by draw, what its methods share by name, with seconds; of ``None`` what all draws share.
+        kept: by draw, what its methods share by name, with seconds.
+        live: processor seconds of trainings and passes that were made, and not read, one after the other.
     """
 
     cell: Cell
     rows: Dealt
     say: Callable[[str], None]
     trains: bool = True
-    kept: dict[int | None, dict[str, tuple[Any, float]]] = field(default_factory=dict)
+    kept: dict[int, dict[str, tuple[Any, float]]] = field(default_factory=dict)
+    live: list[float] = field(default_factory=list)
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -77,9 +82,9 @@ class Passes:
         first = len(self.rows.train)
         return torch.tensor([*range(first), *(first + place for place in self.rows.draws[draw])])
 
-    def of_draw(self, draw: int | None) -> dict[str, tuple[Any, float]]:
+    def of_draw(self, draw: int) -> dict[str, tuple[Any, float]]:
         """Return what is kept of a draw, and nothing more of other draws."""
-        for other in self.kept.keys() - {draw, None} if draw is not None else ():
+        for other in self.kept.keys() - {draw}:
             del self.kept[other]
         return self.kept.setdefault(draw, {})
 
@@ -125,31 +130,42 @@ class Passes:
         """Return (budget,) int64, the fold of each of the first draw's rows for cross-fitted adapters."""
         return fold_numbers(self.cell.training.budget, seed=self.cell.training.seed)
 
+    def made_from(self, rows: Sequence[Example]) -> str:
+        """Return the digest of rows with the prompt and the label words that they are answered by."""
+        task = self.cell.task
+        return digest(rows_digest(rows), task.template.text, task.labels, task.max_tokens)
+
     def _kept(self, path: Path, source: str, rows: tuple[Example, ...]) -> tuple[Outputs, float]:
         path.parent.mkdir(parents=True, exist_ok=True)
+        made_from = self.made_from(rows)
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():
-                folder = self._trained(source)[0] if source not in ("frozen", "encoder", "options") else None
+                folder = self._trained(source)[0] if source not in _UNTRAINED else None
                 started = time.process_time()
                 tensors = self._tensors(source, rows, folder)
-                seconds = time.process_time() - started
-                write_tensors(path, tensors, {"seconds": f"{seconds:.2f}"})
-                self.say(f"{source}: {len(rows)} rows, {seconds:.0f} s")
-        with safe_open(path, framework="pt") as handle:
-            seconds = float((handle.metadata() or {})["seconds"])
-        return _outputs(source, load_file(path)), seconds
+                self.live.append(time.process_time() - started)
+                write_tensors(path, tensors, {"seconds": f"{self.live[-1]:.2f}", "made_from": made_from})
+                self.say(f"{source}: {len(rows)} rows, {self.live[-1]:.0f} s")
+        return _outputs(source, load_file(path)), float(notes_of(path, made_from)["seconds"])
 
     def _trained(self, name: str) -> tuple[Path, float]:
-        """Return the folder of an adapter, and the seconds of its training; a missing one is trained."""
+        """Return the folder of an adapter, and the seconds of its training; a missing one is trained.
+
+        Raises:
+            DataError: a missing one, where nothing may be trained.
+        """
         folder = self.cell.adapters if name == "adapter" else self.cell.folder / "others" / name
         record, seed = folder / "training.json", self.cell.training.seed
         if not record.is_file():
+            if not self.trains:
+                raise DataError(f"{self.cell}: the adapter {name} is not trained yet")
             folder.mkdir(parents=True, exist_ok=True)
             some, start = self._training_rows(name), seed
             if name.startswith("member."):
                 start = 100 * int(name.partition(".")[2]) + seed
             train(self.cell.task, some, start, folder, self.say, self.cell.training.base)
-        return folder, float(json.loads(record.read_text(encoding="utf-8"))["processor_seconds"])
+            self.live.append(_seconds(record))
+        return folder, _seconds(record)
 
     def _training_rows(self, name: str) -> Sequence[Example]:
         if name == "adapter" or name.startswith("member."):
@@ -171,6 +187,19 @@ class Passes:
         return {**outputs.features[source], **answer, "class_mask": outputs.class_mask}  # type: ignore[index]
 
 
+def notes_of(path: Path, made_from: str) -> dict[str, str]:
+    """Return the notes of a kept file; DataError for one of other rows, or of another prompt."""
+    with safe_open(path, framework="pt") as handle:
+        notes = dict(handle.metadata() or {})
+    if notes.get("made_from") != made_from:
+        raise DataError(f"{path} was made of other rows or another prompt: delete it")
+    return notes
+
+
+def _seconds(record: Path) -> float:
+    return float(json.loads(record.read_text(encoding="utf-8"))["processor_seconds"])
+
+
 @torch.no_grad()
 def _adapted(classifier: Classifier, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
     """Return ``logits``, ``class_mask`` and ``states``, the last token's, of a model with its adapter."""
@@ -189,7 +218,7 @@ def _outputs(source: str, tensors: dict[str, torch.Tensor]) -> Outputs:
     """Return a source's arrays as experts read them."""
     mask, logits = tensors.pop("class_mask"), tensors.pop("logits", None)
     answer = None if logits is None else class_log_probs(logits, mask)
-    if source not in ("frozen", "encoder", "options"):
+    if source not in _UNTRAINED:
         assert answer is not None
         return Outputs(mask, {"adapter": answer}, {"last_state": tensors})
     return Outputs(mask, {} if answer is None else {"zero_shot": answer}, {source: tensors})  # type: ignore[dict-item]

@@ -60,7 +60,7 @@ class Answers:
     entropies: torch.Tensor | None = None
     test_entropies: torch.Tensor | None = None
     seconds: float = 0.0
-    passes: float = 1.0
+    passes: float | None = None
 
     def of_test(self, rows: torch.Tensor) -> Answers:
         """Return the answers to some test rows, by a mask (test,) bool."""
@@ -116,7 +116,7 @@ def _figures(one: Answers, labels: torch.Tensor, test_labels: torch.Tensor) -> d
         "honest": int(honest.sum()),
         **{name: getattr(quality, name) for name in ("nll", "accuracy", "brier", "ece", "aurc")},
         "ece_perfect": calibrated_ece(test.amax(1)).mean,
-        **{**accepted, "unlike": unlike, "seconds": one.seconds, "forwards": one.passes},
+        **{**accepted, "unlike": unlike, "seconds": one.seconds, "forwards": one.passes or 1},
     }
 
 

@@ -23,6 +23,7 @@ from benchmarks.evidence.rows import Row
 from benchmarks.evidence.scores import read
 from benchmarks.evidence.tasks import Task
 from laplora.decisions.review import accept_threshold
+from laplora.errors import DataError
 from laplora.execution.progress import Silent
 from laplora.fitting.entry import fit_as_it_is
 from laplora.linearised import entropy
@@ -67,7 +68,7 @@ def test_from_training_to_figures_and_nothing_again(
     assert {"task", "base", "skill", "budget", "method", "seed", "draw", "accepted", "forwards"} <= read(results)[
         0
     ].keys()
-    assert "not measured: snips" in page.read_text()
+    assert " 0 of 15 draws: snips" in page.read_text()
 
     command.pack([cell], tmp_path, tmp_path / "packed")
     (tmp_path / "mine.py").write_text("def fit(log_probs, labels):\n    return lambda asked: asked\n")
@@ -82,6 +83,11 @@ def test_from_training_to_figures_and_nothing_again(
     again = {(r["draw"], r["method"]): r for r in command.figures(cell, tmp_path)}[0, "logistic_last"]
     assert again | {"seconds": 0} == records[0, "logistic_last"] | {"seconds": 0}
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+    other = replace(cell.task, template=replace(cell.task.template, text="{text}\nMood:"))
+    monkeypatch.setitem(tasks.TASKS, "trec", other)
+    with pytest.raises(DataError, match=r"was made of other rows or another prompt: delete it"):
+        command.figures(cell, tmp_path)
 
 
 @pytest.mark.real

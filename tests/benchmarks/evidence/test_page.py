@@ -18,6 +18,11 @@ TASKS = ("snips", "ag_news", "hate")
 NLL = {"temperature": 0.5, "served": 0.4, "pool": 0.42, "words": 0.6, "all_labels": 0.45}
 
 
+@pytest.fixture(autouse=True)
+def few_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "_RIVALS", ["temperature", "words", "all_labels"])
+
+
 def made_up(**changed: dict[str, Any]) -> list[dict[str, Any]]:
     """Return 3 seeds of 5 draws of each method on each task; ``changed``: by method, or task and method."""
     records = []
@@ -73,7 +78,8 @@ def test_tables_say_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> Non
     text = render([*few, *({**one, "task": "trec"} for one in records[:1])])
     assert "over the tasks with skill: snips, ag news." in text
     assert "better on 2, tied on 0, worse on 0 of 2." in line(text, "1. ")
-    assert f"The rivals: snips {page.TITLES['all_labels']} (worse), ag news" in text
+    best = f"{page.TITLES['all_labels']} (worse; 0 better)"
+    assert f"beyond noise: snips {best}; ag news {best}." in text
     assert "60.0 % against\n   30.0 %, with an error of 4.00 %." in text
     assert "the reference: 0.0 % (snips 0 %, ag news 0 %, hate 0 %)." in text
     served, words, pool, reference = (page.TITLES[name] for name in ("served", "words", "pool", "temperature"))
@@ -88,14 +94,28 @@ def test_tables_say_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> Non
     means = text[text.index("## Means") : text.index("## From 50")].splitlines()
     assert means[-3:-1] == [f"| {reference} | 2 | 0.500 | {figures}", f"| {pool} | 2 | 0.420 | {figures}"]
     assert line(text, f"| {served} ", "### snips") == f"| {served} |{' 0.400 better |' * 2}{' 60 (4.0) |' * 2}"
-    assert f"- {pool}: seeds 1, draws 5: snips, {SMALL}, 450; ag_news, {SMALL}, 450; snips, {SMALL}, 50." in text
-    assert f"- all methods: not measured: subj, {SMALL}, 450; " in text
+    assert f"{pool}: 5 of 15 draws: snips, smollm2, 450; ag_news, smollm2, 450; snips, smollm2, 50." in text
+    absent = next(one for one in text.splitlines() if page.TITLES["setfit"] in one and " 0 of 3 draws: snips" in one)
+    assert page.TITLES["laplace"] in absent
     assert render([]).count("**Missed.**") == 4
     even = torch.full((4, 2), 0.5).double().log()
     (record,) = scored(Unit("snips", SMALL, 450, 0, 0), {"any": Answers(even, even)}, *[torch.arange(4) % 2] * 2)
     assert record.keys() == made_up()[0].keys()
     assert text.endswith("## Departures from the plan\n\n- The reason.\n")
-    assert "trec" not in text
+    assert "| trec |" not in text
+
+
+def test_a_rival_that_nobody_measured_or_a_noisy_best_one_does_not_let_a_point_be_met(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one_seed = [one for one in made_up(all_labels={"vs_served": [-0.2, 0.3]}) if one["method"] != "all_labels"]
+    one_seed += [one for one in made_up(all_labels={"vs_served": [-0.2, 0.3]}) if one["seed"] == 0]
+    assert "(no verdict; 0 better)" in render(one_seed)
+    assert "**Missed.**" in line(render(one_seed), "2. ")
+    assert "**Met.**" in line(render(made_up()), "2. ")
+    monkeypatch.setattr(page, "_RIVALS", ["words", "setfit"])
+    assert "**Missed.**" in line(render(made_up()), "2. ")
+    assert f"snips {page.TITLES['words']} (worse; 0 better), not measured: setfit" in render(made_up())
 
 
 def test_the_picture_marks_errors_above_the_target_and_tells_the_cost() -> None:
