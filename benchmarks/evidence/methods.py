@@ -18,7 +18,7 @@ from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.encoders import fit_fine_tuned, fit_setfit
 from benchmarks.evidence.given import Given, beside, labelled_of, texts, to_a_person
 from benchmarks.evidence.passes import Passes, Source
-from benchmarks.evidence.plan import DRAWS, LABELS, SEVERAL, SMALL
+from benchmarks.evidence.plan import DRAWS, LABELS, LARGEST, SEVERAL, SMALL
 from benchmarks.evidence.product import fine_tuned_product, last_layer
 from benchmarks.evidence.rivals import NEAREST, NEAREST_STATE, ON_EMBEDDINGS, ON_STATES, ON_WORDS, Rival
 from benchmarks.evidence.scores import Answers
@@ -62,7 +62,12 @@ class Method:
     trains: bool = False
 
     def planned(self, cell: Cell) -> bool:
-        """Return whether it is measured in a cell: where test rows are of another part, only if its fit is short."""
+        """Return whether it is measured in a cell.
+
+        A long fit is not where test rows are of another part, and nothing is trained on the largest base.
+        """
+        if cell.training.base == LARGEST and (self.trains or "adapter" in self.sources(cell.task)):
+            return False
         return self.applies(cell) and (self.draws > 1 or cell.task.test is None)
 
     def sources(self, task: Task) -> tuple[Source, ...]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Base = Literal["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"]
+Base = Literal["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"]
 SMALL: Base = "smollm2-135m-instruct"
 LARGER: Base = "qwen2.5-coder-0.5b-instruct"
+#: Nothing is trained on it.
+LARGEST: Base = "qwen2.5-coder-1.5b-instruct"
 BASES: tuple[Base, ...] = get_args(Base)
 
 #: Tasks that choose no rule and no default: results are reported on them.
 REPORTED = ("snips", "ag_news", "subj", "customer_reviews", "hate", "offensive", "sentiment", "arc_challenge")
-#: Those with other numbers of labels too; with the larger base; and with several adapters.
-BUDGETED, ON_LARGER, SEVERAL = ("snips", "ag_news", "sentiment"), ("snips", "hate", "arc_challenge"), ("snips", "hate")
+#: Those with other numbers of labels too; with the larger bases; and with several adapters.
+BUDGETED, ON_LARGER = ("snips", "ag_news", "sentiment"), ("snips", "hate", "arc_challenge")
+ON_LARGEST = SEVERAL = ("snips", "hate")
 #: Ends of the names of tasks whose test rows have half or twice the odds of the first label.
 HALVED, DOUBLED = "_halved", "_doubled"
 #: Tasks whose test rows are of their data set's own test part.
@@ -66,5 +69,6 @@ def planned(seed: int) -> list[Training]:
     """Return the trainings of a seed, those of the main table first."""
     main = [Training(task, LABELS, seed) for task in REPORTED]
     larger = [Training(task, LABELS, seed, LARGER) for task in ON_LARGER]
+    larger += [Training(task, LABELS, seed, LARGEST) for task in ON_LARGEST]
     others = [Training(task, labels, seed) for labels in OTHER_LABELS for task in BUDGETED]
     return [*main, *others, *larger, *(Training(task, LABELS, seed) for task in SHIFTED)]

