@@ -49,6 +49,7 @@ class Passes:
     Attributes:
         trains: whether a missing adapter is trained.
         kept: by draw, what its methods share by name, with seconds.
+        read: by file, what was read of it, for all methods of a cell.
         live: processor seconds of trainings and passes that were made, and not read, one after the other.
     """
 
@@ -57,6 +58,7 @@ class Passes:
     say: Callable[[str], None]
     trains: bool = True
     kept: dict[int, dict[str, tuple[Any, float]]] = field(default_factory=dict)
+    read: dict[Path, tuple[Outputs, float]] = field(default_factory=dict)
     live: list[float] = field(default_factory=list)
 
     @cached_property
@@ -136,6 +138,8 @@ class Passes:
         return digest(rows_digest(rows), task.template.text, task.labels, task.max_tokens)
 
     def _kept(self, path: Path, source: str, rows: tuple[Example, ...]) -> tuple[Outputs, float]:
+        if path in self.read:
+            return self.read[path]
         path.parent.mkdir(parents=True, exist_ok=True)
         made_from = self.made_from(rows)
         with FileLock(path.with_suffix(".lock")):
@@ -146,7 +150,8 @@ class Passes:
                 self.live.append(time.process_time() - started)
                 write_tensors(path, tensors, {"seconds": f"{self.live[-1]:.2f}", "made_from": made_from})
                 self.say(f"{source}: {len(rows)} rows, {self.live[-1]:.0f} s")
-        return _outputs(source, load_file(path)), float(notes_of(path, made_from)["seconds"])
+        self.read[path] = _outputs(source, load_file(path)), float(notes_of(path, made_from)["seconds"])
+        return self.read[path]
 
     def _trained(self, name: str) -> tuple[Path, float]:
         """Return the folder of an adapter, and the seconds of its training; a missing one is trained.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from laplora.linearised import entropy
 from laplora.metrics.groups import mean_and_error
 
 #: Share of the labels' entropy that heads leave where an adapter gained, and the fewest rows a label. Below, heads
@@ -26,7 +26,7 @@ def worth_trying(nll: float, labels: Sequence[int]) -> tuple[bool, str]:
     counts = Counter(labels).values()
     if len(counts) < 2:
         return False, "no fine-tuning, by the rule of auto: it asks for rows with one label each"
-    left = nll / -sum(count / len(labels) * math.log(count / len(labels)) for count in counts)
+    left = nll / float(entropy(torch.tensor([[count / len(labels) for count in counts]])))
     worth = LEFT[0] <= left <= LEFT[1] and len(labels) >= ROWS_A_LABEL * len(counts)
     asked = f"{LEFT[0]:.0%} to {LEFT[1]:.0%} and {ROWS_A_LABEL} are asked for"
     said = f"heads leave {left:.0%} of the labels' entropy, with {len(labels) / len(counts):.0f} rows a label ({asked})"
