@@ -30,7 +30,7 @@ def picture(records: Sequence[Record], tasks: Sequence[str] = REPORTED) -> str:
     places = sorted(places_of(records).values(), key=lambda place: place.name)
     by_task = {task: [place for place in places if place.name[0] == task] for task in tasks}
     panels = {task: of for task, of in by_task.items() if len({place.name[2] for place in of}) > 1}
-    width = max(_LEFT + len(panels) * (_SIDE + _GAP), 560)
+    width = max(_LEFT + len(panels) * (_SIDE + _GAP), 700)
     parts, told = ['<text class="title" x="10" y="20">Answers accepted at a target error of 5 %</text>'], list[str]()
     for number, (task, of) in enumerate(panels.items()):
         parts.append(f'<g transform="translate({_LEFT + number * (_SIDE + _GAP)},{_TOP})">')
