@@ -92,16 +92,44 @@ def class_log_probs(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Ten
     return logits.double().masked_fill(~class_mask, -torch.inf).log_softmax(-1)
 
 
+def most_probable(labels: torch.Tensor) -> torch.Tensor:
+    """Return (rows,) int64 labels: of soft ones, as of ``cross_entropy``, the most probable, the first of equal ones.
+
+    It is what counts as right: in accuracy, thresholds, label sets and the ranking of mistakes.
+    """
+    return labels.argmax(1) if labels.is_floating_point() else labels
+
+
+def targets_of(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return (rows, classes) float64 the labels' probabilities: soft ones as they are, 1 at a hard one."""
+    if labels.is_floating_point():
+        return labels.double()
+    return torch.nn.functional.one_hot(labels, classes).double()
+
+
+def cross_entropy(log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return (rows,) the cross-entropy of labels, nats: of hard ones the negative log-likelihood.
+
+    Args:
+        log_probs: (rows, classes), -inf only where a label has no probability.
+        labels: (rows,) int64; or soft, the labels' probabilities, (rows, classes) of a float type that sum to 1.
+    """
+    if not labels.is_floating_point():
+        return -log_probs.gather(1, labels[:, None])[:, 0]
+    return -(labels * log_probs.masked_fill(labels == 0, 0)).sum(1)
+
+
 def log_likelihood(
     likelihood: Likelihood, logits: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor
 ) -> torch.Tensor:
     """Return (batch,) float64 the log-likelihood of each row's labels, nats, summed over them.
 
     Args:
-        labels: (batch,) int64; under ``bernoulli`` (batch, classes) int64, 1 at the labels that are right.
+        labels: (batch,) int64, or soft (``cross_entropy``); under ``bernoulli`` (batch, classes) int64, 1 at the labels
+            that are right.
     """
     if likelihood == "categorical":
-        return class_log_probs(logits, class_mask).gather(1, labels[:, None])[:, 0]
+        return -cross_entropy(class_log_probs(logits, class_mask), labels)
     signed = torch.where(labels == 1, logits, -logits).double()
     return torch.nn.functional.logsigmoid(signed).masked_fill(~class_mask, 0).sum(1)
 
@@ -136,11 +164,11 @@ def class_weighted_log_likelihood(
     al., arXiv 2007.07314).
 
     Args:
-        labels: (batch,) int64; class_weights: (classes,), above 0.
+        labels: (batch,) int64; or soft: the expectation of that; class_weights: (classes,), above 0.
     """
     weights = class_weights.to(logits.device, torch.float64)
     log_probs = class_log_probs(logits.double() + weights.log(), class_mask)
-    return weights[labels] * log_probs.gather(1, labels[:, None])[:, 0]
+    return -cross_entropy(weights * log_probs, labels)
 
 
 def class_weighted_hessian(
@@ -148,7 +176,8 @@ def class_weighted_hessian(
 ) -> torch.Tensor:
     """Return ``Lambda`` of minus ``class_weighted_log_likelihood``, (batch, classes - 1, classes - 1) float64."""
     weights = class_weights.to(logits.device, torch.float64)
-    return weights[labels, None, None] * contrast_hessian(logits.double() + weights.log(), class_mask)
+    of_rows = targets_of(labels, len(weights)) @ weights
+    return of_rows[:, None, None] * contrast_hessian(logits.double() + weights.log(), class_mask)
 
 
 def class_counts(class_mask: torch.Tensor) -> torch.Tensor:

@@ -95,7 +95,7 @@ def _report(run: Run, measured: Measured, fitted: Path, folder: Path) -> None:
     values[recommended.predictive]["accepted"] = _mistakes(measured.rows.wrong, ~measured.rows.review)
     if (alone := measured.rows.map_probs) is not None:
         sure = alone.amax(1) >= 1 - target
-        values["map"]["at_its_word"] = _mistakes(alone.argmax(1) != measured.rows.labels, sure)
+        values["map"]["at_its_word"] = _mistakes(alone.argmax(1) != measured.rows.right, sure)
     write_json(folder / "evaluation.json", values)
     title = f"{config.name}: {len(run.splits.test)} test rows"
     sentences = [str(gain) for gain in (record.fine_tuning, measured.over_temperature) if gain]

@@ -70,11 +70,11 @@ def compare(
     Args:
         before, after: name and (rows, classes) log probabilities of the rows, under ``bernoulli`` logits.
     """
-    several = new.labels[0].numel()
+    labels, several = new.questions
 
     def figures(name: PredictiveName, log_probs: torch.Tensor) -> Figures:
         probs = of_rows(log_probs, new.likelihood).probs
-        found = evaluate_probs(probs, new.labels.flatten(), resamples=0)
+        found = evaluate_probs(probs, labels, resamples=0)
         return Figures(predictive=name, accuracy=found.accuracy, nll=found.nll, ece=found.ece, brier=found.brier)
 
     each = (losses_of(after[1], new) - losses_of(before[1], new)) / several

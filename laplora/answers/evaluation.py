@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from laplora.answers.labels import LabelNames, Truth
@@ -116,6 +116,7 @@ def accepted_rows(
     """
     import torch
 
+    from laplora.linearised import most_probable
     from laplora.metrics.noise import effective_rows, share_interval
 
     taken = [(p, truth) for (decision, p), truth in zip(answers, truths, strict=True) if decision == "accept"]
@@ -123,7 +124,7 @@ def accepted_rows(
     if not taken:
         return found | {"error_rate": None, "interval": None}
     probs, right = questions([p for p, _ in taken], [truth for _, truth in taken], names)
-    wrong = probs.argmax(1) != right
+    wrong = probs.argmax(1) != most_probable(right)
     rate, rows = float(wrong.double().mean()), effective_rows(wrong, torch.arange(len(wrong)) // names.questions)
     interval = share_interval(rate * rows, rows)
     return found | {"wrong": int(wrong.sum()), "error_rate": rate, "interval": list(interval)}
@@ -204,7 +205,7 @@ def measure_scores(
     import torch
 
     from laplora.metrics.paired import mean_difference
-    from laplora.metrics.scores import evaluate_rows
+    from laplora.metrics.scores import evaluate_rows, kl_of
     from laplora.metrics.several_labels import evaluate_labels
 
     options: dict[str, Any] = {"bins": how.bins, "resamples": how.resamples, "seed": how.seed}
@@ -212,7 +213,8 @@ def measure_scores(
         whole, each = evaluate_labels(scores, right_answers(truths, names), together=names.questions, **options)
         metrics = whole.to_json() | each.to_json(names.names)
     else:
-        metrics = evaluate_rows(scores, **options).to_json()
+        whole = evaluate_rows(scores, **options)
+        metrics = replace(whole, kl=kl_of(whole.nll, right_answers(truths, names))).to_json()
     del metrics["rows"]
     metrics["over_temperature"] = None
     if scaled is not None and how.resamples:
@@ -225,7 +227,7 @@ def measure_scores(
 def questions(
     rows: Sequence[Sequence[float]], truths: Sequence[Truth], labels: LabelNames
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the metrics are of: probabilities (rows, classes) float64, and right classes (rows,) int64.
+    """Return what the metrics are of: probabilities (rows, classes) float64, and ``right_answers``.
 
     If several labels may be right, an input is one row for each label, with the classes absent and present.
 
@@ -244,11 +246,14 @@ def questions(
 
 
 def right_answers(truths: Sequence[Truth], labels: LabelNames) -> torch.Tensor:
-    """Return the right classes of ``questions``."""
+    """Return the right classes of ``questions``; if one is soft, (rows, classes) float64, the probabilities."""
     import torch
 
     if not labels.several:
-        return torch.tensor(truths)
+        if all(isinstance(truth, int) for truth in truths):
+            return torch.tensor(truths)
+        hard = torch.eye(len(labels.names), dtype=torch.float64).tolist()
+        return torch.tensor([hard[t] if isinstance(t, int) else t for t in truths], dtype=torch.float64)
     right = torch.zeros(len(truths), len(labels.names), dtype=torch.int64)
     for row, places in zip(right, truths, strict=True):
         row[[places] if isinstance(places, int) else list(places)] = 1

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from laplora.answers.evaluation import questions
+from laplora.answers.evaluation import questions, right_answers
 from laplora.answers.explaining import NothingAccepted, reason_for
 from laplora.answers.labels import LabelNames, Truth
 
@@ -78,6 +78,7 @@ def measured_report(
         unfamiliar: share of ``taken`` that is flagged so; None where nothing flags them.
         nothing: where the predictive accepts nothing at the artifact's target risk.
     """
+    from laplora.linearised import most_probable
     from laplora.report.records import Promise, Report
 
     records = {str(name): record for name, record in manifest.predictives.items()}
@@ -85,8 +86,8 @@ def measured_report(
     served = f"{predictive}_order_average" if averaged else predictive
     shown = {name: dict(values) for name, values in methods.items()}
     if not names.several and "sets" not in shown[served]:
-        pairs = zip(taken.truths, taken.answers, strict=True)
-        held = sum(names.names[truth] in answer["prediction_set"] for truth, answer in pairs if isinstance(truth, int))
+        pairs = zip(most_probable(right_answers(taken.truths, names)).tolist(), taken.answers, strict=True)
+        held = sum(names.names[right] in answer["prediction_set"] for right, answer in pairs)
         shown[served]["sets"] = {"coverage": held / len(taken.references)}
     gain = shown[served].get("over_temperature")
     familiarity = manifest.familiarity

@@ -185,10 +185,11 @@ def read_kept_rows(path: Path, manifest: Manifest, served: ServedExperts) -> Kep
     with _as_corrupt(path, "the labelled rows"):
         labelled = Labelled(**parts["labelled"], likelihood=manifest.likelihood)  # type: ignore[arg-type]
         one, count, classes = manifest.likelihood == "categorical", len(labelled), len(manifest.labels)
-        shapes = {"labels": (count,) if one else (count, classes), "class_mask": (count, classes)}
+        soft = one and labelled.labels.is_floating_point()
+        shapes = {"labels": (count,) if one and not soft else (count, classes), "class_mask": (count, classes)}
+        kinds = {"class_mask": torch.bool, "honest": torch.bool, "labels": torch.float64 if soft else torch.int64}
         for column in _COLUMNS:
-            kind = torch.bool if column in ("class_mask", "honest") else torch.int64
-            check(column, getattr(labelled, column), shapes.get(column, (count,)), kind)
+            check(column, getattr(labelled, column), shapes.get(column, (count,)), kinds.get(column, torch.int64))
         if not bool(labelled.honest.any()):
             raise ValueError("no honest row")
         log_probs = parts.get("log_probs", {})

@@ -151,7 +151,7 @@ class EvaluateJob:
                 raise RowError(number, str(answer))
             record: dict[str, Any] = {
                 "number": number,
-                "truth": example.label if example.present is None else example.present,
+                "truth": example.truth,
                 "decision": answer[0].decision,
                 "methods": method_rows(predictor.artifact.manifest, answering, *answer),
             }

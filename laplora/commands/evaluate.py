@@ -144,9 +144,10 @@ def _accepted(measured: Evaluated) -> str:
 
 def _table(measured: Mapping[str, Mapping[str, Any]], answering: str) -> list[str]:
     """Return the metrics as a table of text; the method that answers has a star."""
-    cells = [["method", *_COLUMNS]]
+    columns = [*_COLUMNS, *(["kl"] if "kl" in measured[answering] else [])]
+    cells = [["method", *columns]]
     for name, metrics in measured.items():
-        values = ["-" if metrics.get(column) is None else f"{metrics[column]:.3f}" for column in _COLUMNS]
+        values = ["-" if metrics.get(column) is None else f"{metrics[column]:.3f}" for column in columns]
         cells.append([f"{name} *" if name == answering else name, *values])
     first, *rest = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join([name.ljust(first), *map(str.rjust, values, rest)]) for name, *values in cells]

@@ -100,7 +100,8 @@ def quick(
     label = label or find_label(records, text) or _asked("label", columns, records, terminal)
     found = labelled_texts(file, records, text, label, group)
     template = f"{_words(text)}: {{text}}\n{_words(label)}:"
-    counts = Counter(row["label"] for row in found.rows)
+    likeliest = (row["label"] for row in found.rows)
+    counts = Counter(max(one, key=one.__getitem__) if isinstance(one, dict) else one for one in likeliest)
     shown = ", ".join(f"{name[:32]} {counts[name]}" for name in found.labels[:_LABELS_SHOWN])
     shown += ", ..." if len(counts) > _LABELS_SHOWN else ""
     first = f"{file}: {len(records)} rows; the text is {text!r}, the label is {label!r}"

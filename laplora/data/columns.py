@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from laplora.data.near_copies import near_copies
 from laplora.data.records import Record
 from laplora.errors import DataError
 from laplora.prompts.groups import grouped
-from laplora.prompts.labelled import empty, label_text, row_id
+from laplora.prompts.labelled import empty, label_text, row_id, soft_label, soft_shares
 from laplora.prompts.rows import MAX_LABELS
 
 #: With fewer rows no threshold reaches an error rate of 5 %, even without a mistake.
@@ -31,11 +32,12 @@ class LabelledTexts:
     """The usable rows of a file.
 
     Attributes:
-        rows: dicts of ``id``, ``text``, ``label`` and ``group``, which is empty where a row stands alone.
+        rows: dicts of ``id``, ``text``, ``label``, a dict of probabilities where it is soft, and ``group``, which is
+            empty where a row stands alone.
         labels: their names, sorted; notes: what was left out or is odd, a sentence each.
     """
 
-    rows: tuple[dict[str, str], ...]
+    rows: tuple[dict[str, Any], ...]
     labels: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -57,13 +59,17 @@ def find_text(records: Sequence[Record]) -> str | None:
 
 
 def find_label(records: Sequence[Record], text: str) -> str | None:
-    """Return the column that holds the label: of few values, or the only usual name of several; None in doubt."""
+    """Return the column that holds the label: of few values or soft ones, or the only usual name of several; None in
+    doubt.
+    """
     few = []
     for name in columns_of(records):
         values = _filled(records, name)
         numbers = all(value.lstrip("-").replace(".", "", 1).isdigit() for value in values)
         most = min(len(values) / 2, _MOST_NUMBERS if numbers else len(values))
-        few += [name] if name != text and 2 <= len(set(values)) <= most else []
+        labels = [value for record in records if not empty(value := record.values.get(name))]
+        soft = bool(labels) and all(soft_label(value) for value in labels)
+        few += [name] if name != text and (soft or 2 <= len(set(values)) <= most) else []
     return _only(few, records, _LABELS)
 
 
@@ -95,19 +101,24 @@ def labelled_texts(
     gaps = {name: [one.line for one in records if empty(one.values.get(name))] for name in (text, label)}
     nan = [one.line for one in records if str(one.values.get(label)).strip().casefold() == "nan"]
     filled = [one for one in records if not any(empty(one.values.get(name)) for name in (text, label))]
-    spellings = Counter(_filled(filled, label))
+    possible = [_shares(file, one, label) for one in filled]
+    spellings = Counter(name for shares in possible for name in shares)
     spelling = {_folded(one): " ".join(one.split()) for one, _ in reversed(spellings.most_common())}
-    copies, rows = list[int](), dict[tuple[str, str], tuple[Record, dict[str, str]]]()
-    for record in filled:
+    copies, rows = list[int](), dict[tuple[str, frozenset[tuple[str, float]]], tuple[Record, dict[str, Any]]]()
+    for record, given_shares in zip(filled, possible, strict=True):
         values = record.values
-        given, name = str(values[text]), spelling[_folded(label_text(values[label]))]
-        row = {"id": row_id(values, f"line {record.line}"), "text": given, "label": name}
-        if rows.setdefault((_folded(given), name), (record, row))[1] is not row:
+        given, shares = str(values[text]), dict[str, float]()
+        for name, share in given_shares.items():
+            shares[spelling[_folded(name)]] = shares.get(spelling[_folded(name)], 0.0) + share
+        row: dict[str, Any] = {"id": row_id(values, f"line {record.line}"), "text": given}
+        row["label"] = next(iter(shares)) if len(shares) == 1 else shares
+        if rows.setdefault((_folded(given), frozenset(shares.items())), (record, row))[1] is not row:
             copies.append(record.line)
-    counts, texts = Counter(name for _, name in rows), Counter(words for words, _ in rows)
+    counts = Counter(name for _, shares in rows for name, _ in shares)
+    texts = Counter(words for words, _ in rows)
     differ = [record.line for (words, _), (record, _) in rows.items() if texts[words] > 1]
     single = sorted(name for name, count in counts.items() if count == 1)
-    kept = [one for one in rows.values() if counts[one[1]["label"]] > 1]
+    kept = [one for (_, shares), one in rows.items() if all(counts[name] > 1 for name, _ in shares)]
     labels = tuple(sorted(counts.keys() - set(single)))
     alike, compared = near_copies([row["text"] for _, row in kept])
     given_groups = [None if group is None else record.values.get(group) for record, _ in kept]
@@ -158,6 +169,16 @@ def labelled_texts(
     return LabelledTexts(tuple(row for _, row in kept), labels, tuple(filter(None, notes)))
 
 
+def _shares(file: Path, record: Record, label: str) -> dict[str, float]:
+    """Return the labels that a row's label leaves possible, with the probability of each; DataError for none."""
+    value = record.values[label]
+    try:
+        soft = soft_shares(value, label)
+    except DataError as error:
+        raise DataError(f"{file}, line {record.line}: {error}") from None
+    return {str(label_text(value)): 1.0} if soft is None else soft
+
+
 def _folded(value: str) -> str:
     return " ".join(value.casefold().split())
 
@@ -169,7 +190,8 @@ def _check_columns(file: Path, records: Sequence[Record], named: Sequence[str]) 
     if text == label:
         raise DataError(f"{file}: text and label are both {text!r}: name two columns by --text and --label")
     for name in named:
-        if odd := [one.line for one in records if not isinstance(one.values.get(name), str | int | float | None)]:
+        allowed = str | int | float | dict | None if name == label else str | int | float | None
+        if odd := [one.line for one in records if not isinstance(one.values.get(name), allowed)]:
             raise DataError(
                 f"{file}, line {odd[0]}: {name!r} is a list or an object: give one text and one label a row"
             )

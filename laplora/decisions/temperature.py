@@ -8,7 +8,8 @@ import torch
 from scipy import optimize
 
 from laplora.errors import ConfigError
-from laplora.metrics.checks import checked_labels, checked_values
+from laplora.linearised import cross_entropy
+from laplora.metrics.checks import checked_targets, checked_values
 
 #: Bounds of the temperature.
 TEMPERATURE_BOUNDS = (0.05, 100.0)
@@ -28,7 +29,7 @@ def fit_temperature(
 
     Args:
         logits: (rows, classes), nats; any value at impossible classes.
-        labels: (rows,) int64.
+        labels: (rows,) int64, or soft (``laplora.linearised.cross_entropy``).
         class_mask: (rows, classes) bool, true for the row's possible classes.
         prior_rows: weight of the prior, in rows.
 
@@ -37,10 +38,10 @@ def fit_temperature(
         NonFiniteError: NaN or infinity in a possible class's logit.
     """
     logits, mask = checked_values(logits, class_mask)
-    labels = checked_labels(labels, mask)
+    labels = checked_targets(labels, mask)
     # A common shift per row changes nothing; it makes logits / T safe at small T.
     logits = (logits - logits.masked_fill(~mask, -math.inf).amax(1, keepdim=True)).masked_fill(~mask, 0)
-    of_label = logits.gather(1, labels[:, None])[:, 0]
+    of_label = -cross_entropy(logits, labels)
 
     def slope(log_temperature: float) -> float:
         """Return the derivative by 1 / T: the expected logit minus the label's, mean over rows, and the prior's."""

@@ -16,7 +16,7 @@ from laplora.features.outputs import Blocks as Blocks
 from laplora.features.outputs import FeatureSource as FeatureSource
 from laplora.features.outputs import LogProbSource as LogProbSource
 from laplora.features.outputs import Outputs as Outputs
-from laplora.linearised import Likelihood, PosteriorPredictive
+from laplora.linearised import Likelihood, PosteriorPredictive, cross_entropy, targets_of
 
 #: The columns of ``Labelled``.
 _COLUMNS = ("labels", "class_mask", "groups", "folds", "honest")
@@ -27,7 +27,8 @@ class Labelled:
     """The labels of rows, and what every expert shares about them.
 
     Attributes:
-        labels: (rows,) int64; under ``bernoulli`` (rows, labels) int64, 1 at those that are right.
+        labels: (rows,) int64, or if one is soft (rows, classes) float64 (``laplora.linearised.cross_entropy``); under
+            ``bernoulli`` (rows, labels) int64, 1 at those that are right.
         class_mask: (rows, classes) bool.
         groups: (rows,) int64, rows of one number belong together and no fold parts them.
         folds: (rows,) int64, in which fold a row is left out: the same of every expert.
@@ -55,6 +56,13 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def questions(self) -> tuple[torch.Tensor, int]:
+        """The labels of the rows that are measured, and how many of these a row is: under ``bernoulli`` its labels."""
+        if self.likelihood == "categorical":
+            return self.labels, 1
+        return self.labels.flatten(), self.labels.shape[1]
+
     def take(self, rows: torch.Tensor) -> Labelled:
         """Return some rows, by numbers (some,) int64 or by a mask (rows,) bool."""
         columns: Any = {name: getattr(self, name)[rows] for name in _COLUMNS}
@@ -62,8 +70,11 @@ class Labelled:
 
     def joined(self, other: Labelled) -> Labelled:
         """Return these rows and then the others."""
-        columns: Any = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in _COLUMNS}
-        return replace(self, **columns)
+        columns: Any = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in _COLUMNS[1:]}
+        labels = [self.labels, other.labels]
+        if any(each.is_floating_point() for each in labels):
+            labels = [targets_of(each, self.class_mask.shape[1]) for each in labels]
+        return replace(self, labels=torch.cat(labels), **columns)
 
 
 class Expert(Protocol):
@@ -99,6 +110,6 @@ class Expert(Protocol):
 def losses_of(held_out: torch.Tensor, labelled: Labelled) -> torch.Tensor:
     """Return (rows,) float64 each labelled row's loss by honest log probabilities, nats; NaN where there are none."""
     if labelled.likelihood == "categorical":
-        return -held_out.gather(1, labelled.labels[:, None])[:, 0]
+        return cross_entropy(held_out, labelled.labels)
     signed = torch.where(labelled.labels == 1, held_out, -held_out)
     return -torch.nn.functional.logsigmoid(signed).sum(1)

@@ -20,7 +20,7 @@ from laplora.errors import warn
 from laplora.execution.progress import Progress
 from laplora.experts.base import Labelled
 from laplora.fitting.projected import SplitOutputs
-from laplora.linearised import PosteriorPredictive, contrast_mean, entropy
+from laplora.linearised import PosteriorPredictive, contrast_mean, entropy, most_probable
 from laplora.metrics.scores import row_nll
 from laplora.pool.choice import choose
 from laplora.posterior.base import Prior
@@ -84,16 +84,16 @@ def recorded(
 
     Args:
         held_out: by name, each row's under what was fitted without it.
-        labels: (rows,) int64; together: as of ``fit_thresholds``.
+        labels: (rows,) int64, or soft: the most probable one is then right; together: as of ``fit_thresholds``.
         entropies: as of ``fit_thresholds``. If none is given, they are those of ``held_out``: fits of folds compare,
             and a row that trained the served fit is no rank to compare with.
         temperatures: other than 1; label_mass: (rows,); None: 1.
     """
-    fit_sets = fit_label_sets if together == 1 else fit_present_sets
+    fit_sets, right = fit_label_sets if together == 1 else fit_present_sets, most_probable(labels)
     ranks = {name: entropy(predictive.probs) for name, predictive in held_out.items()} | dict(entropies or {})
     thresholds = fit_thresholds(
         {str(name): predictive for name, predictive in held_out.items()},
-        labels,
+        right,
         torch.ones(len(labels), dtype=torch.float64) if label_mass is None else label_mass,
         target_risk=wanted.target_risk,
         guarantee=wanted.guarantee,
@@ -110,9 +110,9 @@ def recorded(
             temperature=(temperatures or {}).get(name, 1.0),
             nll=float(row_nll(predictive.probs, labels).mean()),
             thresholds=rule,
-            conformal=fit_sets(wanted.conformal, predictive.probs, labels, wanted.coverage),
+            conformal=fit_sets(wanted.conformal, predictive.probs, right, wanted.coverage),
         )
-        scores[name] = review_scores(rule, predictive, at_map, labels, ranks[name], together)
+        scores[name] = review_scores(rule, predictive, at_map, right, ranks[name], together)
     return records, scores
 
 

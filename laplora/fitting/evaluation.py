@@ -26,7 +26,7 @@ from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.fit import Fit
 from laplora.fitting.projected import Fitted, SplitOutputs, project_split
 from laplora.fitting.rows import groups_of
-from laplora.linearised import Likelihood, PosteriorPredictive, class_probs
+from laplora.linearised import Likelihood, PosteriorPredictive, class_probs, most_probable
 from laplora.metrics.label_sets import SetQuality, present_set_quality, set_quality
 from laplora.metrics.paired import nll_difference
 from laplora.metrics.scores import Evaluation, evaluate_probs, row_scores
@@ -205,7 +205,7 @@ def evaluate_predictives(
         else:
             evaluations[name] = evaluate_probs(probs, rows.labels, scores, groups=rows.groups)
             held = label_sets(conformal, probs, record.conformal, rows.class_mask) | (widened & rows.class_mask)
-            sets[name] = set_quality(held, rows.labels, rows.groups)
+            sets[name] = set_quality(held, most_probable(rows.labels), rows.groups)
     return evaluations, sets, by_label
 
 
@@ -281,9 +281,11 @@ class Measured:
 
     def __str__(self) -> str:
         """Return a table, the recommended predictive marked, and what that gains over temperature scaling."""
-        rows: list[tuple[str, ...]] = [("", *_COLUMNS, "coverage", "set size")]
+        soft = next(iter(self.evaluations.values())).kl is not None
+        columns = (*_COLUMNS, *(("kl",) if soft else ()))
+        rows: list[tuple[str, ...]] = [("", *columns, "coverage", "set size")]
         for name, evaluation in self.evaluations.items():
-            values = [getattr(evaluation, column) for column in _COLUMNS]
+            values = [getattr(evaluation, column) for column in columns]
             values += [self.sets[name].coverage, self.sets[name].mean_size]
             shown = ["-" if value is None else f"{value:.3f}" for value in values]
             rows.append((f"{name} *" if name == self.recommended else name, *shown))

@@ -17,6 +17,7 @@ from laplora.familiarity.percentile import Familiarity, false_alarms, watched_la
 from laplora.features.store import Store, rows_digest
 from laplora.fitting.projected import ProjectedSplit, state_tensors, states_of
 from laplora.jacobians.states import States, StateTape, decoder_layers, join_states, pooling_of
+from laplora.linearised import most_probable
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.rows import Batch
 from laplora.settings import FitSettings
@@ -99,8 +100,8 @@ def ood_score_to(
     else:
         states = forward_states(classifier, rows, layers, settings.laplace.batch_size, progress)
         store.write("familiarity", state_tensors(states), {}, made_from)
-    labels, by_logits = label_tensor(rows, classifier.class_count), not classifier.template.ends_alike
-    return fit_ood_score(states, labels, by_logits=by_logits), len(rows)
+    labels = most_probable(label_tensor(rows, classifier.class_count))
+    return fit_ood_score(states, labels, by_logits=not classifier.template.ends_alike), len(rows)
 
 
 def familiar_of(

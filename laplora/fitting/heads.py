@@ -191,7 +191,7 @@ class HeadsPosterior(CalibratedPosterior):
         else:
             template, labels = self.classifier.template, self.classifier.labels
             keyed = [
-                [(question_of(template, labels, example), example.label) for example in some]
+                [(question_of(template, labels, example), example.label, example.target) for example in some]
                 for some in (read_rows(given, self.classifier, label_field), self.rows)
             ]
             wanted, what = keyed[0], "rows"

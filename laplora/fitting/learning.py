@@ -159,9 +159,10 @@ def learn(
     else:
         known = _answering(before, packaged).log_probs(outputs)
     comparison = compare((before, known), (after, answers[after]), new, manifest.calibration.folds)
-    of_new = new.labels.flatten(), new.groups.repeat_interleave(new.labels[0].numel())
+    labels, several = new.questions
+    groups = new.groups.repeat_interleave(several)
     metrics = {
-        str(name): evaluate_probs(of_rows(logs, new.likelihood).probs, of_new[0], groups=of_new[1]).to_json()
+        str(name): evaluate_probs(of_rows(logs, new.likelihood).probs, labels, groups=groups).to_json()
         for name, logs in answers.items()
     }
     familiar = {name: familiarity_of(of) for name, of in heads.items() if name in packaged.experts.familiar}
@@ -260,7 +261,7 @@ def _calibrated(
     manifest, labelled = packaged.artifact.manifest, rows.labelled
     honest, kind = labelled.take(labelled.honest), labelled.likelihood
     held_out = {name: of_rows(of.held_out[labelled.honest], kind) for name, of in experts.items()}
-    labels, several = honest.labels.flatten(), honest.labels[0].numel()
+    labels, several = honest.questions
     bounded = wanted.guarantee == "upper_bound"  # by MAP's mistakes, which no label moves
     records, scores = recorded(
         wanted.model_copy(update={"guarantee": "empirical"}) if bounded else wanted, held_out, labels, several, LABELS

@@ -29,7 +29,8 @@ class ProjectedSplit:
 
     Attributes:
         projected: in the split's row order.
-        logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64; label_mass: (rows,).
+        logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64, or soft
+            (``laplora.linearised.cross_entropy``); label_mass: (rows,).
         states: of the inputs' forward passes; None where they were not noted.
         together: so many consecutive rows are of one input: 1, or where several labels may be right their number. Each
             row is then the question of one label of the input, with the classes absent and present

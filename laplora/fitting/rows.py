@@ -35,8 +35,8 @@ def read_rows(
     Args:
         rows: an iterable of mappings, a pandas data frame, or a ``datasets.Dataset``, whose class numbers are read by
             its own names of them.
-        label_field: name of the label, whose value is a label's name or its number from 0; None: rows without labels,
-            which may be texts where the template has one field.
+        label_field: name of the label, whose value is a label's name or its number from 0, or a dict of probabilities
+            by these. None: rows without labels, which may be texts where the template has one field.
             If several labels may be right: a list of them, which may be empty, or a vector of 0 and 1 by label. A
             list of as many 0 and 1 as there are labels is the vector.
         what: what messages call a row.
@@ -68,6 +68,8 @@ def read_rows(
                 given = values[label_field]
                 if several and isinstance(given, list):
                     values[label_field] = named_labels(given, names, vectors=not of_data_set)
+                elif isinstance(given, dict):
+                    values[label_field] = {named_label(_plain(one), names): _number(p) for one, p in given.items()}
                 else:
                     values[label_field] = named_label(given, names)
             name = row_id(values, str(number))
@@ -93,7 +95,7 @@ def read_rows(
 
 def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
     """Raise DataError where a label that some row could have is no row's."""
-    present = Counter(label for example in examples for label in _labels_of(example))
+    present = Counter(label for example in examples for label in _possible(example))
     most = max(example.class_count for example in examples)
     if absent := [label for number, label in enumerate(labels[:most]) if not present[number]]:
         raise DataError(
@@ -214,6 +216,12 @@ def split_rows(
     return rest, tuple(examples[number] for number in sorted(chosen))
 
 
+def _possible(example: Example) -> Iterable[int]:
+    """Return the labels that a row's label leaves possible."""
+    soft = example.target
+    return _labels_of(example) if soft is None else (number for number, share in enumerate(soft) if share)
+
+
 def _labels_of(example: Example) -> tuple[int, ...]:
     return (example.label,) if example.present is None else example.present
 
@@ -237,11 +245,14 @@ def _mappings(rows: Any, what: str, fields: Sequence[str], *, texts: bool) -> It
 
 def _plain(value: Any) -> Any:
     """Return a value without numpy's or pandas' types; not a number is no value."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = _number(value)
     if isinstance(value, float) and math.isnan(value):
         return None
     return list(value) if isinstance(value, tuple | set | frozenset) else value
+
+
+def _number(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _class_names(rows: Any, labels: Sequence[str], label_field: str | None) -> tuple[Sequence[str], bool]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from laplora.errors import DataError, NonFiniteError
+from laplora.linearised import most_probable
 
 #: A row of probabilities sums to 1 within this; float32 probabilities of many classes do, logits do not.
 _SUM_TOLERANCE = 1e-3
@@ -58,8 +59,24 @@ def checked_values(values: torch.Tensor, class_mask: torch.Tensor) -> tuple[torc
 
 
 def checked_labels(labels: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
-    """Return (rows,) int64 labels, each a possible class of its row by ``class_mask`` (rows, classes) on the CPU."""
+    """Return (rows,) int64 labels, of soft ones the most probable; arguments as of ``checked_targets``."""
+    return most_probable(checked_targets(labels, class_mask))
+
+
+def checked_targets(labels: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
+    """Return (rows,) int64 labels, or soft ones, (rows, classes) float64 (``laplora.linearised.cross_entropy``).
+
+    Each is a possible class of its row by ``class_mask`` (rows, classes) on the CPU.
+    """
     labels = labels.detach().cpu()
+    if labels.is_floating_point() and labels.shape == class_mask.shape:
+        if not len(labels):
+            raise DataError("expected at least one row, got 0")
+        labels = labels.double()
+        check_finite(labels, "labels")
+        if (labels < 0).any() or ((labels.sum(1) - 1).abs() > _SUM_TOLERANCE).any() or labels[~class_mask].any():
+            raise DataError("each row of soft labels must be at least 0, sum to 1, and be 0 at impossible classes")
+        return labels
     if labels.shape != class_mask.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
         raise DataError(f"labels must be ({len(class_mask)},) integers, got {tuple(labels.shape)} {labels.dtype}")
     if not len(labels):
@@ -71,11 +88,11 @@ def checked_labels(labels: torch.Tensor, class_mask: torch.Tensor) -> torch.Tens
 
 
 def checked_probs(probs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (rows, classes) float64 probabilities, of two classes or more, and (rows,) int64 labels."""
+    """Return (rows, classes) float64 probabilities, of two classes or more, and labels as of ``checked_targets``."""
     probs = probs.detach().to("cpu", torch.float64)
     if probs.ndim != 2 or probs.shape[1] < 2:
         raise DataError(f"probs must be (rows, classes) of two classes or more, got {tuple(probs.shape)}")
-    labels = checked_labels(labels, torch.ones_like(probs, dtype=torch.bool))
+    labels = checked_targets(labels, torch.ones_like(probs, dtype=torch.bool))
     check_finite(probs, "probs")
     if (probs < 0).any() or ((probs.sum(1) - 1).abs() > _SUM_TOLERANCE).any():
         raise DataError("each row of probs must be at least 0 and sum to 1: pass probabilities, not logits")

@@ -36,7 +36,7 @@ def nll_difference(
     """Return how far one predictive's NLL is above another's, by a bootstrap that draws the same rows for both.
 
     Args:
-        probs, other: (rows, classes), each row summing to 1; labels: (rows,) int64.
+        probs, other: (rows, classes), each row summing to 1; labels: as of ``laplora.metrics.scores``.
         groups: as of ``bootstrap_interval``.
 
     Raises:

@@ -1,7 +1,9 @@
 """How good class probabilities are: accuracy, NLL, ECE, Brier, and everything of one method with its intervals.
 
 Everywhere: ``probs`` is (rows, classes), each row summing to 1, exactly 0 at classes that are not possible for
-the row; ``labels`` is (rows,) int64. Everything is computed in float64 on the CPU and returned as plain floats.
+the row; ``labels`` is (rows,) int64, or soft: (rows, classes) float64, their probabilities. The most probable one is
+then right, the NLL is the cross-entropy, and the Brier score the squared distance to them. Everything is computed in
+float64 on the CPU and returned as plain floats.
 
 Every function raises DataError for no rows, shapes that do not fit, labels out of range and rows that are not
 probabilities, and NonFiniteError for NaN or infinity.
@@ -10,13 +12,13 @@ probabilities, and NonFiniteError for NaN or infinity.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 
 from laplora.errors import ConfigError, DataError
-from laplora.linearised import entropy
+from laplora.linearised import cross_entropy, entropy, most_probable, targets_of
 from laplora.metrics.checks import checked_probs, checked_score
 from laplora.metrics.groups import resampled
 from laplora.metrics.ranking import (
@@ -91,6 +93,7 @@ class Evaluation:
         intervals: name of a metric -> (low, high), bootstrap percentile interval at 95 %.
         reliability: bins of the reliability diagram.
         risk_coverage: the curve over the same score as ``auroc_error``.
+        kl: of soft labels the NLL less the labels' own entropy, nats: 0 where answers equal labels; None of hard ones.
     """
 
     rows: int
@@ -103,6 +106,7 @@ class Evaluation:
     intervals: dict[str, tuple[float, float]]
     reliability: tuple[ReliabilityBin, ...]
     risk_coverage: RiskCoverage
+    kl: float | None = None
 
     @property
     def aurc(self) -> float:
@@ -115,9 +119,13 @@ class Evaluation:
         return self.risk_coverage.excess
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain numbers, lists and dicts; a long risk-coverage curve is thinned to 200 points."""
+        """Return plain numbers, lists and dicts; a long risk-coverage curve is thinned to 200 points.
+
+        Without soft labels there is no ``kl``.
+        """
         points = torch.linspace(0, self.rows - 1, min(self.rows, _CURVE_POINTS), dtype=torch.float64).round().long()
-        return asdict(self) | {
+        plain = {name: value for name, value in asdict(self).items() if name != "kl" or value is not None}
+        return plain | {
             "aurc": self.aurc,
             "excess_aurc": self.excess_aurc,
             "intervals": {name: list(pair) for name, pair in self.intervals.items()},
@@ -133,7 +141,7 @@ class Evaluation:
 def accuracy(probs: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the share of rows whose largest probability is the label's; the first of equal ones counts."""
     probs, labels = checked_probs(probs, labels)
-    return _mean(probs.argmax(1) == labels)
+    return _mean(probs.argmax(1) == most_probable(labels))
 
 
 def nll(probs: torch.Tensor, labels: torch.Tensor) -> float:
@@ -143,7 +151,7 @@ def nll(probs: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def brier(probs: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the squared distance to the one-hot label, summed over classes, mean over rows (Brier 1950)."""
+    """Return the squared distance to the label's probabilities, summed over classes, mean over rows (Brier 1950)."""
     probs, labels = checked_probs(probs, labels)
     return _mean(_row_brier(probs, labels))
 
@@ -243,14 +251,20 @@ def evaluate_probs(
         groups: as of ``bootstrap_interval``.
     """
     rows = row_scores(probs, labels, score)
-    return evaluate_rows(rows, bins=bins, resamples=resamples, seed=seed, groups=groups)
+    found = evaluate_rows(rows, bins=bins, resamples=resamples, seed=seed, groups=groups)
+    return replace(found, kl=kl_of(found.nll, labels))
+
+
+def kl_of(nll: float, labels: torch.Tensor) -> float | None:
+    """Return an NLL less the mean entropy of soft labels, the KL divergence from them, nats; None of hard ones."""
+    return nll - _mean(entropy(labels)) if labels.is_floating_point() else None
 
 
 def row_scores(probs: torch.Tensor, labels: torch.Tensor, score: torch.Tensor | None = None) -> RowScores:
     """Return what ``evaluate_rows`` makes metrics of, so that many rows can come a page at a time; as there."""
     probs, labels = checked_probs(probs, labels)
     confidence, predicted = probs.max(1)
-    hits = predicted == labels
+    hits = predicted == most_probable(labels)
     score, _ = checked_score(entropy(probs) if score is None else score, ~hits)
     return RowScores(row_nll(probs, labels), _row_brier(probs, labels), confidence, hits.double(), score)
 
@@ -303,12 +317,12 @@ def _mean(values: torch.Tensor) -> float:
 
 
 def row_nll(probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return (rows,) -ln p(label), nats; a label of probability 0 counts 708."""
-    return -probs.gather(1, labels[:, None])[:, 0].clamp_min(_SMALLEST).log()
+    """Return (rows,) -ln p(label), nats, of soft ones the cross-entropy; a label of probability 0 counts 708."""
+    return cross_entropy(probs.clamp_min(_SMALLEST).log(), labels)
 
 
 def _row_brier(probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return (probs - torch.nn.functional.one_hot(labels, probs.shape[1])).square().sum(1)
+    return (probs - targets_of(labels, probs.shape[1])).square().sum(1)
 
 
 def bin_index(confidence: torch.Tensor, bins: int) -> torch.Tensor:

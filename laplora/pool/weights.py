@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import minimize
 
 from laplora.errors import DataError
-from laplora.linearised import Likelihood
+from laplora.linearised import Likelihood, targets_of
 
 #: Precision of the Gaussian prior of each weight, about one share of the experts. With 150 rows and less of it, an
 #: adapter is weighed by luck; with more, one that knows nothing keeps a say.
@@ -32,7 +32,7 @@ def fit_weights(
     Args:
         log_probs: by expert (rows, classes) honest log probabilities, nats, -inf at impossible classes; under
             ``bernoulli`` logits.
-        labels: (rows,) int64; under ``bernoulli`` (rows, labels) of 0 or 1.
+        labels: (rows,) int64, or soft (``linearised.cross_entropy``); under ``bernoulli`` (rows, labels) of 0 or 1.
 
     Raises:
         DataError: no rows, or NaN: a row in which an expert is not honest; a label that an expert calls impossible.
@@ -41,14 +41,16 @@ def fit_weights(
     stacked = torch.stack([log_probs[name] for name in names]).double()
     if not stacked.shape[1] or bool(stacked.isnan().any()):
         raise DataError("weights of a pool need rows in which every expert is honest, at least one, and no others")
-    if likelihood == "categorical" and bool(stacked[:, torch.arange(len(labels)), labels].isinf().any()):
+    one = likelihood == "categorical"
+    targets = targets_of(labels, stacked.shape[2]) if one else labels.double()
+    if one and bool((stacked.isinf() & (targets > 0)).any()):
         raise DataError(
             "an expert gives a row's label no chance at all, which no weight mends: check its probabilities"
         )
-    weights = _fitted(stacked, labels, likelihood)
+    weights = _fitted(stacked, targets, likelihood)
     kept = [place for place, weight in enumerate(weights) if weight >= LEAST] or [weights.index(max(weights))]
     if len(kept) < len(names):
-        weights, names = _fitted(stacked[kept], labels, likelihood), [names[place] for place in kept]
+        weights, names = _fitted(stacked[kept], targets, likelihood), [names[place] for place in kept]
     return dict(zip(names, weights, strict=True))
 
 
@@ -65,13 +67,16 @@ def pooled(
     return total.log_softmax(-1) if likelihood == "categorical" else total
 
 
-def _fitted(stacked: torch.Tensor, labels: torch.Tensor, likelihood: Likelihood) -> list[float]:
-    """Return the weights of (experts, rows, classes), by L-BFGS within bounds: the problem is convex."""
+def _fitted(stacked: torch.Tensor, targets: torch.Tensor, likelihood: Likelihood) -> list[float]:
+    """Return the weights of (experts, rows, classes), by L-BFGS within bounds: the problem is convex.
+
+    Args:
+        targets: (rows, classes) the labels' probabilities; under ``bernoulli`` 0 or 1.
+    """
     experts = len(stacked)
     share, values = 1 / experts, stacked.masked_fill(stacked == -torch.inf, 0)
     one = likelihood == "categorical"
     impossible = (stacked == -torch.inf).any(0)
-    targets = torch.nn.functional.one_hot(labels, stacked.shape[2]).double() if one else labels.double()
 
     def objective(weights: Any) -> tuple[float, Any]:
         w = torch.as_tensor(weights)

@@ -16,8 +16,8 @@ import torch
 
 from laplora.decisions.temperature import TEMPERATURE_BOUNDS, fit_temperature, temperature_penalty
 from laplora.errors import ConfigError, DataError
-from laplora.linearised import PosteriorPredictive, class_counts, class_probs, contrast_logits, entropy
-from laplora.metrics.checks import check_finite, checked_labels
+from laplora.linearised import PosteriorPredictive, class_counts, class_probs, contrast_logits, cross_entropy, entropy
+from laplora.metrics.checks import check_finite, checked_targets
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.minimum import grid_minimum
 
@@ -84,7 +84,7 @@ def fit_predictive_temperature(means: torch.Tensor, labels: torch.Tensor, class_
 
     Args:
         means: (orders, rows, classes - 1) ``Q^T f``, nats, each order with as much weight.
-        labels: (rows,) int64; class_mask: (rows, classes) bool.
+        labels: (rows,) int64, or soft, as of ``fit_temperature``; class_mask: (rows, classes) bool.
 
     Raises:
         DataError: no rows, shapes that do not fit, or a label that is not a possible class.
@@ -93,13 +93,12 @@ def fit_predictive_temperature(means: torch.Tensor, labels: torch.Tensor, class_
     means, mask = _checked_means(means, class_mask)
     if len(means) == 1:
         return fit_temperature(contrast_logits(means[0]), labels, mask)
-    labels = checked_labels(labels, mask)
+    labels = checked_targets(labels, mask)
     logits, masks = contrast_logits(means.flatten(0, 1)), mask.repeat(len(means), 1)
-    places = labels.repeat(len(means))[:, None]
 
     def penalised_nll(log_temperature: float) -> float:
-        probs = class_probs(logits / math.exp(log_temperature), masks).gather(1, places).view(len(means), -1).mean(0)
-        nll = -float(probs.clamp_min(torch.finfo(torch.float64).tiny).log().mean())
+        probs = class_probs(logits / math.exp(log_temperature), masks).view(len(means), *mask.shape).mean(0)
+        nll = float(cross_entropy(probs.clamp_min(torch.finfo(torch.float64).tiny).log(), labels).mean())
         return nll + temperature_penalty(log_temperature, len(labels))
 
     low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)

@@ -23,24 +23,26 @@ _ROWS = 64
 
 
 def label_probs(
-    contrast_mean: torch.Tensor, covariance: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor
+    contrast_mean: torch.Tensor, covariance: torch.Tensor, labels: torch.Tensor | None, class_mask: torch.Tensor
 ) -> torch.Tensor:
     """Return (rows,) float64 the mean probability of each row's label, with the points of few rows held at a time.
 
-    Arguments and errors as of ``prior.search.predictive_nll``.
+    Without labels those of all classes, (rows, classes). Arguments and errors as of ``prior.search.predictive_nll``.
     """
-    mean, spread, labels = contrast_mean.double().cpu(), covariance.double().cpu(), labels.cpu()
-    counts = class_counts(class_mask.cpu())
-    result = torch.zeros(len(mean), dtype=torch.float64)
+    mean, spread = contrast_mean.double().cpu(), covariance.double().cpu()
+    counts, wanted = class_counts(class_mask.cpu()), None if labels is None else labels.cpu()[:, None]
+    result = torch.zeros(class_mask.shape if wanted is None else (len(mean), 1), dtype=torch.float64)
     for count in sorted(set(counts.tolist())):
         for rows in (counts == count).nonzero()[:, 0].split(_ROWS):
             root = _root(spread[rows, : count - 1, : count - 1])
             half = contrast_logits(normal_points(count - 1, _POINTS)[: _POINTS // 2] @ root.mT)
             centre = contrast_logits(mean[rows, : count - 1])[:, None]
             logits = torch.cat([centre + half, centre - half], 1).float()  # (rows, points, classes)
-            of_label = logits.gather(2, labels[rows, None, None].expand(-1, logits.shape[1], 1))[:, :, 0]
-            result[rows] = (of_label - logits.logsumexp(2)).double().exp().mean(1)
-    return result
+            total = logits.logsumexp(2, keepdim=True)
+            if wanted is not None:
+                logits = logits.gather(2, wanted[rows, :, None].expand(-1, logits.shape[1], 1))
+            result[rows, : logits.shape[2]] = (logits - total).double().exp().mean(1)
+    return result if wanted is None else result[:, 0]
 
 
 def _root(covariance: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from laplora.jacobians.blocks import Block
+from laplora.linearised import cross_entropy
 from laplora.posterior.base import Granularity, Prior, prior_key
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.label_draws import MANY_CLASSES, label_probs
@@ -48,15 +49,18 @@ def predictive_nll(
 
     Args:
         contrast_mean: (rows, classes - 1); covariance: (rows, classes - 1, classes - 1).
-        labels: (rows,) int64; class_mask: (rows, classes) bool.
+        labels: (rows,) int64, or soft (``laplora.linearised.cross_entropy``); class_mask: (rows, classes) bool.
     """
+    soft, smallest = labels.is_floating_point(), torch.finfo(torch.float64).tiny
     if class_mask.shape[1] > MANY_CLASSES:
-        picked = label_probs(contrast_mean, covariance, labels, class_mask)
-    elif class_mask.shape[1] == 2:
+        picked = label_probs(contrast_mean, covariance, None if soft else labels, class_mask)
+    elif class_mask.shape[1] == 2 and not soft:
         picked = two_class_probs(contrast_mean, covariance, labels)
     else:
-        picked = posterior_predictive(contrast_mean, covariance, class_mask).probs.gather(1, labels[:, None])
-    return -float(picked.clamp_min(torch.finfo(torch.float64).tiny).log().mean())
+        probs = posterior_predictive(contrast_mean, covariance, class_mask).probs
+        picked = probs if soft else probs.gather(1, labels[:, None])
+    logs = picked.clamp_min(smallest).log()
+    return float(cross_entropy(logs, labels.cpu()).mean()) if soft else -float(logs.mean())
 
 
 def search_precisions(

@@ -20,7 +20,7 @@ def choose_by_validation(
 
     Args:
         projected: the held-out rows' projected Jacobians.
-        labels: (rows,) int64; class_mask: (rows, classes) bool.
+        labels: (rows,) int64, or soft (``laplora.linearised.cross_entropy``); class_mask: (rows, classes) bool.
 
     Raises:
         PriorError: no rows.

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from laplora.errors import DataError, InvalidInputError
+from laplora.files.strict_json import strict_json
 from laplora.prompts.examples import Example
 from laplora.prompts.templates import PromptTemplate, render
 
@@ -16,6 +17,8 @@ _OPTION_COLUMN = re.compile(r"option([1-9][0-9]?)$")
 _WHOLE = re.compile(r"[+-]?[0-9]+\.0+")
 #: Longer values of a label field are more likely text in the wrong field, which must not reach a log.
 _SHOWN_LABEL_CHARS = 32
+#: Probabilities of a soft label may sum to 1 but for this, as rounded ones do, and are then divided by their sum.
+SUM_TOLERANCE = 1e-3
 
 
 def row_id(values: Mapping[str, Any], place: str) -> str:
@@ -41,7 +44,8 @@ def example_of(
     Args:
         values: of the row, by name: text, numbers, and for choices a list, its JSON, or ``option1``, ``option2``...
         labels: in class order.
-        label_field: name of the label; None: the row has none, and its label is -1.
+        label_field: name of the label, which may be soft: probabilities by label, those not named 0. None: the row has
+            none, and its label is -1.
         label_map: from the label as the row has it to one of ``labels``; what it does not name is a label already.
         several: whether the label field holds a list, of any number of labels.
         groups: name of the field that has the row's group; None, or an empty one: the row is of none.
@@ -55,13 +59,72 @@ def example_of(
         return Example(id, fields, -1, class_count, group=group)
     if several:
         return Example(id, fields, -1, class_count, _several(values.get(label_field), labels, label_field), group)
-    label = _label(values, labels, label_field, label_map or {})
-    if label >= class_count:
+    names, target = label_map or {}, None
+    soft = soft_shares(values.get(label_field), label_field, (*names, *labels))
+    if soft is None:
+        last = label = _label(values, labels, label_field, names)
+    else:
+        target = _target(soft, labels, label_field, names)
+        label, last = target.index(max(target)), max(n for n, share in enumerate(target) if share)
+    if last >= class_count:
         raise DataError(
-            f"field {label_field!r} is {labels[label]!r}, but the row has {class_count} choices "
+            f"field {label_field!r} is {labels[last]!r}, but the row has {class_count} choices "
             f"({', '.join(labels[:class_count])})"
         )
-    return Example(id, fields, label, class_count, group=group)
+    certain = target is None or target[label] == 1
+    return Example(id, fields, label, class_count, group=group, target=None if certain else target)
+
+
+def soft_label(value: Any, known: Collection[str] = ()) -> dict[Any, Any] | None:
+    """Return the object of a soft label, probabilities by name, or of its JSON, as in a CSV cell; None for others."""
+    if isinstance(value, str) and value.lstrip().startswith("{") and value.strip() not in known:
+        try:
+            value = strict_json(value)
+        except (ValueError, RecursionError):
+            return None  # refused as an unknown label
+    return value if isinstance(value, dict) else None
+
+
+def distribution(label: int, target: tuple[float, ...] | None, labels: Sequence[str]) -> str | dict[str, float]:
+    """Return a label as a row has it: its name, or of a soft one the probabilities by name."""
+    return labels[label] if target is None else {name: p for name, p in zip(labels, target, strict=True) if p}
+
+
+def soft_shares(value: Any, label_field: str, known: Collection[str] = ()) -> dict[str, float] | None:
+    """Return what a soft label leaves possible, by name, with a sum of 1; None for another label.
+
+    Raises:
+        DataError: what are no probabilities.
+    """
+    soft = soft_label(value, known)
+    if soft is None:
+        return None
+    shares = dict[str, float]()
+    for name, share in soft.items():
+        if share is None:  # as tables write a label that the row does not name
+            continue
+        if isinstance(share, bool) or not isinstance(share, int | float) or not (math.isfinite(share) and share >= 0):
+            raise DataError(f"field {label_field!r}: the probability of {_shown(name)} must be a number of 0 or more")
+        text = str(label_text(name, known))
+        shares[text] = shares.get(text, 0.0) + share
+    total = math.fsum(shares.values())
+    if abs(total - 1) > SUM_TOLERANCE:
+        raise DataError(f"field {label_field!r}: the probabilities of a label sum to 1, these to {total:.4g}")
+    return {name: share / total for name, share in shares.items() if share}
+
+
+def _target(
+    soft: Mapping[str, float], labels: Sequence[str], label_field: str, label_map: Mapping[str, str]
+) -> tuple[float, ...]:
+    """Return the probability of each label."""
+    target = [0.0] * len(labels)
+    for name, share in soft.items():
+        word = label_map.get(name, name)
+        if word not in labels:
+            known = list(dict.fromkeys([*label_map, *labels]))
+            raise DataError(f"field {label_field!r}: label {_shown(name)} is not among {known}")
+        target[labels.index(word)] += share
+    return tuple(target)
 
 
 def _group(value: Any, groups: str) -> str | None:
@@ -149,7 +212,7 @@ def _label(values: Mapping[str, Any], labels: Sequence[str], label_field: str, l
                 f"field {label_field!r} must be one label, got a list: several labels need a model with a "
                 "classification head whose configuration has problem_type multi_label_classification"
             )
-        raise DataError(f"field {label_field!r} must be a string, a number, true or false, got an object")
+        raise DataError(f"field {label_field!r} must be a string, a number, true or false, or probabilities by label")
     if not value:
         raise DataError(f"field {label_field!r} (the label) is empty")
     word = label_map.get(value, value)
@@ -164,6 +227,11 @@ def _several(value: Any, labels: Sequence[str], label_field: str) -> tuple[int, 
     """Return the indices of the labels in a row's list of names, ascending."""
     if value is None:
         raise DataError(f"field {label_field!r} (the labels) is missing: give a list, which may be empty")
+    if isinstance(value, dict):
+        raise DataError(
+            f"field {label_field!r}: probabilities by label are of one right label, and of this model several may be: "
+            "give the list of those that are"
+        )
     if not isinstance(value, list):
         raise DataError(
             f"field {label_field!r} must be a list of labels, since the model has a probability for each: put a single "

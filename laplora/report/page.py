@@ -34,6 +34,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _COLUMNS: Mapping[str, tuple[str, int, str]] = {
     "accuracy": ("accuracy", 1, "share of answers that are the true label"),
     "NLL": ("nll", -1, "mean negative log-likelihood, nats: how good the probabilities are"),
+    "KL": ("kl", -1, "NLL less the entropy of the labels, which are probabilities, nats: 0 if answers equal them"),
     "ECE": ("ece", -1, "expected calibration error: how far confidence is from accuracy, over 15 bins of confidence"),
     "Brier": ("brier", -1, "squared error of the probabilities, 0 to 2"),
     "AUROC": ("auroc_error", 1, "how well the uncertainty ranks the mistakes, 0.5 is chance"),
@@ -71,7 +72,7 @@ def html(report: Report, verdict: Verdict) -> str:
             style_hash="sha256-" + base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
             verdict=verdict,
             operating_point=operating_point(report),
-            columns=_COLUMNS,
+            columns=_columns(report),
             table=_table(report),
             diagrams=diagrams,
             risk=risk_coverage_chart(report),
@@ -87,11 +88,16 @@ def html(report: Report, verdict: Verdict) -> str:
     )
 
 
+def _columns(report: Report) -> dict[str, tuple[str, int, str]]:
+    """Return the columns of the report's figures: ``KL`` only of soft labels."""
+    return {name: of for name, of in _COLUMNS.items() if of[0] in report.methods[report.served]}
+
+
 def _table(report: Report) -> list[tuple[str, list[tuple[str, str, bool]]]]:
     """Return each method, and of each column the value, its interval and whether it is best."""
     cells: dict[str, list[tuple[str, str, bool]]] = {method: [] for method in report.methods}
-    for key, sign, _ in _COLUMNS.values():
-        texts = {m: "–" if values[key] is None else f"{values[key]:.3f}" for m, values in report.methods.items()}
+    for key, sign, _ in _columns(report).values():
+        texts = {m: "–" if values.get(key) is None else f"{values[key]:.3f}" for m, values in report.methods.items()}
         printed = [sign * float(text) for text in texts.values() if text != "–"]
         for method, text in texts.items():
             best = key != "ece" and text != "–" and len(printed) > 1 and sign * float(text) == max(printed)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from laplora.errors import DataError
+from laplora.linearised import most_probable
 from laplora.metrics.checks import check_columns, checked_probs
 
 
@@ -57,7 +58,7 @@ class Rows:
     """The rows that were measured, in their order, as the served predictive answers them.
 
     Attributes:
-        labels: (rows,) int64.
+        labels: (rows,) int64; or soft, (rows, classes) float64, of which ``right`` is the most probable.
         map_probs, probs: (rows, classes), MAP's, None without one, and the served predictive's; 0 at classes that a
             row cannot have.
         score: (rows,) what the review rule compares, nats; threshold: that it is reviewed above, None without one.
@@ -105,9 +106,14 @@ class Rows:
         return self.probs.argmax(1)
 
     @property
+    def right(self) -> torch.Tensor:
+        """(rows,) int64, the label, of a soft one the most probable."""
+        return most_probable(self.labels)
+
+    @property
     def wrong(self) -> torch.Tensor:
         """(rows,) bool, whether the most probable label is not the right one."""
-        return self.predicted != self.labels
+        return self.predicted != self.right
 
     @property
     def confidence(self) -> torch.Tensor:

@@ -76,7 +76,7 @@ def confusion_matrix(report: Report) -> list[list[int]] | None:
     count = len(report.labels)
     if count > MOST_MATRIX_LABELS:
         return None
-    pairs = report.rows.labels * count + report.rows.predicted
+    pairs = report.rows.right * count + report.rows.predicted
     matrix: list[list[int]] = torch.bincount(pairs, minlength=count * count).view(count, count).tolist()
     return matrix
 
@@ -84,8 +84,8 @@ def confusion_matrix(report: Report) -> list[list[int]] | None:
 def commonest_confusions(report: Report) -> list[Confusion]:
     """Return the mistakes that occur most, the most frequent first."""
     rows, count = report.rows, len(report.labels)
-    sizes = rows.labels.bincount(minlength=count)
-    pairs, counts = torch.unique((rows.labels * count + rows.predicted)[rows.wrong], return_counts=True)
+    sizes = rows.right.bincount(minlength=count)
+    pairs, counts = torch.unique((rows.right * count + rows.predicted)[rows.wrong], return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:MOST_LINES].tolist()
     found = []
     for i in order:
@@ -103,7 +103,7 @@ def label_groups(report: Report) -> list[LabelGroup]:
     rows = report.rows
     groups = []
     for index, name in enumerate(report.labels):
-        mask, answered = rows.labels == index, rows.predicted == index
+        mask, answered = rows.right == index, rows.predicted == index
         if mask.any():
             hits, count = int((mask & answered).sum()), int(answered.sum())
             groups.append(LabelGroup(_group(rows, name, mask), Share(hits, count) if count else None))
@@ -159,7 +159,7 @@ def _listed(report: Report, order: torch.Tensor, most: int) -> list[ListedRow]:
     return [
         ListedRow(
             reference=shortened(rows.references[i]),
-            right=report.labels[int(rows.labels[i])],
+            right=report.labels[int(rows.right[i])],
             answer=report.labels[int(rows.predicted[i])],
             confidence=float(rows.confidence[i]),
             map_confidence=None if rows.map_probs is None else float(rows.map_probs[i].max()),

@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 
 from laplora.decisions.review import accept_threshold
+from laplora.linearised import cross_entropy, targets_of
 from laplora.metrics.groups import mean_and_error
 from laplora.metrics.noise import calibrated_ece, effective_rows, lowest_coverage, share_interval
 from laplora.metrics.scores import ece, row_nll
@@ -227,8 +228,8 @@ class _Skill:
 
 def _skill(report: Report) -> _Skill:
     rows = report.rows
-    shares = rows.labels.bincount(minlength=len(report.labels)).double() / len(rows)
-    differences = row_nll(rows.probs, rows.labels).double() + shares[rows.labels].log()
+    shares = targets_of(rows.labels, len(report.labels)).mean(0)
+    differences = row_nll(rows.probs, rows.labels) - cross_entropy(shares.log().expand_as(rows.probs), rows.labels)
     mean, error = mean_and_error(differences, rows.groups)
     noise, label = _NORMAL * error if len(rows) > 1 else math.nan, int(shares.argmax())
     accuracy = Share.of(~rows.wrong, rows.groups)

@@ -48,10 +48,12 @@ _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 @dataclass(frozen=True)
 class LabelledRow:
-    """One input, the template's fields by name, with its true label, or labels where several may be right."""
+    """One input, the template's fields by name, with its true label, its probabilities, or labels where several may be
+    right.
+    """
 
     fields: dict[str, Any]
-    label: str | list[str]
+    label: str | list[str] | dict[str, float]
     id: str | None = None
 
 
@@ -225,10 +227,12 @@ def examples_of(model: Model, rows: Sequence[LabelledRow], field: str) -> list[E
             raise InvalidInputError(f"{field} {number}: {error}", field=f"{field}.{number}.{error.field}") from None
         fields = {name: tuple(v) if isinstance(v, list) else v for name, v in row.fields.items()}
         identity = row.id or str(number)
-        if isinstance(truth, tuple):
-            examples.append(Example(identity, fields, -1, classes, truth))
-        else:
+        if isinstance(truth, int):
             examples.append(Example(identity, fields, truth, classes))
+        elif names.several:
+            examples.append(Example(identity, fields, -1, classes, tuple(map(int, truth))))
+        else:
+            examples.append(Example(identity, fields, truth.index(max(truth)), classes, target=truth))
     return examples
 
 

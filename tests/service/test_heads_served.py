@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -96,6 +97,29 @@ async def check_accepted(client: httpx.AsyncClient, rows: Rows) -> None:
     assert (found["predictive"], found["target_risk"]) == (default[0]["answered_by"], 0.3)
 
 
+async def check_soft(client: httpx.AsyncClient, posterior: laplora.CalibratedPosterior, rows: Rows) -> None:
+    """Labels that are probabilities are measured as in memory; a job refuses them."""
+    other = {"yes": "no", "no": "yes"}
+    soft = [{"text": row["text"], "label": {row["label"]: 0.75, other[row["label"]]: 0.25}} for row in rows[1:]]
+    inputs = [rows[0], *soft]
+    response = await client.post("/evaluate", json={"inputs": inputs, "options": {"resamples": 10}})
+    assert response.status_code == 200, response.text
+    found, expected = response.json()["methods"], posterior.evaluate(inputs)
+    for name in posterior.predictives:
+        got = [found[name][one] for one in ("nll", "kl", "brier", "accuracy")]
+        assert got == pytest.approx(
+            [getattr(expected[name], one) for one in ("nll", "kl", "brier", "accuracy")], abs=2e-3
+        )
+    hard = await client.post("/evaluate", json={"inputs": rows, "options": {"resamples": 10}})
+    assert {one["kl"] for one in hard.json()["methods"].values()} == {None}
+    for label, status in (({"yes": 0.7, "maybe": 0.3}, 422), ({"yes": 0.7}, 422), ({}, 422), ({"yes": "much"}, 422)):
+        refused = await client.post("/evaluate", json={"inputs": [rows[0], {"text": "a", "label": label}]})
+        assert (refused.status_code, refused.json()["error"]["field"]) == (status, "inputs.1.label"), refused.text
+    file = "".join(json.dumps(one) + "\n" for one in inputs)
+    job = await client.post("/evaluate/jobs", content=file, headers={"content-type": "application/x-ndjson"})
+    assert (job.status_code, job.json()["error"]["field"]) == (422, "lines.2.label"), job.text
+
+
 @pytest.mark.parametrize("adapted", [False, True])
 async def test_what_is_served_is_what_memory_answers(
     adapted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -120,8 +144,10 @@ async def test_what_is_served_is_what_memory_answers(
             assert {one["label_mass"] for one in default} == {None}
         await check_suggested(client, posterior, texts)
         await check_accepted(client, letter_rows(40, seed=9, shortest=3))
+        await check_soft(client, posterior, letter_rows(12, seed=9, shortest=3))
         # Labels that come later move every head as they do in memory, and can be taken back.
         more = [{**row, "text": f"k {row['text']}"} for row in letter_rows(24, seed=5, shortest=3)]
+        more[0]["label"] = {"yes": 0.6, "no": 0.4}
         before = await answers(client, rows, predictive="pooled")
         response = await changed(client, "heads/condition", json={"rows": more, "force": True})
         assert response.status_code == 200, response.text

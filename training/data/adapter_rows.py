@@ -14,7 +14,7 @@ from laplora.data.labelled import Task, examples_of, without_gaps
 from laplora.data.records import read_records
 from laplora.errors import ConfigError, LaploraWarning, first_line
 from laplora.fitting.rows import named_label, named_labels
-from laplora.prompts.labelled import empty, label_text
+from laplora.prompts.labelled import distribution, empty, label_text, soft_label
 from laplora.prompts.templates import PromptTemplate
 from training.data.files import file_template
 
@@ -53,7 +53,8 @@ def label_values(path: Path, label_field: str) -> tuple[tuple[str, ...], bool]:
     """
     values = [record.values.get(label_field) for record in read_records(path)]
     several = any(isinstance(value, list) for value in values)
-    flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    named = (soft_label(value) or value for value in values)
+    flat = [one for value in named for one in (value if isinstance(value, list | dict) else [value])]
     texts = (label_text(one) for one in flat if not empty(one))
     distinct = tuple(sorted({text for text in texts if isinstance(text, str)}))
     alike: dict[str, str] = {}
@@ -135,7 +136,9 @@ def adapter_rows(
             "id": e.id,
             **e.fields,
             **({} if groups is None else {groups: e.group}),
-            label_field: task.labels[e.label] if e.present is None else [task.labels[number] for number in e.present],
+            label_field: distribution(e.label, e.target, task.labels)
+            if e.present is None
+            else [task.labels[number] for number in e.present],
         }
         for e in examples
     ]
@@ -145,6 +148,8 @@ def _named(labels: Sequence[str], value: Any) -> Any:
     """Return names for what a label field holds; a CSV file has numbers as text."""
     if isinstance(value, list):
         return named_labels(value, labels, vectors=True)
+    if isinstance(value, dict):
+        return {_named(labels, one): share for one, share in value.items()}
     if isinstance(value, str) and value.strip().isdecimal() and value.strip() not in labels:
         value = int(value)
     return named_label(value, labels)

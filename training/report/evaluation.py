@@ -22,6 +22,7 @@ _COLUMNS = {
     "NLL ↓": ("nll", -1),
     "ECE ↓": ("ece", -1),
     "Brier ↓": ("brier", -1),
+    "KL ↓": ("kl", -1),
     "AUROC ↑": ("auroc_error", 1),
     "AURC ↓": ("aurc", -1),
 }
@@ -47,7 +48,7 @@ def print_table(evaluations: Mapping[str, Evaluation], *, title: str) -> None:
     )
     # Folded, never cut: four methods fit 80 columns, and a narrow terminal still shows every digit.
     table.add_column("method", overflow="fold")
-    for heading in _COLUMNS:
+    for heading in _columns(evaluations):
         table.add_column(heading, justify="right", overflow="fold")
     for method, cells in _cells(evaluations).items():
         values = [f"[bold]{text}[/bold]" if best else text for text, _, best in cells]
@@ -62,13 +63,19 @@ def results_table(evaluations: Mapping[str, Evaluation]) -> str:
         [display_name(method), *(_bracketed(f"**{text}**" if best else text, bounds) for text, bounds, best in cells)]
         for method, cells in _cells(evaluations).items()
     ]
-    return markdown_table(["method", *_COLUMNS], rows)
+    return markdown_table(["method", *_columns(evaluations)], rows)
+
+
+def _columns(evaluations: Mapping[str, Evaluation]) -> dict[str, tuple[str, int]]:
+    """Return the columns: the KL divergence only of soft labels."""
+    soft = any(evaluation.kl is not None for evaluation in evaluations.values())
+    return {heading: of for heading, of in _COLUMNS.items() if soft or of[0] != "kl"}
 
 
 def _cells(evaluations: Mapping[str, Evaluation]) -> dict[str, list[tuple[str, Bounds, bool]]]:
     """Return by method, for each column, the value as text, its interval and whether it is the best as printed."""
     cells: dict[str, list[tuple[str, Bounds, bool]]] = {method: [] for method in evaluations}
-    for key, sign in _COLUMNS.values():
+    for key, sign in _columns(evaluations).values():
         texts = {method: _text(getattr(evaluation, key)) for method, evaluation in evaluations.items()}
         printed = [sign * float(text) for text in texts.values() if text != "-"]
         for method, text in texts.items():

@@ -35,8 +35,7 @@ def posterior_report(
     """
     classifier, manifest, taken = posterior.classifier, posterior.predictor.artifact.manifest, MeasuredRows()
     for example, answer in zip(examples, measured.answers, strict=True):
-        truth = example.label if example.present is None else example.present
-        taken.add(example.id, truth, written_answer(answer, example.fields), dict(example.fields))
+        taken.add(example.id, example.truth, written_answer(answer, example.fields), dict(example.fields))
     report = measured_report(
         taken,
         manifest,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from laplora.errors import ConfigError
+from laplora.linearised import targets_of
+from laplora.prompts.examples import label_tensor
 from training.config import RunConfig
 from training.data.examples import Splits
 from training.workspace.terminal import say
@@ -22,7 +22,8 @@ def weighed(config: RunConfig, splits: Splits) -> RunConfig:
     given, labels = config.optimizer.class_weights, splits.task.labels
     if given is None:
         return config
-    rows = Counter(labels[example.label] for example in splits.train)
+    each = targets_of(label_tensor(splits.train, len(labels)), len(labels)).sum(0).tolist()
+    rows = dict(zip(labels, each, strict=True))
     if given == "balanced":
         raw = {label: 1 / rows[label] if rows[label] else None for label in labels}
     else:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from laplora.linearised import class_weighted_log_likelihood
-from laplora.prompts.examples import Example
+from laplora.linearised import class_weighted_log_likelihood, cross_entropy
+from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.rows import EncodedRow
 from training.workspace.run import Run
 
-#: A row with its label, () int64.
+#: A row with its label, () int64, or in all rows soft, (classes,) float32.
 Target = tuple[EncodedRow, torch.Tensor]
 
 
@@ -25,15 +25,18 @@ def target_loss(
     """Return the mean over rows of the cross-entropy between labels and the softmax over possible classes, nats.
 
     Args:
-        logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64.
+        logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64, or soft (``cross_entropy``).
         class_weights: (classes,); the mean is then of minus ``class_weighted_log_likelihood``.
     """
     if class_weights is not None:
         return -class_weighted_log_likelihood(logits, labels, class_mask, class_weights).mean().float()
-    return F.cross_entropy(logits.masked_fill(~class_mask, -torch.inf), labels)
+    possible = logits.masked_fill(~class_mask, -torch.inf)
+    if labels.is_floating_point():
+        return cross_entropy(possible.log_softmax(1), labels).mean()
+    return F.cross_entropy(possible, labels)
 
 
 def labelled_targets(run: Run, examples: Sequence[Example]) -> list[Target]:
     """Return examples as a run encodes them, with their labels."""
-    labels = [torch.tensor(example.label) for example in examples]
-    return list(zip(run.encode(examples), labels, strict=True))
+    labels = label_tensor(examples, run.readout.class_count)
+    return list(zip(run.encode(examples), labels.float() if labels.is_floating_point() else labels, strict=True))

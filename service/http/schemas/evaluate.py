@@ -99,6 +99,8 @@ class MethodMetrics(PartialMetrics):
 
     brier: FiniteFloat = Field(examples=[0.23])
     """Mean over inputs of the squared error summed over classes, 0 to 2."""
+    kl: FiniteFloat | None = Field(None, examples=[None])
+    """NLL less the labels' own entropy, nats, if a label has probabilities: 0 where answers equal labels; else null."""
     auroc_error: FiniteFloat | None = Field(examples=[0.78])
     """How well the uncertainty ranks the mistakes, 0 to 1, 0.5 is chance; null without both outcomes."""
     auprc_error: FiniteFloat | None = Field(examples=[0.41])

@@ -75,15 +75,38 @@ def _label(value: Any) -> Any:
     return value
 
 
+_LABEL_SCHEMAS: list[dict[str, Any]] = [
+    {"type": "string", "maxLength": _LABEL_CHARS},
+    {"type": "array", "items": {"type": "string", "maxLength": _LABEL_CHARS}, "uniqueItems": True},
+]
 #: One label, or where several may be right the list of those that are.
 Label = Annotated[
     Any,
     BeforeValidator(_label),
+    WithJsonSchema({"anyOf": _LABEL_SCHEMAS}),
+]
+
+
+def _soft_label(value: Any) -> Any:
+    """Return a label, a list of labels, or probabilities by label."""
+    if not isinstance(value, dict):
+        return _label(value)
+    for name, share in value.items():
+        _label(name)
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1.001:
+            raise PydanticCustomError("label_type", "The probabilities of a label should be numbers from 0 to 1")
+    return value
+
+
+#: A label, or the probabilities of labels, those not named 0.
+SoftLabel = Annotated[
+    Any,
+    BeforeValidator(_soft_label),
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "string", "maxLength": _LABEL_CHARS},
-                {"type": "array", "items": {"type": "string", "maxLength": _LABEL_CHARS}, "uniqueItems": True},
+                *_LABEL_SCHEMAS,
+                {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}, "minProperties": 1},
             ]
         }
     ),
@@ -97,13 +120,17 @@ class LabelledInput(Input):
         json_schema_extra=_with_fields([{**_EXAMPLE_INPUT, "label": "positive"}, {**_EXAMPLE_QUESTION, "label": "A"}])
     )
 
-    label: Label = Field(
-        description="True label: one of the artifact's label words. If several may be right: the list of those that "
-        "are, which may be empty."
+    label: SoftLabel = Field(
+        description="True label: one of the artifact's label words, or an object of their probabilities, which sum to "
+        "1. If several may be right: the list of those that are, which may be empty."
     )
 
 
 class JobInput(LabelledInput):
     """One input of a job: its true label, or labels, may be left out, or null."""
 
-    label: Label | None = None
+    label: Label | None = Field(  # type: ignore[assignment]
+        None,
+        description="True label: one of the artifact's label words. If several may be right: the list of those that "
+        "are, which may be empty.",
+    )

@@ -41,6 +41,11 @@ NUMBERS = list(map(str, range(60)))
         ({"title": TEXTS, "subject": [t[::-1] for t in TEXTS], "label": LABELS}, None, "label"),
         ({"text": TEXTS, "shop": LABELS, "land": LABELS}, "text", None),
         ({"id": NUMBERS, "amount": NUMBERS}, None, None),
+        (
+            {"text": TEXTS, "b": [{"good": 0.9, "bad": 0.1}, '{"bad": 0.8, "good": 0.2}'] * 30, "c": NUMBERS},
+            "text",
+            "b",
+        ),
     ],
 )
 def test_a_column_is_found_by_what_it_holds_and_in_doubt_by_its_name(
@@ -66,6 +71,24 @@ def test_rows_are_used_once_and_what_is_odd_is_noted_with_its_lines() -> None:
         "labels with one row, left out and never answered: ra re",
     )
     assert labelled_texts(FILE, records(text=TEXTS, label=LABELS), "text", "label").notes == ()
+
+
+def test_probabilities_are_the_labels_that_a_row_may_have() -> None:
+    labels: list[Any] = [{"good": 0.9, "bad": 0.1}, '{"Bad": 0.6, " bad": 0.2, "good": 0.2, "odd": 0}', "bad"] * 20
+    labels[5] = {"bad": 1.0005}
+    found = labelled_texts(
+        FILE, records(text=[*TEXTS[:59], TEXTS[0]], label=[*labels[:59], labels[0]]), "text", "label"
+    )
+    assert found.labels == ("bad", "good")
+    assert [row["label"] for row in found.rows[:3]] == [
+        {"good": 0.9, "bad": 0.1},
+        {"bad": pytest.approx(0.8), "good": pytest.approx(0.2)},
+        "bad",
+    ]
+    assert found.rows[5]["label"] == "bad"
+    assert found.notes[0] == "1 row with the text and the label of an earlier one: left out (line 61)"
+    with pytest.raises(DataError, match=r"rows\.csv, line 4: field 'label': the probabilities of a label sum to 1"):
+        labelled_texts(FILE, records(text=TEXTS, label=[*labels[:2], {"good": 0.5}, *labels[3:]]), "text", "label")
 
 
 def test_rows_that_belong_together_share_a_group() -> None:
