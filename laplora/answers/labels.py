@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from laplora.errors import InvalidInputError
-from laplora.prompts.labelled import SUM_TOLERANCE
 
 if TYPE_CHECKING:
     from laplora.artifact.manifest import Manifest
@@ -59,6 +58,8 @@ class LabelNames:
             what = "each label" if self.several else "the label"
             raise InvalidInputError(f"{what} must be one of {possible}, the artifact's label words", field="label")
         if isinstance(label, dict):
+            from laplora.prompts.labelled import SUM_TOLERANCE
+
             total = math.fsum(label.values())
             if abs(total - 1) > SUM_TOLERANCE or min(label.values()) < 0:
                 raise InvalidInputError("the probabilities of a label are 0 or more and sum to 1", field="label")
