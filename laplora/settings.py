@@ -11,6 +11,7 @@ from laplora.features.outputs import HeadSource
 from laplora.head import FOLDS
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.predictive.kinds import PredictiveName
+from laplora.prompts.questions import Question
 
 
 class Section(BaseModel):
@@ -153,5 +154,10 @@ class FitSettings(Section):
         (),
         description="by class in order, of the loss that the adapter was trained with "
         "(``laplora.linearised.class_weighted_log_likelihood``), so that the curvature is of that loss; empty: none",
+    )
+    question: Question | None = Field(
+        None,
+        description="{type, instructions, options, yes_label, state}: the question that the artifact answers in POST "
+        "/v1/systemone; null: a choice among the labels, with the template's text as instructions",
     )
     seed: int = Field(0, ge=0, description="of splits, sketches, folds and made-up inputs")

@@ -43,6 +43,7 @@ from service.http.routes import (
     planning,
     predict,
     suggest,
+    systemone,
     tei,
     vllm,
 )
@@ -78,7 +79,7 @@ _NATIVE = (
     changes.router,
     health.router,
 )
-_FOREIGN = (vllm.router, tei.router)
+_FOREIGN = (vllm.router, tei.router, systemone.router)
 
 #: Makes who has the weights, of settings, how artifacts are loaded, the metrics, and who watches batches.
 MakeBackend = Callable[[Settings, Library, Metrics, Sequence[Callable[[BatchReport], None]]], Backend]

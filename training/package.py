@@ -70,6 +70,7 @@ def write_of_run(run: Run, fitted: Mapping[str, Any], parts: Parts, data: Mappin
         labels=task.labels,
         readout=readout_record(run.readout, run.verbalizers),
         max_tokens=config.max_tokens,
+        question=config.question,
         metrics=summary(json.loads((report / "evaluation.json").read_text())),
         config=config_hash_fields(config),
         data={**run.splits.report, "made_from": frozen_inputs(run), **data},

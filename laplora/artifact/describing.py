@@ -14,6 +14,7 @@ from laplora.artifact.manifest import FORMAT_VERSION, Manifest, TemplateRecord
 from laplora.artifact.readout_records import ReadOutRecord
 from laplora.metrics.noise import ece_limit
 from laplora.models.base import BaseSpec
+from laplora.prompts.questions import Question
 from laplora.prompts.templates import PromptTemplate
 
 #: Packages whose versions shape an artifact, beside torch.
@@ -33,11 +34,17 @@ def describe(
     labels: Sequence[str],
     readout: ReadOutRecord,
     max_tokens: int,
+    question: Question | None,
     metrics: Mapping[str, Any],
     config: Mapping[str, Any],
     data: Mapping[str, Any],
 ) -> Manifest:
-    """Return the manifest of a fit, its files not yet listed; ``fitted``: the fields that the fit gives."""
+    """Return the manifest of a fit, its files not yet listed.
+
+    Args:
+        fitted: the fields that the fit gives; of them ``most_options`` is recorded where the template takes choices.
+    """
+    options = {"question": question, "most_options": fitted.get("most_options") if template.takes_choices else None}
     fields = {k: v for k, v in asdict(template).items() if k in TemplateRecord.model_fields}
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -53,7 +60,7 @@ def describe(
         labels=tuple(labels),
         readout=readout,
         max_tokens=max_tokens,
-        **fitted,
+        **{**fitted, **options},
         metrics=dict(metrics),
         config=dict(config),
         data=dict(data),

@@ -24,6 +24,7 @@ from laplora.predictive.kinds import (
     PREDICTIVES,
     PredictiveName,
 )
+from laplora.prompts.questions import AnsweredQuestion, Question, answered_question, check_question
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS
 from laplora.prompts.templates import Cut, PromptTemplate
 
@@ -210,6 +211,12 @@ class Manifest(_Record):
     labels: tuple[str, ...] = Field(min_length=2, max_length=MAX_LABELS)
     readout: ReadOutRecord = Field(description="how the labels' logits are read from the model")
     max_tokens: int = Field(ge=FEWEST_TOKENS)
+    question: Question | None = Field(
+        None, description="that it answers in POST /v1/systemone; null: none was declared"
+    )
+    most_options: int | None = Field(
+        None, ge=2, description="most choices that a row of the fit had; null: unknown, or the template takes none"
+    )
     prior: PriorRecord | None = Field(description="of the adapter's weights; null: there is no adapter")
     experts: dict[ExpertName, ExpertRecord] = Field(default_factory=dict, description="heads that answer, by name")
     pool: dict[MemberName, Annotated[float, Field(gt=0, le=MAX_WEIGHT)]] = Field(
@@ -241,6 +248,11 @@ class Manifest(_Record):
             if name not in self.servable:
                 raise ValueError(f"the artifact must have the predictive {name!r}")
         self._check_experts()
+        if self.question is not None:
+            try:
+                check_question(self.question, self.template.template(), self.labels, several=self._several)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         return self
 
     def _check_experts(self) -> None:
@@ -287,6 +299,15 @@ class Manifest(_Record):
     def likelihood(self) -> Likelihood:
         """The likelihood of a row's labels: ``bernoulli`` if several may be right."""
         return self.readout.readout().likelihood
+
+    @property
+    def _several(self) -> bool:
+        return self.likelihood == "bernoulli"
+
+    @property
+    def answers(self) -> AnsweredQuestion | None:
+        """The question that it answers, declared or derived; None: no one question of one label has its answers."""
+        return answered_question(self.question, self.template.template(), self.labels, several=self._several)
 
     @property
     def required(self) -> tuple[str, ...]:

@@ -72,6 +72,9 @@ def quick(
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Artifact to write (default: beside FILE).")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Write in the place of another artifact.")] = False,
+    question: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What clients of POST /v1/systemone ask (default: the template).")
+    ] = None,
     base: Annotated[str, typer.Option(metavar="NAME", help="Offline name, folder or hub id of the base model.")] = (
         "smollm2-135m-instruct"
     ),
@@ -115,7 +118,7 @@ def quick(
             f"--yes with two of {_listed(columns)}"
         )
     try:
-        posterior = _fitted(found, template, base, device, target_risk, yes)
+        posterior = _fitted(found, template, base, device, target_risk, question, yes)
         report, verdict = _measured(posterior, file, folder, base)
     except (KeyboardInterrupt, typer.Abort):
         console.say("nothing was written")
@@ -159,7 +162,7 @@ def _check_free(folder: Path, page: Path, replace: bool) -> None:
 
 
 def _fitted(
-    found: LabelledTexts, template: str, base: str, device: str, target_risk: float, yes: bool
+    found: LabelledTexts, template: str, base: str, device: str, target_risk: float, question: str | None, yes: bool
 ) -> HeadsPosterior:
     """Return heads on all rows, once the user knows how long it takes and wants them."""
     from laplora.classifier import Classifier
@@ -167,9 +170,11 @@ def _fitted(
     from laplora.fitting.entry import fit_as_it_is
     from laplora.fitting.rows import read_rows
     from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
+    from laplora.prompts.questions import Question
     from laplora.settings import CalibrationSettings, FitSettings
 
-    settings = FitSettings(calibration=CalibrationSettings(target_risk=target_risk))
+    asked = None if question is None else Question(instructions=question)
+    settings = FitSettings(calibration=CalibrationSettings(target_risk=target_risk), question=asked)
     spec = BaseSpec(base, quantization="none")
     location, start = locate_base(spec, progress=console.say), time.monotonic()
     console.say(f"loading the base model {base} ...")

@@ -45,6 +45,11 @@ class Labelled:
     honest: torch.Tensor
     likelihood: Likelihood = "categorical"
 
+    @property
+    def most_options(self) -> int:
+        """Most classes that a row can have: of multiple choice, most choices."""
+        return int(self.class_mask.sum(1).max())
+
     def __post_init__(self) -> None:
         for name in _COLUMNS[1:]:
             if len(getattr(self, name)) != len(self):

@@ -411,8 +411,9 @@ class CalibratedPosterior:
             labels=classifier.labels,
             readout=readout_record(classifier.readout, classifier.verbalizers, alone=self._head_alone),
             max_tokens=classifier.max_tokens,
+            question=self._settings.question,
             metrics=summary(measured.to_json()) if measured else {},
-            config=self._settings.model_dump(mode="json"),
+            config=self._settings.model_dump(mode="json", exclude={"question"}),
             data=self.data,
         )
 

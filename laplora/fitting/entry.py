@@ -32,6 +32,7 @@ from laplora.fitting.rows import (
 )
 from laplora.predictive.lora_weights import lora_parameters, read_weights
 from laplora.prompts.examples import Example
+from laplora.prompts.questions import check_question
 from laplora.settings import FitSettings
 
 #: Median probability of all labels after the prompt, below which prompt or labels are hardly those of the training.
@@ -87,6 +88,9 @@ def fit(
             "one of a dict"
         )
     settings = settings or FitSettings()
+    if settings.question is not None:
+        several = classifier.readout.likelihood == "bernoulli"
+        check_question(settings.question, classifier.template, classifier.labels, several=several)
     shown = shown_by(progress)
     if not classifier.is_trained:
         if calibration is not None or initial_adapter is not None:

@@ -86,6 +86,7 @@ class FittedHeads:
         compares = FamiliarityRecord(layers=(), rows=len(self.labelled), false_alarms=self.false_alarms or 0.5)
         return {
             "prior": None,
+            "most_options": self.labelled.most_options,
             **expert_fields(served, {name: len(of.places) for name, of in self.experts.items()}, encoder),
             "familiarity": compares if self.false_alarms else None,
             "calibration": self.calibration,

@@ -71,11 +71,13 @@ class FitRecord(BaseModel):
 
     Attributes:
         served: the prior that answers, one of ``choices``.
+        most_options: most classes that a labelled row can have; None in a record of an earlier version.
     """
 
     choices: list[PriorChoice]
     served: PriorChoice
     centred: bool
+    most_options: int | None = None
     calibrated: Calibrated
     familiarity: FamiliarityRecord | None = None
     experts: dict[ExpertName, ExpertRecord]
@@ -94,6 +96,7 @@ def record_of(fit: Fit, encoder: EncoderRecord | None) -> FitRecord:
         choices=list(fit.choices),
         served=fit.served,
         centred=fit.centred,
+        most_options=fit.labelled.most_options,
         calibrated=fit.calibrated.model_copy(update=update),
         familiarity=fit.familiar.record if fit.familiar else None,
         **expert_fields(served, {name: len(of.places) for name, of in fit.kept_rows().experts.items()}, encoder),
@@ -112,6 +115,7 @@ def fitted_fields(record: FitRecord) -> dict[str, Any]:
     """Return what a manifest says of a fitted adapter."""
     return {
         "prior": prior_record(record.served, record.centred),
+        "most_options": record.most_options,
         "experts": record.experts,
         "pool": record.pool,
         "encoder": record.encoder,

@@ -23,7 +23,7 @@ from service.errors import (
     ServiceError,
 )
 from service.http.compression import TAKEN_ENCODINGS, unpacked
-from service.http.json_parsing import most_members, parse_json
+from service.http.json_parsing import MAX_KEYS, most_members, parse_json
 from service.settings import Settings
 
 #: A refused body is read and thrown away up to this many times the limit, or so many bytes: a client that is still
@@ -46,6 +46,8 @@ class JsonBodyRoute(APIRoute):
         "items": "max_inputs",
         "rows": "max_condition_rows",
     }
+    #: Most keys of one object of a body.
+    max_keys: ClassVar[int] = MAX_KEYS
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return FastAPI's handler, wrapped where the endpoint has a body."""
@@ -59,7 +61,7 @@ class JsonBodyRoute(APIRoute):
             try:
                 async with asyncio.timeout(settings.request_timeout_s):
                     # Only the value is kept: of the bytes, nothing needs more than their parsing.
-                    value = await _read_value(request)
+                    value = await _read_value(request, self.max_keys)
             except TimeoutError:
                 raise DeadlineError("the request's deadline passed before its body had come") from None
             _check_lists(value, self.bounded_lists, settings)
@@ -68,12 +70,12 @@ class JsonBodyRoute(APIRoute):
         return bounded
 
 
-async def _read_value(request: Request) -> Any:
+async def _read_value(request: Request, max_keys: int) -> Any:
     state = request.app.state
     raw = await _read_bounded(request, state.settings.max_body_bytes, request.state.hold)
     settings = state.settings
     most = max(settings.max_inputs, settings.max_condition_rows if settings.conditioning else 0)
-    work = partial(parse_json, raw, max_members=most_members(most))
+    work = partial(parse_json, raw, max_members=most_members(most), max_keys=max_keys)
     if len(raw) <= _PARSED_INLINE_BYTES:
         return work()
     # A large body takes a while to parse: other requests are served meanwhile.

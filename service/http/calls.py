@@ -11,7 +11,7 @@ from service.http.schemas.inputs import Input
 from service.http.schemas.predict import PredictOptions
 
 #: The paths of POST requests for predictions, as the routers write them.
-PREDICTING: Final = frozenset({"/predict", "/classify", "/v1/classify", "/tei/predict"})
+PREDICTING: Final = frozenset({"/predict", "/classify", "/v1/classify", "/v1/systemone", "/tei/predict"})
 
 #: Makes a request's inputs for an artifact whose template has these fields.
 Inputs = Callable[[Sequence[str]], Sequence[Input]]

@@ -30,6 +30,7 @@ from service.errors import (
 )
 from service.http.meant import meant
 from service.http.schemas.errors import ErrorResponse
+from service.http.schemas.systemone import SystemOneErrorResponse
 from service.http.schemas.tei import TeiErrorResponse
 from service.http.schemas.vllm import VllmErrorResponse
 from service.telemetry.logs import log_crash, request_id
@@ -66,9 +67,28 @@ def _tei(content: dict[str, Any], status: int) -> dict[str, Any]:
     return {"error": content["error"]["message"], "error_type": kinds.get(status, "Validation")}
 
 
+def _systemone(content: dict[str, Any], status: int) -> dict[str, Any]:
+    error = content["error"]
+    if status != 422:
+        kind = "authentication_error" if status == 401 else error["code"]
+        return {"detail": {"error_type": kind, "message": error["message"]}}
+    problems = error.get("problems") or [{"field": error.get("field", "body"), "message": error["message"]}]
+    # Fields of an input are those of the state, or its options.
+    places = [re.sub(r"^inputs\.\d+\.choices\b.*", "questions", problem["field"]) for problem in problems]
+    places = [re.sub(r"^inputs\.\d+\b.*", "state", place) for place in places]
+    locs = [["body", *(part for part in place.split(".") if place != "body")] for place in places]
+    return {
+        "detail": [
+            {"loc": loc, "msg": problem["message"], "type": error["code"]}
+            for loc, problem in zip(locs, problems, strict=True)
+        ]
+    }
+
+
 _LAPLORA = ErrorShape(lambda content, status: content, ErrorResponse)
 #: By the beginning of a path.
 _FOREIGN = (
+    (re.compile(r"/v1/systemone$"), ErrorShape(_systemone, SystemOneErrorResponse)),
     (re.compile(r"/classify$|/v1(/|$)"), ErrorShape(_vllm, VllmErrorResponse)),
     (re.compile(r"/tei(/|$)"), ErrorShape(_tei, TeiErrorResponse)),
 )

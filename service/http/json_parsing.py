@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any, Final
 
 from pydantic_core import from_json
@@ -63,17 +64,17 @@ def _check_size(raw: bytes, max_members: int) -> None:
         )
 
 
-def parse_json(raw: bytes, *, max_members: int = FEWEST_MEMBERS) -> Any:
+def parse_json(raw: bytes, *, max_members: int = FEWEST_MEMBERS, max_keys: int = MAX_KEYS) -> Any:
     """Return the parsed text.
 
     Args:
-        max_members: of all its lists and objects together.
+        max_members: of all its lists and objects together; max_keys: of one object.
 
     Raises:
         InvalidJsonError: empty, not UTF-8, not JSON, NaN or infinity, a number of thousands of digits, a lone
             surrogate, nested too deep, or a key that comes twice in one object.
         BatchTooLargeError: more members than ``max_members``; nothing was built.
-        InvalidRequestError: an object of more than ``MAX_KEYS`` keys.
+        InvalidRequestError: an object of more than ``max_keys`` keys.
     """
     if not raw.strip():
         raise InvalidJsonError("the body is empty: send a JSON object", field="body")
@@ -83,19 +84,19 @@ def parse_json(raw: bytes, *, max_members: int = FEWEST_MEMBERS) -> Any:
     try:
         value = from_json(raw, allow_inf_nan=False)
         # pydantic's parser keeps the last of two values without a word; Python's, slower, shows each object's pairs.
-        json.loads(raw, object_pairs_hook=_check_keys)
+        json.loads(raw, object_pairs_hook=partial(_check_keys, max_keys))
     except ValueError as error:
         # The parsers' messages name the problem and the position, never the text.
         raise InvalidJsonError(f"the body is not valid JSON: {error}", field="body") from None
     return value
 
 
-def _check_keys(pairs: list[tuple[str, Any]]) -> None:
-    if len(pairs) > MAX_KEYS:
+def _check_keys(most: int, pairs: list[tuple[str, Any]]) -> None:
+    if len(pairs) > most:
         raise InvalidRequestError(
-            f"an object in the body has {len(pairs)} keys, {MAX_KEYS} is the most: leave out what is no field",
+            f"an object in the body has {len(pairs)} keys, {most} is the most: leave out what is no field",
             field="body",
-            limit=MAX_KEYS,
+            limit=most,
             got=len(pairs),
         )
     if len({key for key, _ in pairs}) < len(pairs):

@@ -67,7 +67,7 @@ with gzip (`Content-Encoding: gzip`): limits are of what they hold. Answers of 1
 #: Descriptions of the tags of operations, in the order of the docs page.
 TAGS = {
     "scoring": "Answers about inputs: predictions, and metrics where the labels are known.",
-    "protocols": "vLLM's and text-embeddings-inference's, for clients that speak these.",
+    "protocols": "vLLM's, text-embeddings-inference's and decision models', for clients that speak these.",
     "jobs": "Large files of inputs, with labels or without: uploaded, answered in the background, across restarts.",
     "feedback": "True labels of earlier predictions, and how calibrated they turned out to be.",
     "artifacts": "Which artifacts there are, and which answers.",

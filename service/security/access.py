@@ -43,6 +43,7 @@ ACCESS: Final[dict[str, Need]] = {
     "GET /v1/models": "key",
     "POST /classify": "predict",
     "POST /v1/classify": "predict",
+    "POST /v1/systemone": "predict",
     "GET /artifacts": "key",
     "GET /artifacts/{rest:path}": "key",
     "GET /changes": "key",

@@ -33,6 +33,7 @@ from laplora.models.held_weights import HeldWeights
 from laplora.pool.served import NO_EXPERTS
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictor import Predictor
+from laplora.prompts.questions import Question, answered_question
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import TEMPLATES, PromptTemplate, render
 from laplora.prompts.token_bounds import TokenBounds
@@ -86,6 +87,8 @@ class FakePredictor(Predictor):
         template: PromptTemplate = TEMPLATES["sentiment"],
         labels: Sequence[str] = ("negative", "positive"),
         max_tokens: int = 64,
+        question: Question | None = None,
+        most_options: int | None = None,
     ) -> None:
         reason = {"predictive": "laplace", "reason": "it was better", "chosen_by": "calibration", "table": {}}
         self.base = BASE
@@ -100,6 +103,9 @@ class FakePredictor(Predictor):
             familiarity=SimpleNamespace(false_alarms=0.02),
             predictives=dict.fromkeys(self.predictives, RULE),
             recommended=SimpleNamespace(**reason, model_dump=lambda: reason),
+            created="2026-12-01T12:00:00+00:00",
+            answers=answered_question(question, template, labels, several=False),
+            most_options=most_options,
         )
         self.artifact = SimpleNamespace(name=name, digest=f"sha256:{name}", manifest=manifest, path=path)
         self.device = SimpleNamespace(type="cpu")
@@ -192,7 +198,12 @@ class FakePredictor(Predictor):
         first = float("nan") if self.nan else max((t for t in row.token_ids if t > 1), default=0) / 100_000
         probs = np.array([first] + [(1 - first) / (classes - 1)] * (classes - 1))
         spread = predictive != "map"
-        fixed: dict[str, Any] = {"label_mass": 0.9, "familiarity": 0.5, "score": 0.25, "prediction_set": ["negative"]}
+        fixed: dict[str, Any] = {
+            "label_mass": 0.9,
+            "familiarity": 0.5,
+            "score": 0.25,
+            "prediction_set": [self.labels[0]],
+        }
         fixed |= {"total": 0.5, "decision": "accept", "calibrated_scores": {"temperature": 0.3}}
         return Prediction(
             predictive=cast(PredictiveName, predictive),

@@ -15,6 +15,7 @@ CONFIG = "config.json"
 #: Fields of a configuration that change no result of a run.
 _WITHOUT_EFFECT = (
     ("golden_inputs",),
+    ("question",),
     ("fine_tune",),  # whether more steps are taken, into the same folder
     *(("base", name) for name in ("device", "device_map", "max_memory", "dequantize")),
 )

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from laplora.answers.golden import MAX_ANSWERS
 from laplora.errors import ConfigError
 from laplora.jacobians.many_classes import ManyClasses
+from laplora.prompts.questions import Question
 from laplora.readouts.choice import ReadOutName
 from laplora.settings import FitSettings, PredictiveSettings, Section
 from training.config.folders import NAME, folder_of
@@ -55,6 +56,7 @@ class RunConfig(Section):
         "of one or more tokens by its mean log probability (no lm_head among "
         "adapter.targets)",
     )
+    question: Question | None = Field(None, description=FitSettings.model_fields["question"].description)
     fine_tune: bool | Literal["auto"] = Field(
         False,
         description="whether an adapter is trained after the frozen fit; auto: if the heads' NLL and the rows say that "

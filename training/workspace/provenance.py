@@ -55,6 +55,8 @@ def frozen_inputs(run: Run) -> str:
         config.calibration.settings.model_dump(mode="json"),
         run.experts.model_dump(mode="json"),
         config.evaluation.model_dump(mode="json"),
+        # It changes no answer, and the artifact says it.
+        *([config.question.model_dump(mode="json")] if config.question else []),
     )
 
 

@@ -16,6 +16,7 @@ from laplora.fitting.fit import check_class_weights
 from laplora.fitting.rows import check_independent
 from laplora.models.base import load_tokenizer, locate_base
 from laplora.models.spread import first_device
+from laplora.prompts.questions import check_question
 from laplora.prompts.templates import PromptTemplate, default_verbalizers
 from laplora.readouts.choice import named_readout
 from laplora.settings import ExpertSettings
@@ -146,5 +147,7 @@ def _check_splits(config: RunConfig, splits: Splits) -> None:
     for name, rows in (("calibration", splits.calibration), ("test", splits.test)):
         if not rows and not (name == "calibration" and config.calibration.cross_fits):
             raise ConfigError(f"the {name} split is empty, and a run needs it: set data.{name} to a number of rows")
+    if config.question is not None:
+        check_question(config.question, template, splits.task.labels, several=False)
     check_independent(splits.calibration, config.calibration.guarantee)
     golden_inputs(config.golden_inputs, template, splits.task.labels, [])

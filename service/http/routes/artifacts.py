@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from laplora.artifact.report_page import has_report
 from laplora.errors import LaploraError
+from laplora.prompts.questions import text_fields
 from service.artifacts.host import Change
 from service.artifacts.shelf import Place
 from service.http.openapi import STATE_ERRORS, error_responses
@@ -28,6 +29,7 @@ from service.http.schemas.artifacts import (
     LoadResponse,
     MeasuredSetsOut,
     PredictionSetsOut,
+    QuestionOut,
     RecommendedOut,
     ReversePassOut,
     TokenBudgetOut,
@@ -141,6 +143,23 @@ def template_fields(artifact: Artifact) -> list[str]:
     return list(artifact.manifest.template.template().fields)
 
 
+def question_out(manifest: Manifest) -> QuestionOut | None:
+    """Return the question of an artifact as clients have to send it; None: it answers none."""
+    answers = manifest.answers
+    if answers is None:
+        return None
+    asked, (fewest, most) = answers.asked, answers.option_counts
+    return QuestionOut(
+        type=asked.type,
+        instructions=asked.instructions,
+        criteria=answers.criteria,
+        fewest_options=fewest,
+        most_options=most,
+        labels=list(answers.labels),
+        state=asked.state or {name: name for name in text_fields(answers.template)},
+    )
+
+
 def _summary(
     name: str, item: Artifact | LaploraError, place: Place | None, active: str | None, budget: TokenBudget | None
 ) -> ArtifactSummary:
@@ -158,6 +177,7 @@ def _summary(
         memory_bytes=None if place is None else place.size_bytes,
         labels=list(item.manifest.labels),
         fields=template_fields(item),
+        question=question_out(item.manifest),
         predictives=list(item.manifest.servable),
         recommended=RecommendedOut.model_validate(item.manifest.recommended.model_dump()),
         # Numbers that are not finite become null: a manifest's free-form part may hold it, an answer may not.

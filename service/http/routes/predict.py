@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from laplora.answers.explaining import reason_for
 from service.feedback.labels import FeedbackStore
@@ -88,7 +89,15 @@ async def _predicting(
     return Predicting(planning, scorer, feedback, metrics)
 
 
+async def _each_predicting(
+    request: Request, scorer: ScorerDep, feedback: FeedbackDep, metrics: MetricsDep
+) -> Callable[[], Predicting]:
+    return lambda: Predicting(Planning(request), scorer, feedback, metrics)
+
+
 PredictingDep = Annotated[Predicting, Depends(_predicting)]
+#: Makes what answers one of several calls at once.
+EachPredictingDep = Annotated[Callable[[], Predicting], Depends(_each_predicting)]
 
 
 @router.post("/predict", responses=error_responses(*SCORING_ERRORS), response_model=PredictResponse)

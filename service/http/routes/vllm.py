@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from fastapi import APIRouter, Response
 
 from laplora.answers.written import written_answer
+from laplora.prompts.questions import as_text
 from service.http.answers import Answered, listed, opened
 from service.http.body import JsonBodyRoute
 from service.http.calls import Call, of_texts
 from service.http.openapi import SCORING_ERRORS, STATE_ERRORS, error_responses
+from service.http.routes.artifacts import question_out
 from service.http.routes.dependencies import ArtifactsDep
 from service.http.routes.predict import PredictingDep
 from service.http.schemas.predict import PredictOptions
+from service.http.schemas.systemone import ALIASES
 from service.http.schemas.vllm import (
     ClassifyData,
     ClassifyRequest,
@@ -23,6 +26,7 @@ from service.http.schemas.vllm import (
     LaploraDetails,
     ModelCard,
     ModelList,
+    SystemOneModel,
     UsageInfo,
     VllmErrorResponse,
 )
@@ -30,6 +34,7 @@ from service.telemetry.logs import request_id
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
+    from service.scoring.model import Model
 
 
 class _ClassifyRoute(JsonBodyRoute):
@@ -61,10 +66,25 @@ async def v1_models(artifacts: ArtifactsDep) -> ModelList:
                 created=now,
                 root=model.artifact.manifest.base_model,
                 max_model_len=model.max_tokens,
+                question=question_out(model.artifact.manifest),
             )
             for model in models
-        ]
+        ],
+        models=_listed(models),
     )
+
+
+def _listed(models: Sequence[Model]) -> list[SystemOneModel]:
+    """Return the models by the names that POST /v1/systemone takes."""
+    manifests = {model.artifact.name: model.artifact.manifest for model in models}
+    questions = {name: question_out(manifest) for name, manifest in manifests.items()}
+    said = {name: f"{q.type}: {as_text(q.instructions or '')}" if q else "no question" for name, q in questions.items()}
+    days = {name: manifest.created[:10] for name, manifest in manifests.items()}
+    aliases = {alias: "whichever loaded artifact has the question" for alias in sorted(ALIASES)}
+    return [
+        SystemOneModel(name=name, description=what, release_date=days.get(name, max(days.values())))
+        for name, what in {**said, **aliases}.items()
+    ]
 
 
 def _call_of(body: ClassifyRequest) -> Call:

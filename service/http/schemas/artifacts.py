@@ -91,6 +91,23 @@ class TokenBudgetOut(Answer):
     """Why: what was measured on the device at load, or the setting --batch-tokens."""
 
 
+class QuestionOut(Answer):
+    """The question that an artifact answers in POST /v1/systemone, as a request has to send it."""
+
+    type: Literal["choice", "noul", "score"] = Field(description="Of what kind.", examples=["choice"])
+    instructions: str | dict[str, Any] | list[Any] | None = Field(
+        description="The question, or null.", examples=["Is it spam?"]
+    )
+    criteria: dict[str, Any] | list[Any] | None = Field(examples=[{"negative": "bad", "positive": "good"}])
+    """The options; null: any, the artifact is one of multiple choice."""
+    fewest_options: int = Field(description="Number of options that a request has at least.", examples=[2])
+    most_options: int = Field(description="Number of options that a request has at most.", examples=[2])
+    labels: list[str] = Field(examples=[["negative", "positive"]])
+    """The artifact's labels in the order of the options, as POST /feedback takes them."""
+    state: dict[str, str | None] = Field(examples=[{"text": "text"}])
+    """By field of the template the key of a state that fills it, null for the whole state."""
+
+
 class ArtifactSummary(Answer):
     """One artifact of the root."""
 
@@ -109,6 +126,8 @@ class ArtifactSummary(Answer):
     """How the base model's weights are stored: nf4, or none; null when it cannot be read."""
     labels: list[str] | None = Field(description="Its label words, in order.", examples=[["negative", "positive"]])
     fields: list[str] | None = Field(description="Names of its template's fields.", examples=[["text"]])
+    question: QuestionOut | None
+    """The question that it answers in POST /v1/systemone; null: none, or it cannot be read."""
     predictives: list[str] | None = Field(examples=[["map", "laplace"]])
     """Names that options.predictive can have."""
     recommended: RecommendedOut | None = Field(description="The predictive that answers unless another is asked for.")

@@ -8,6 +8,7 @@ from pydantic import AliasChoices, Field, FiniteFloat, PlainValidator, WithJsonS
 from pydantic_core import PydanticCustomError
 
 from laplora.decisions.thresholds import Decision, Flag
+from service.http.schemas.artifacts import QuestionOut
 from service.http.schemas.base import Answer, Foreign, Probability, WholeNumber
 
 
@@ -124,13 +125,23 @@ class ModelCard(Answer):
     parent: None = Field(None, description="Always null.", examples=[None])
     max_model_len: int = Field(description="Tokens that a prompt may have.", examples=[512])
     permission: list[str] = Field([], description="Always empty.", examples=[[]])
+    question: QuestionOut | None = Field(description="The question that it answers in POST /v1/systemone, or null.")
+
+
+class SystemOneModel(Answer):
+    """A name that POST /v1/systemone takes as model."""
+
+    name: str = Field(description="The artifact's name, or jev-latest.", examples=["fields-smollm2"])
+    description: str = Field(description="What it answers.", examples=["choice: Is it spam?"])
+    release_date: str = Field(description="The day of the artifact, YYYY-MM-DD.", examples=["2026-12-01"])
 
 
 class ModelList(Answer):
-    """The loaded artifacts, the active one first."""
+    """The loaded artifacts, the active one first: data for clients of vLLM and OpenAI, models for decision models'."""
 
     object: Literal["list"] = Field("list", description="Always list.", examples=["list"])
     data: list[ModelCard] = Field(description="One per artifact.")
+    models: list[SystemOneModel] = Field(description="The same, and jev-latest: whichever answers a question.")
 
 
 class VllmError(Answer):

@@ -31,6 +31,13 @@ function commandLine(artifact) {
   ].join("\n");
 }
 
+// Returns a request of the artifact's own question, as clients of decision models send it.
+function asked(artifact, { choices, ...state }) {
+  const { type, instructions, criteria } = artifact.question;
+  const options = criteria ?? Object.fromEntries(choices.map((choice) => [choice, null]));
+  return { model: artifact.name, state, questions: { mine: { type, instructions, criteria: options } } };
+}
+
 export function showConnect() {
   const artifact = chosen();
   byId("connect-ways").hidden = artifact === null;
@@ -44,6 +51,9 @@ export function showConnect() {
   byId("connect-client").textContent = asPython(request);
   byId("connect-vllm").textContent = single ? curl("classify", { model: artifact.name, input: [text] }) : "";
   byId("connect-tei").textContent = single ? curl("tei/predict", { inputs: text }) : "";
+  const decides = Boolean(artifact.question);
+  byId("connect-systemone").textContent = decides ? curl("v1/systemone", asked(artifact, fields)) : "";
+  byId("connect-decides").hidden = !decides;
   for (const part of document.querySelectorAll("[data-single]")) part.hidden = !single;
   byId("connect-several").hidden = single;
   byId("connect-tei-other").hidden = named() === null;

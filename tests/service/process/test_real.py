@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 import torch
 from server_process import ROOT, predicted, server_process
+from typesafe_sdk import Choice, Score, TypeSafeClient
 
 from benchmarks.harness.provenance import ARTIFACT
 from laplora.artifact.folder import Artifact, read_artifact
+from laplora.artifact.packaged import copy_artifact
+from laplora.prompts.questions import Question
 
 TEXTS = [
     "Which valve lies between the left atrium and the left ventricle?",
@@ -104,3 +108,33 @@ def test_the_pages_examples_show_what_laplora_adds(client: httpx.Client) -> None
     assert 0.4 < max(attack["probs"].values()) < 0.9
     assert [one["decision"] for one in (attack, valve, court)] == ["review", "accept", "review"]
     assert valve["label"] == "medicine"
+
+
+def test_the_official_client_of_decision_models_reads_a_choice_and_a_score(tmp_path: Path, artifact: Artifact) -> None:
+    """The score's artifact is the same one, whose labels were declared to be levels."""
+    labels = artifact.manifest.labels
+    declared = Question(type="score", instructions="How near to people?", state={"text": "question"})
+    for name, question in (("fields", None), ("levels", declared)):
+        manifest = artifact.manifest.model_copy(update={"name": name, "question": question})
+        copy_artifact(artifact, tmp_path / name, manifest, None)
+    command = ["-m", "service", "--artifact", "fields", "--artifacts-root", str(tmp_path), "--also-load", "levels"]
+    text = artifact.manifest.template.text
+    asked = {
+        "field": Choice(instructions=text, criteria=dict.fromkeys(labels)),
+        "near": Score(instructions="How near to people?", criteria=list(labels)),
+    }
+    with server_process(command) as process, process.client() as client:
+        (native,) = predicted(client, TEXTS[0])["predictions"]
+        with TypeSafeClient(base_url=str(client.base_url), api_key="none", timeout=100) as official:
+            answer = official.system_one(state=TEXTS[0], questions=asked)
+            (one,) = official.system_one(state={"question": TEXTS[0]}, questions={"n": asked["near"]}).scores.values()
+            assert [model.name for model in official.models.list().models] == ["fields", "levels", "jev-latest"]
+    assert answer.choices["field"].choice == native["label"] == "medicine"
+    assert answer.choices["field"].probabilities == pytest.approx(native["probs"], abs=0.1)
+    near = answer.scores["near"]
+    assert near.legend == dict(enumerate(labels))
+    assert list(near.probabilities.values()) == pytest.approx(list(native["probs"].values()), abs=0.1)
+    assert near.score == pytest.approx(sum(level * p for level, p in near.probabilities.items()))
+    assert near.score > 2  # medicine is the last level
+    assert one.score == pytest.approx(near.score, abs=0.3)
+    assert answer.usage.input_tokens == 2 * native["tokens"]

@@ -1,0 +1,209 @@
+"""POST /v1/systemone: the questions of decision models, each answered by the loaded artifact whose question it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fastapi import APIRouter, Request, Response
+
+from laplora.answers.written import written_answer
+from laplora.prompts.questions import AnsweredQuestion, Criteria, as_text
+from service.artifacts.host import ArtifactHost
+from service.errors import BatchTooLargeError, InvalidRequestError, NotReadyError, shown_field
+from service.http.answers import Answered
+from service.http.body import JsonBodyRoute
+from service.http.calls import Call
+from service.http.openapi import SCORING_ERRORS, error_responses
+from service.http.routes.artifacts import question_out
+from service.http.routes.dependencies import ArtifactsDep, SettingsDep
+from service.http.routes.predict import EachPredictingDep
+from service.http.schemas.inputs import Input
+from service.http.schemas.predict import PredictOptions
+from service.http.schemas.systemone import (
+    ALIASES,
+    AskedQuestion,
+    ChoiceAnswer,
+    NoulAnswer,
+    NoulCriteria,
+    ScoreAnswer,
+    SystemOneDetails,
+    SystemOneErrorResponse,
+    SystemOneRequest,
+    SystemOneResponse,
+    SystemOneUsage,
+)
+from service.telemetry.request_record import note
+
+if TYPE_CHECKING:
+    from laplora.answers.prediction import Prediction
+    from laplora.artifact.folder import Artifact
+    from laplora.artifact.manifest import Manifest
+
+
+class _SystemOneRoute(JsonBodyRoute):
+    max_keys: ClassVar[int] = 256  # of a choice's options, and of questions
+
+
+router = APIRouter(tags=["protocols"], route_class=_SystemOneRoute)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question of a request, and whose it is."""
+
+    id: str
+    artifact: Artifact
+    answers: AnsweredQuestion
+    criteria: Criteria
+
+
+@router.post(
+    "/v1/systemone",
+    responses=error_responses(*SCORING_ERRORS, model=SystemOneErrorResponse),
+    response_model=SystemOneResponse,
+)
+async def systemone(
+    request: Request,
+    body: SystemOneRequest,
+    artifacts: ArtifactsDep,
+    settings: SettingsDep,
+    predicting: EachPredictingDep,
+) -> Response:
+    """Answer questions about a state, as a decision model does: each by the artifact that was fitted for it."""
+    if len(body.questions) > settings.max_inputs:
+        raise BatchTooLargeError(
+            f"the request has {len(body.questions)} questions, max_inputs is {settings.max_inputs}: send it in parts",
+            field="questions",
+            limit=settings.max_inputs,
+            got=len(body.questions),
+        )
+    by_artifact = dict[str, list[_Asked]]()
+    for asked in await _asked(body, artifacts):
+        by_artifact.setdefault(asked.artifact.name, []).append(asked)
+    groups = list(by_artifact.values())
+    working = [asyncio.ensure_future(predicting().answer(_call(body, group))) for group in groups]
+    try:
+        answered = await asyncio.gather(*working)
+    finally:
+        for one in working:
+            one.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+    response = _response(body, groups, answered)
+    if len(groups) > 1:
+        note(request, artifact=", ".join(by_artifact), rows=len(body.questions), tokens=response.usage.input_tokens)
+    return Response(response.model_dump_json(), media_type="application/json")
+
+
+async def _asked(body: SystemOneRequest, artifacts: ArtifactHost) -> list[_Asked]:
+    """Return whose each question is, the active artifact's first where several have one.
+
+    Raises:
+        NotReadyError, DrainingError, DeviceFaultError: as ``ArtifactHost.require_taking``.
+        ArtifactNotFoundError, ArtifactNotLoadedError: as ``ArtifactHost.require_loaded``, of the artifact by name.
+        InvalidRequestError: a question that no artifact answers; it says what they answer.
+    """
+    artifacts.require_taking()
+    models = [place.model for place in artifacts.shelf.places]
+    if body.model and body.model not in ALIASES:
+        await artifacts.require_loaded(body.model)
+        models = [model for model in (artifacts.shelf.find(body.model),) if model is not None]
+    known = [(model.artifact, answers) for model in models if (answers := model.artifact.manifest.answers) is not None]
+    asked, problems = list[_Asked](), list[dict[str, str]]()
+    for name, question in body.questions.items():
+        criteria, field = _criteria(question), shown_field(f"questions.{name}")
+        for artifact, answers in known:
+            if answers.matches(question.type, question.instructions, criteria):
+                asked.append(_Asked(name, artifact, answers, criteria))
+                fewest, most = answers.option_counts
+                if answers.takes_options and not fewest <= len(criteria or ()) <= most:
+                    wanted = f"{artifact.name!r} takes {fewest} to {most} options"
+                    problems.append({"field": f"{field}.criteria", "message": f"{wanted}, got {len(criteria or ())}"})
+                break
+        else:
+            loaded = "; ".join(f"{artifact.name!r} answers {_said(artifact.manifest)}" for artifact, _ in known)
+            message = f"no loaded artifact has this question, word for word: {loaded or 'none has any'}"
+            problems.append({"field": field, "message": message[:500]})
+    if problems:
+        error = InvalidRequestError("; ".join(problem["message"] for problem in problems), field=problems[0]["field"])
+        error.problems, error.problems_count = problems[:16], len(problems)
+        raise error
+    return asked
+
+
+def _said(manifest: Manifest) -> str:
+    """Return the question of an artifact in a few words."""
+    question = question_out(manifest)
+    return as_text(question.model_dump(include={"type", "instructions", "criteria"}) if question else None)
+
+
+def _criteria(question: AskedQuestion) -> Criteria:
+    criteria = question.criteria
+    return criteria.model_dump() if isinstance(criteria, NoulCriteria) else criteria
+
+
+def _call(body: SystemOneRequest, group: Sequence[_Asked]) -> Call:
+    """Return what the questions of one artifact ask of it."""
+
+    def inputs(fields: Sequence[str]) -> list[Input]:
+        return [Input.model_validate(one.answers.inputs(body.state, one.criteria)) for one in group]
+
+    return Call(inputs, len(group), group[0].artifact.name, PredictOptions())
+
+
+def _response(
+    body: SystemOneRequest, groups: Sequence[Sequence[_Asked]], answered: Sequence[Answered]
+) -> SystemOneResponse:
+    """Return the answers in the order of the questions.
+
+    Raises:
+        NotReadyError: an artifact was replaced by another of its name since its question was looked up.
+    """
+    found = dict[str, NoulAnswer | ChoiceAnswer | ScoreAnswer]()
+    for group, one in zip(groups, answered, strict=True):
+        if one.head.artifact.digest != group[0].artifact.digest:
+            raise NotReadyError("an artifact was replaced while it was asked: try again")
+        for asked, item, (prediction, its_id) in zip(group, one.inputs, one.rows(), strict=True):
+            found[asked.id] = _answer(asked, written_answer(prediction, item.template_fields), prediction, its_id)
+    names = {group[0].artifact.name for group in groups}
+    return SystemOneResponse(
+        model=names.pop() if len(names) == 1 else min(ALIASES),
+        answers={name: found[name] for name in body.questions},
+        usage=SystemOneUsage(input_tokens=sum(p.tokens for one in answered for p in one.predictions)),
+    )
+
+
+def _answer(
+    asked: _Asked, written: Mapping[str, Any], prediction: Prediction, its_id: str | None
+) -> NoulAnswer | ChoiceAnswer | ScoreAnswer:
+    keys, labels = asked.answers.keys(asked.criteria), prediction.labels
+    named = dict(zip(labels, keys, strict=True))
+    probs = dict(zip(keys, written["probs"].values(), strict=True))
+    stds = written["probs_std"]
+    details = {
+        "artifact": asked.artifact.name,
+        "digest": asked.artifact.digest,
+        "decision": written["decision"],
+        "decision_reason": written["decision_reason"],
+        "prediction_set": [named[label] for label in written["prediction_set"]],
+        "flags": written["flags"],
+        "probs_std": None if stds is None else dict(zip(keys, stds.values(), strict=True)),
+        "uncertainty": written["uncertainty"],
+        "prediction_id": its_id,
+    }
+    most = asked.artifact.manifest.most_options
+    if asked.answers.takes_options and most is not None and len(keys) > most:
+        reason = f"the question has {len(keys)} options, and a row of the fit had {most} at most"
+        details |= {"decision": "review", "decision_reason": reason, "flags": [*written["flags"], "more_options"]}
+    x_laplora = SystemOneDetails.model_validate(details)
+    if asked.answers.asked.type == "noul":
+        return NoulAnswer(noul=probs["true"], x_laplora=x_laplora)
+    best, even = max(probs, key=lambda key: probs[key]), 1 / len(probs)
+    confidence = max(0.0, (probs[best] - even) / (1 - even))
+    shared = {"probabilities": probs, "confidence": confidence, "x_laplora": x_laplora}
+    if asked.answers.asked.type == "choice":
+        return ChoiceAnswer(choice=best, **shared)
+    levels = dict(zip(keys, asked.criteria or (), strict=True))
+    return ScoreAnswer(score=sum(int(key) * p for key, p in probs.items()), legend=levels, **shared)
