@@ -215,8 +215,8 @@ def test_every_method_is_measured_on_every_test_row_and_against_temperature_scal
         ("run", ["data.test=0"], "the test split is empty"),
         (
             "run",
-            ["data.labels=[negative, so good]", "data.label_map={negative: negative, positive: so good}"],
-            "label ' so good' must be one token after the prompt",
+            ["data.labels=[so bad, positive]", "data.label_map={negative: so bad, positive: positive}"],
+            "label ' so bad' must be one token after the prompt",
         ),
         ("run", ["golden_inputs=[{txet: x}]"], "golden_inputs.0: inputs have the fields"),
         ("run", ["golden_inputs=[" + "{text: x}, " * 65 + "]"], "golden_inputs: expected at most 64, got 65"),

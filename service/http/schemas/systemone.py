@@ -8,7 +8,7 @@ from pydantic import Field, FiniteFloat, WithJsonSchema
 
 from laplora.decisions.thresholds import Decision
 from laplora.prompts.questions import FEWEST_OPTIONS, MOST_OPTIONS, Content
-from service.http.schemas.base import Answer, Foreign, Probabilities, Probability
+from service.http.schemas.base import Answer, Foreign, Probabilities, Probability, Strict
 from service.http.schemas.predict import UncertaintyParts
 
 #: The version of typesafe-sdk whose shapes these are.
@@ -21,7 +21,7 @@ Text = Annotated[Content, WithJsonSchema(_CONTENT)]
 _INSTRUCTIONS = Field(None, description="The question, word for word as the artifact has it.", examples=["Is it spam?"])
 
 
-class ChoiceQuestion(Foreign):
+class ChoiceQuestion(Strict):
     """Which of the options?"""
 
     type: Literal["choice"] = Field(description="Always choice.", examples=["choice"])
@@ -32,14 +32,14 @@ class ChoiceQuestion(Foreign):
     """By option its description, or null. An artifact of multiple choice takes any options, others their own."""
 
 
-class NoulCriteria(Foreign):
+class NoulCriteria(Strict):
     """What counts as yes, and what as no."""
 
     true: Text | None = Field(None, description="What counts as yes, or null.", examples=["advertising"])
     false: Text | None = Field(None, description="What counts as no, or null.", examples=[None])
 
 
-class NoulQuestion(Foreign):
+class NoulQuestion(Strict):
     """Yes or no?"""
 
     type: Literal["noul"] = Field(description="Always noul.", examples=["noul"])
@@ -47,7 +47,7 @@ class NoulQuestion(Foreign):
     criteria: NoulCriteria | None = Field(None, description="What counts as yes and as no; null: nothing is said.")
 
 
-class ScoreQuestion(Foreign):
+class ScoreQuestion(Strict):
     """How much?"""
 
     type: Literal["score"] = Field(description="Always score.", examples=["score"])

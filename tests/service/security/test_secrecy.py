@@ -97,7 +97,10 @@ def test_the_word_stays_between_client_and_server(process: Process, tmp_path: Pa
         assert [answer.status_code for answer in answered] == [200] * 4
         # Other servers' protocols, by which a text alone is an input.
         foreign = [client.post("/tei/predict", json={"inputs": WORD}), client.post("/classify", json={"input": [WORD]})]
-        assert [answer.status_code for answer in foreign] == [200] * 2
+        derived = next(iter(client.get("/v1/models").json()["data"]))["question"]
+        asked = {name: derived[name] for name in ("type", "instructions", "criteria")}
+        foreign.append(client.post("/v1/systemone", json={"state": WORD, "questions": {NAME: asked}}))
+        assert [answer.status_code for answer in foreign] == [200] * 3
         finished_job(client)
         refused = [client.post("/predict", json=body) for body in bad_bodies()]
         refused += [client.post("/evaluate", json=body) for body in bad_bodies(label="positive")]
@@ -106,6 +109,15 @@ def test_the_word_stays_between_client_and_server(process: Process, tmp_path: Pa
         for wrong in ({NAME: WORD}, [WORD, 3]):
             refused.append(client.post("/classify", json={"input": wrong}))
             refused.append(client.post("/tei/predict", json={"inputs": wrong}))
+        for question in (
+            asked | {"instructions": WORD},
+            asked | {"criteria": {NAME: WORD, "b": 3}},
+            {"type": WORD},
+            WORD,
+        ):
+            refused.append(client.post("/v1/systemone", json={"state": WORD, "questions": {NAME: question}}))
+        refused.append(client.post("/v1/systemone", json={"state": {WORD: WORD}, "questions": {NAME: asked}}))
+        refused.append(client.post("/v1/systemone", json={"state": "a", "questions": {NAME: asked}, "model": WORD}))
         for path in ("/predict", "/evaluate"):
             json_type = {"content-type": "application/json"}
             refused += [client.post(path, content=raw, headers=json_type) for raw in RAW]

@@ -199,6 +199,8 @@ async def test_models_are_read_by_both_kinds_of_clients(tmp_path: Path) -> None:
         (b'{"state": "a", "questions": {}}', 422, "at least 1 item"),
         (b'{"state": "a", "questions": {"q": {"type": "box"}}}', 422, "'choice', 'noul', 'score'"),
         (b'{"state": "a", "questions": {"q": {"type": "choice", "criteria": {"a": 1}}}}', 422, "criteria"),
+        (b'{"state": "a", "questions": {"q": {"type": "noul", "criteria": {"yes": "a"}}}}', 422, "not permitted"),
+        (b'{"state": "a", "questions": {"q": {"type": "noul", "options": []}}}', 422, "not permitted"),
         (b'{"state": "a", "questions": {"q": {"type": "score", "criteria": {"0": "a"}}}}', 422, "valid list"),
         (b'{"state": "a", "assets": {"i": {}}, "questions": {"q": {"type": "noul"}}}', 422, "only text"),
         (b'{"state": "a", "model": 3, "questions": {"q": {"type": "noul"}}}', 422, "model"),
