@@ -33,7 +33,7 @@ class ChoiceQuestion(Strict):
 
 
 class NoulCriteria(Strict):
-    """What counts as yes, and what as no."""
+    """The meanings of yes and no."""
 
     true: Text | None = Field(None, description="What counts as yes, or null.", examples=["advertising"])
     false: Text | None = Field(None, description="What counts as no, or null.", examples=[None])
@@ -67,7 +67,7 @@ class SystemOneRequest(Foreign):
     model: str | None = Field(None, max_length=256, examples=["jev-latest"])
     """Name of the loaded artifact that answers; jev-latest, or unset: of each question the first that answers it."""
     state: Text = Field(examples=["What is a hash table?"])
-    """What all questions are about: an object of the artifact's fields, or the text of its only one; or as the artifact
+    """The content of all questions: an object of the artifact's fields, or the text of its only one; or as the artifact
     declares. Values that are no texts are read as JSON in one line, keys sorted.
     """
     questions: dict[Annotated[str, Field(min_length=1)], AskedQuestion] = Field(min_length=1)
