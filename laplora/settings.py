@@ -81,6 +81,11 @@ class CalibrationSettings(Section):
         description="score of the prediction sets: lac gives the smallest sets on average, aps sets that grow where "
         "the model is unsure",
     )
+    ordered: bool = Field(
+        False,
+        description="whether the labels are in an order, such as grades: prediction sets are intervals, answers have "
+        "an expected label, and metrics the distance from the right one",
+    )
     unfamiliar_rate: float = Field(
         0.02,
         ge=0,
@@ -88,6 +93,17 @@ class CalibrationSettings(Section):
         description="share of rows like the calibration rows that the flag unfamiliar is raised on, at most; n rows "
         "tell none below 1 / (n + 1); 0: no familiarity is fitted",
     )
+
+    @property
+    def score(self) -> ConformalScore:
+        """The score of the prediction sets, as an artifact records it."""
+        return "interval" if self.ordered else self.conformal
+
+    @model_validator(mode="after")
+    def _of_sets(self) -> CalibrationSettings:
+        if self.conformal == "interval" or (self.ordered and self.conformal == "aps"):
+            raise ValueError("ordered: true makes the prediction sets intervals: leave conformal out")
+        return self
 
 
 class PredictiveSettings(Section):

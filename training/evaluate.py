@@ -151,7 +151,8 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         write_tensors(
             config.run_dir / "report" / "test.safetensors", split_tensors(split), {"made_from": evaluation_inputs(run)}
         )
-    results = {"zero_shot": evaluate_probs(zero_shot, split.labels, groups=split.groups)}
+    options: dict[str, Any] = {"groups": split.groups, "ordered": calibrated.calibration.ordered}
+    results = {"zero_shot": evaluate_probs(zero_shot, split.labels, **options)}
     unfamiliar = None
     if record.familiarity and row_outputs.familiarity is not None:
         unfamiliar = is_unfamiliar(row_outputs.familiarity, record.familiarity.false_alarms)
@@ -164,7 +165,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
             of_choice = replace(outputs, fitted=replace(outputs.fitted, prior=choice.prior))
             probs = predictive_of(of_choice, "laplace", 1.0).probs
             name = f"laplace_{choice.method}_{choice.prior.granularity}"
-            results[name] = evaluate_probs(probs, split.labels, groups=split.groups)
+            results[name] = evaluate_probs(probs, split.labels, **options)
     encoded = classifier.encode_examples(test)
     share = None if unfamiliar is None else float(unfamiliar.double().mean())
     over_temperature = gain_over_temperature(by_predictive, calibrated.recommended.predictive)

@@ -135,15 +135,22 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Return the metrics of every method, by name, as ``measure_scores`` does; all rows have the same methods.
 
+    If labels have an order, there are ``mae`` and ``rps`` too (``laplora.metrics.scores.order_errors``).
+
     Raises:
         NonFiniteError: a number that is not finite.
     """
     scores = {name: method_scores([row[name] for row in rows], truths, names) for name in rows[0]}
     scaled = scores[REFERENCE].nll if REFERENCE in scores else None
-    return {
+    found = {
         name: measure_scores(one, truths, names=names, how=how, scaled=None if name == REFERENCE else scaled)
         for name, one in scores.items()
     }
+    for name, metrics in found.items() if names.ordered else ():
+        from laplora.metrics.scores import order_errors
+
+        metrics |= order_errors(*questions([row[name][0] for row in rows], truths, names))
+    return found
 
 
 def measure_file(

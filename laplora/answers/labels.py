@@ -19,15 +19,16 @@ Truth = int | tuple[float, ...]
 
 @dataclass(frozen=True)
 class LabelNames:
-    """The label words of an artifact, in order, and whether several of an input's may be right."""
+    """The label words of an artifact, whether several of an input's may be right, and whether they have an order."""
 
     names: tuple[str, ...]
     several: bool = False
+    ordered: bool = False
 
     @classmethod
     def of(cls, manifest: Manifest) -> LabelNames:
         """Return an artifact's."""
-        return cls(manifest.labels, manifest.likelihood == "bernoulli")
+        return cls(manifest.labels, manifest.likelihood == "bernoulli", manifest.calibration.ordered)
 
     @property
     def questions(self) -> int:

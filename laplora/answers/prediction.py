@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from laplora.answers.expected_label import ExpectedLabel, expected_labels, root_of
 from laplora.answers.written import written_answer
 from laplora.artifact.manifest import CalibrationRecord, Manifest, PredictiveRecord
 from laplora.decisions.conformal import label_sets
@@ -96,6 +97,7 @@ class Prediction(_Compared):
         labels_present: where several labels may be right, those of probability above 0.5; None where one is
             (``laplora.answers.several_labels`` says what the other attributes are then).
         posterior: the spread of the posterior, where the predictive has none and the posterior was looked at.
+        expected: of labels that have an order, the place that is expected; None of others.
     """
 
     predictive: str
@@ -122,6 +124,7 @@ class Prediction(_Compared):
     order_information: float | None = None
     labels_present: list[str] | None = None
     posterior: PosteriorSpread | None = None
+    expected: ExpectedLabel | None = None
 
     @property
     def label(self) -> str:
@@ -169,7 +172,9 @@ class Prediction(_Compared):
         single = (self.total, self.aleatoric, self.epistemic, self.label_mass, self.familiarity, self.score)
         # One that is not makes the sum so.
         of_arrays = sum(float(one.sum()) for one in (*within, *logits) if one is not None)
-        return math.isfinite(of_arrays + sum(one for one in (*single, self.order_information) if one is not None))
+        expected = () if self.expected is None else (self.expected.place, self.expected.std)
+        every = (*single, *expected, self.order_information)
+        return math.isfinite(of_arrays + sum(one for one in every if one is not None))
 
     def _by_label(self, values: Array) -> dict[str, float]:
         return dict(zip(self.labels, values.tolist(), strict=True))
@@ -238,9 +243,14 @@ def build_predictions(
         if not manifest.has_adapter and map_probs is not None:
             computed["map"] = point(map_probs.log())
     found = answers_of(manifest, rows, outputs, computed, name, map_probs, spread=spread, covariance=covariance)
-    if variance is None:
+    if variance is not None:
+        found = [replace(one, logit_variance=variance[i, : len(one.labels)].numpy()) for i, one in enumerate(found)]
+    if not manifest.calibration.ordered:
         return found
-    return [replace(one, logit_variance=variance[i, : len(one.labels)].numpy()) for i, one in enumerate(found)]
+    probs = torch.from_numpy(np.stack([one.arrays.probs for one in found]))
+    root = root_of(outputs.covariance if has_jacobians(name) else None, variance)
+    each = expected_labels(probs, outputs.logits, root)
+    return [replace(one, expected=expected) for one, expected in zip(found, each, strict=True)]
 
 
 def answers_of(

@@ -125,6 +125,7 @@ def written_answer(
         "familiarity": p.familiarity,
         "score": p.score,
         "tokens": p.tokens,
+        **({} if p.expected is None else {"expected_label": p.expected.place, "expected_label_std": p.expected.std}),
         **({} if p.order_information is None else {"orders": p.orders}),
         "truncated": p.truncated,
     }

@@ -118,8 +118,13 @@ class CalibrationRecord(_Record):
     rows: int = Field(ge=0)
     folds: int = Field(ge=2, description="of the cross-fitting")
     coverage: float = Field(gt=0, lt=1, description="nominal, of the prediction sets")
-    conformal: ConformalScore = Field(description="score of the prediction sets")
+    conformal: ConformalScore = Field(description="score of the prediction sets; interval: the labels have an order")
     scores: Literal["scores.safetensors"] = Field(description="file of the review scores on these rows, and mistakes")
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the labels are in an order."""
+        return self.conformal == "interval"
 
 
 class FamiliarityRecord(_Record):

@@ -50,6 +50,8 @@ class Prediction(Record):
             by label also by its name in ``fields``; else they are None.
         logit_variance: (classes,), logit_covariance: (classes, classes), of the centred logits in the labels' order,
             in nats squared.
+        expected_label: of labels that have an order the expected place, from 0; expected_label_std: how far the
+            posterior moves it; None of others.
         familiarity: how like the training rows the input is, 0 to 1; None where the artifact has no such score.
     """
 
@@ -75,6 +77,8 @@ class Prediction(Record):
     label_mass: float | None = None
     familiarity: float | None = None
     score: float | None = None
+    expected_label: float | None = None
+    expected_label_std: float | None = None
     tokens: int | None = None
     orders: int | None = None
     truncated: bool | None = None
@@ -171,7 +175,8 @@ class NllDifference(Record):
 class MethodMetrics(Record):
     """Metrics of one predictive on labelled inputs, with 95 % ``intervals`` by metric (the ECE has none).
 
-    ``over_temperature`` compares its NLL with temperature scaling's, and is None for that one and without it.
+    ``over_temperature`` compares its NLL with temperature scaling's, and is None for that one and without it. ``kl`` is
+    of labels that are probabilities, ``mae`` and ``rps`` of ordered ones; else None.
 
     If several labels may be right, they are over all labels of all inputs. Then ``labels`` has those of each label,
     and ``exact_match`` is the share of inputs of which every label is right; else both are None.
@@ -188,6 +193,9 @@ class MethodMetrics(Record):
     intervals: dict[str, tuple[float, float]]
     reliability: tuple[dict[str, Any], ...]
     risk_coverage: dict[str, Any]
+    kl: float | None = None
+    mae: float | None = None
+    rps: float | None = None
     exact_match: float | None = None
     labels: dict[str, LabelMetrics] | None = None
     over_temperature: NllDifference | None = None

@@ -144,7 +144,7 @@ def _accepted(measured: Evaluated) -> str:
 
 def _table(measured: Mapping[str, Mapping[str, Any]], answering: str) -> list[str]:
     """Return the metrics as a table of text; the method that answers has a star."""
-    columns = [*_COLUMNS, *(["kl"] if "kl" in measured[answering] else [])]
+    columns = [*_COLUMNS, *(name for name in ("kl", "mae", "rps") if name in measured[answering])]
     cells = [["method", *columns]]
     for name, metrics in measured.items():
         values = ["-" if metrics.get(column) is None else f"{metrics[column]:.3f}" for column in columns]

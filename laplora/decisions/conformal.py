@@ -1,6 +1,7 @@
 """Split-conformal label sets: thresholds from a calibration split, and the sets of new rows.
 
-Two scores, by the name that an artifact records: ``lac`` (1 - p of the label) and ``aps`` (the mass before the label).
+Scores by the name that an artifact records: ``lac`` (1 - p of the label), ``aps`` (the mass before the label), and of
+labels that have an order ``interval``: ``lac`` of ``between``, whose sets have no gap.
 """
 
 from __future__ import annotations
@@ -13,17 +14,30 @@ import torch
 from laplora.errors import ConfigError, DataError
 from laplora.metrics.checks import checked_labels, checked_values
 
-ConformalScore = Literal["lac", "aps"]
+ConformalScore = Literal["lac", "aps", "interval"]
 
 
 def fit_label_sets(score: ConformalScore, probs: torch.Tensor, labels: torch.Tensor, level: float) -> float:
     """Return the threshold of label sets by the name of their score; the rest as ``conformal_threshold``."""
+    if score == "interval":
+        probs = between(probs)
     return (aps_threshold if score == "aps" else conformal_threshold)(probs, labels, level)
 
 
 def label_sets(score: ConformalScore, probs: torch.Tensor, threshold: float, class_mask: torch.Tensor) -> torch.Tensor:
     """Return the label sets by the name of their score; the rest as ``prediction_sets``."""
+    if score == "interval":
+        probs = between(probs.masked_fill(~class_mask.to(probs.device), 0))
     return (aps_sets if score == "aps" else prediction_sets)(probs, threshold, class_mask)
+
+
+def between(probs: torch.Tensor) -> torch.Tensor:
+    """Return (rows, classes) for each label the least of the largest probabilities up to it, and from it on.
+
+    Labels of at least some value are the shortest interval of the order that holds all of at least this probability.
+    """
+    up, down = probs.cummax(1).values, probs.flip(1).cummax(1).values.flip(1)
+    return up.minimum(down)
 
 
 def fit_present_sets(score: ConformalScore, probs: torch.Tensor, labels: torch.Tensor, level: float) -> float:

@@ -110,7 +110,7 @@ def recorded(
             temperature=(temperatures or {}).get(name, 1.0),
             nll=float(row_nll(predictive.probs, labels).mean()),
             thresholds=rule,
-            conformal=fit_sets(wanted.conformal, predictive.probs, right, wanted.coverage),
+            conformal=fit_sets(wanted.score, predictive.probs, right, wanted.coverage),
         )
         scores[name] = review_scores(rule, predictive, at_map, right, ranks[name], together)
     return records, scores
@@ -123,7 +123,7 @@ def calibration_record(wanted: CalibrationSettings, groups: torch.Tensor, split_
         rows=len(groups),
         folds=min(wanted.folds, len(set(groups.tolist()))),
         coverage=wanted.coverage,
-        conformal=wanted.conformal,
+        conformal=wanted.score,
         scores=SCORES,
     )
 

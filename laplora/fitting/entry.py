@@ -23,6 +23,7 @@ from laplora.fitting.rows import (
     CALIBRATION_SHARE,
     FEW_CALIBRATION_ROWS,
     check_labels,
+    check_ordered,
     groups_of,
     read_rows,
     shared_folds,
@@ -171,6 +172,7 @@ def fit_as_it_is(
             "predictives.serve, class_weights and guarantee upper_bound are for a LoRA adapter or a trained head, and "
             f"the {type(classifier.model).__name__} has none: leave them out"
         )
+    check_ordered(classifier, settings.calibration.ordered)
     warn_of_conflicts(classifier, rows)
     if len(rows) < FEW_CALIBRATION_ROWS:
         warn(

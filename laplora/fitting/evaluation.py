@@ -203,7 +203,8 @@ def evaluate_predictives(
             held = present_sets(conformal, probs, record.conformal).view(-1, rows.together) | widened
             sets[name] = present_set_quality(held, rows.labels.view(-1, rows.together) == 1, rows.groups)
         else:
-            evaluations[name] = evaluate_probs(probs, rows.labels, scores, groups=rows.groups)
+            ordered = conformal == "interval"
+            evaluations[name] = evaluate_probs(probs, rows.labels, scores, groups=rows.groups, ordered=ordered)
             held = label_sets(conformal, probs, record.conformal, rows.class_mask) | (widened & rows.class_mask)
             sets[name] = set_quality(held, most_probable(rows.labels), rows.groups)
     return evaluations, sets, by_label
@@ -281,8 +282,8 @@ class Measured:
 
     def __str__(self) -> str:
         """Return a table, the recommended predictive marked, and what that gains over temperature scaling."""
-        soft = next(iter(self.evaluations.values())).kl is not None
-        columns = (*_COLUMNS, *(("kl",) if soft else ()))
+        first = next(iter(self.evaluations.values()))
+        columns = (*_COLUMNS, *(name for name in ("kl", "mae", "rps") if getattr(first, name) is not None))
         rows: list[tuple[str, ...]] = [("", *columns, "coverage", "set size")]
         for name, evaluation in self.evaluations.items():
             values = [getattr(evaluation, column) for column in columns]

@@ -27,7 +27,7 @@ from laplora.fitting.calibrate import Calibrated, reversed_temperature, with_rev
 from laplora.fitting.familiarity import Familiar, familiar_layers, fit_familiar, warn_of_few, without_familiarity
 from laplora.fitting.passes import block_weights, fit_curvature, label_rows, many_classes
 from laplora.fitting.projected import Fitted, ProjectedSplit, SplitOutputs, project_split
-from laplora.fitting.rows import check_independent
+from laplora.fitting.rows import check_independent, check_ordered
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.linearised import Likelihood
 from laplora.pool.fine_tuning import FineTuning
@@ -138,9 +138,10 @@ def check_class_weights(settings: FitSettings, classes: int, likelihood: Likelih
 def possible(classifier: Classifier, rows: int, settings: FitSettings) -> FitSettings:
     """Return the settings without what a classifier, or so few training rows, cannot have.
 
-    Raises ConfigError for weights of classes with many classes.
+    Raises ConfigError for weights of classes with many classes, or an order of labels that have none.
     """
     check_class_weights(settings, classifier.class_count, classifier.readout.likelihood)
+    check_ordered(classifier, settings.calibration.ordered)
     return without_familiarity(classifier, rows, settings)
 
 

@@ -160,9 +160,9 @@ def learn(
         known = _answering(before, packaged).log_probs(outputs)
     comparison = compare((before, known), (after, answers[after]), new, manifest.calibration.folds)
     labels, several = new.questions
-    groups = new.groups.repeat_interleave(several)
+    groups, ordered = new.groups.repeat_interleave(several), manifest.calibration.ordered
     metrics = {
-        str(name): evaluate_probs(of_rows(logs, new.likelihood).probs, labels, groups=groups).to_json()
+        str(name): evaluate_probs(of_rows(logs, new.likelihood).probs, labels, groups=groups, ordered=ordered).to_json()
         for name, logs in answers.items()
     }
     familiar = {name: familiarity_of(of) for name, of in heads.items() if name in packaged.experts.familiar}
@@ -196,11 +196,12 @@ def check_count(rows: int, what: str = "labelled rows") -> None:
 def _rules(manifest: Manifest) -> CalibrationSettings:
     """Return by what the artifact's thresholds and sets were set."""
     rule = next(iter(manifest.predictives.values())).thresholds.review
+    ordered = manifest.calibration.ordered
     return CalibrationSettings(
         target_risk=rule.target_risk,
         guarantee=rule.guarantee,
         coverage=manifest.calibration.coverage,
-        conformal=manifest.calibration.conformal,
+        **({"ordered": True} if ordered else {"conformal": manifest.calibration.conformal}),
         **({} if rule.confidence is None else {"confidence": rule.confidence}),
     )
 

@@ -179,6 +179,12 @@ def check_independent(examples: Sequence[Example], guarantee: Guarantee) -> None
         )
 
 
+def check_ordered(classifier: Classifier, ordered: bool) -> None:
+    """Raise ConfigError where labels cannot have an order."""
+    if ordered and (classifier.readout.likelihood == "bernoulli" or classifier.template.takes_choices):
+        raise ConfigError("ordered: labels of which several may be right, or that name choices, have no order")
+
+
 def warn_of_conflicts(classifier: Classifier, examples: Sequence[Example]) -> None:
     """Warn of rows that repeat another row's prompt with another label."""
     first: dict[str, tuple[int, ...]] = {}

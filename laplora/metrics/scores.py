@@ -40,6 +40,9 @@ _LEVEL = 0.95
 #: Row numbers of the bootstrap that are held at a time: what is made of so many stays in a core's cache.
 _DRAWN_AT_ONCE = 2**13
 
+#: Metrics of soft labels, or of those that have an order.
+_SOME = ("kl", "mae", "rps")
+
 #: A served curve has at most this many points.
 _CURVE_POINTS = 200
 
@@ -93,6 +96,8 @@ class Evaluation:
         intervals: name of a metric -> (low, high), bootstrap percentile interval at 95 %.
         reliability: bins of the reliability diagram.
         risk_coverage: the curve over the same score as ``auroc_error``.
+        mae: of labels that have an order the mean distance of the answer from the label, in places; rps: their ranked
+            probability score; None of others.
         kl: of soft labels the NLL less the labels' own entropy, nats: 0 where answers equal labels; None of hard ones.
     """
 
@@ -107,6 +112,8 @@ class Evaluation:
     reliability: tuple[ReliabilityBin, ...]
     risk_coverage: RiskCoverage
     kl: float | None = None
+    mae: float | None = None
+    rps: float | None = None
 
     @property
     def aurc(self) -> float:
@@ -121,10 +128,10 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers, lists and dicts; a long risk-coverage curve is thinned to 200 points.
 
-        Without soft labels there is no ``kl``.
+        It leaves out ``kl``, ``mae`` and ``rps`` where they are None.
         """
         points = torch.linspace(0, self.rows - 1, min(self.rows, _CURVE_POINTS), dtype=torch.float64).round().long()
-        plain = {name: value for name, value in asdict(self).items() if name != "kl" or value is not None}
+        plain = {name: value for name, value in asdict(self).items() if name not in _SOME or value is not None}
         return plain | {
             "aurc": self.aurc,
             "excess_aurc": self.excess_aurc,
@@ -237,6 +244,7 @@ def evaluate_probs(
     resamples: int = 1000,
     seed: int = 0,
     groups: torch.Tensor | None = None,
+    ordered: bool = False,
 ) -> Evaluation:
     """Return every metric of one method, with 95 % bootstrap intervals.
 
@@ -248,11 +256,24 @@ def evaluate_probs(
         score: (rows,) the uncertainty that should rank the mistakes; the entropy of ``probs`` when None.
         resamples: of the bootstrap; 0 leaves the intervals out.
         seed: of the bootstrap. The same seed and rows give paired resamples for two methods.
-        groups: as of ``bootstrap_interval``.
+        groups: as of ``bootstrap_interval``; ordered: whether the labels are in an order.
     """
     rows = row_scores(probs, labels, score)
     found = evaluate_rows(rows, bins=bins, resamples=resamples, seed=seed, groups=groups)
-    return replace(found, kl=kl_of(found.nll, labels))
+    order = order_errors(probs, labels) if ordered else {}
+    return replace(found, kl=kl_of(found.nll, labels), **order)
+
+
+def order_errors(probs: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Return the ``mae`` and the ``rps`` of labels that have an order.
+
+    The first is the mean distance of the most probable label from the right one, in places. The second is the ranked
+    probability score (Epstein 1969): the squared distance of the cumulated probabilities from those of the label, 0 or
+    1 of a hard one, mean over the cuts between labels and over rows; 0 to 1.
+    """
+    probs, labels = checked_probs(probs, labels)
+    apart = (probs.cumsum(1) - targets_of(labels, probs.shape[1]).cumsum(1))[:, :-1]
+    return {"mae": _mean((probs.argmax(1) - most_probable(labels)).abs()), "rps": _mean(apart.square())}
 
 
 def kl_of(nll: float, labels: torch.Tensor) -> float | None:

@@ -35,6 +35,8 @@ _COLUMNS: Mapping[str, tuple[str, int, str]] = {
     "accuracy": ("accuracy", 1, "share of answers that are the true label"),
     "NLL": ("nll", -1, "mean negative log-likelihood, nats: how good the probabilities are"),
     "KL": ("kl", -1, "NLL less the entropy of the labels, which are probabilities, nats: 0 if answers equal them"),
+    "MAE": ("mae", -1, "mean distance of the answer from the true label, in places of the labels' order"),
+    "RPS": ("rps", -1, "ranked probability score: squared error of the cumulated probabilities in that order, 0 to 1"),
     "ECE": ("ece", -1, "expected calibration error: how far confidence is from accuracy, over 15 bins of confidence"),
     "Brier": ("brier", -1, "squared error of the probabilities, 0 to 2"),
     "AUROC": ("auroc_error", 1, "how well the uncertainty ranks the mistakes, 0.5 is chance"),
@@ -89,7 +91,7 @@ def html(report: Report, verdict: Verdict) -> str:
 
 
 def _columns(report: Report) -> dict[str, tuple[str, int, str]]:
-    """Return the columns of the report's figures: ``KL`` only of soft labels."""
+    """Return the columns of the report's figures: some are only of soft labels, or of ordered ones."""
     return {name: of for name, of in _COLUMNS.items() if of[0] in report.methods[report.served]}
 
 

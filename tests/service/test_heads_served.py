@@ -39,7 +39,8 @@ def fitted(folder: Path, *, adapted: bool) -> laplora.CalibratedPosterior:
         model = add_lora(model, ["q_proj", "v_proj"], dtype=None)
     classifier = laplora.Classifier(model, tokenizer, "{text} z", LABELS, max_tokens=16)
     experts = {"names": ["frozen", "encoder"], "encoder": str(encoder)}
-    own = laplora.FitSettings.model_validate({"experts": experts, "laplace": {"joint_rank": 8, "prior": "evidence"}})
+    laplace, calibration = {"joint_rank": 8, "prior": "evidence"}, {"ordered": adapted}
+    own = laplora.FitSettings.model_validate({"experts": experts, "laplace": laplace, "calibration": calibration})
     rows = letter_rows(80, shortest=3)
     given = (rows[:40], rows[40:]) if adapted else (rows,)
     found = laplora.fit(classifier, *given, settings=own, progress=False)
@@ -97,6 +98,31 @@ async def check_accepted(client: httpx.AsyncClient, rows: Rows) -> None:
     assert (found["predictive"], found["target_risk"]) == (default[0]["answered_by"], 0.3)
 
 
+async def check_order(
+    client: httpx.AsyncClient, posterior: laplora.CalibratedPosterior, rows: Rows, *, ordered: bool
+) -> None:
+    """An artifact whose labels have an order says the expected one; of two labels it is the second's probability."""
+    for name in posterior.predictives:
+        full = await answers(client, rows, predictive=name)
+        short = await answers(client, rows, predictive=name, detail="short")
+        if not ordered:
+            assert not any("expected_label" in one and one["expected_label"] is not None for one in (*full, *short))
+            continue
+        assert not any("expected_label" in one for one in short)
+        for one in full:
+            assert one["expected_label"] == pytest.approx(one["probs"]["yes"])
+            if name in ("map", "temperature"):
+                assert one["expected_label_std"] is None
+            else:
+                # The pool's other spread is to first order.
+                tolerance = 1 if name == "pooled" else 0.05
+                assert one["expected_label_std"] == pytest.approx(one["probs_std"]["yes"], rel=tolerance, abs=0.01)
+    body = {"inputs": rows, "options": {"resamples": 10}}
+    for metrics in (await client.post("/evaluate", json=body)).json()["methods"].values():
+        assert metrics["mae"] == (pytest.approx(1 - metrics["accuracy"]) if ordered else None)
+        assert metrics["rps"] == (pytest.approx(metrics["brier"] / 2) if ordered else None)
+
+
 async def check_soft(client: httpx.AsyncClient, posterior: laplora.CalibratedPosterior, rows: Rows) -> None:
     """Labels that are probabilities are measured as in memory; a job refuses them."""
     other = {"yes": "no", "no": "yes"}
@@ -142,6 +168,7 @@ async def test_what_is_served_is_what_memory_answers(
         if not adapted:
             assert "it has no adapter" in refused.json()["error"]["message"]
             assert {one["label_mass"] for one in default} == {None}
+        await check_order(client, posterior, rows, ordered=adapted)
         await check_suggested(client, posterior, texts)
         await check_accepted(client, letter_rows(40, seed=9, shortest=3))
         await check_soft(client, posterior, letter_rows(12, seed=9, shortest=3))

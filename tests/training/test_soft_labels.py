@@ -55,6 +55,7 @@ def test_a_run_of_soft_labels_is_fitted_and_reported_by_cross_entropy(tmp_path: 
         data=data | {"labels": ["negative", "positive"], "train": 30, "calibration": 24},
         optimizer={"learning_rate": 1e-2, "steps": 12, "batch_size": 6},
         laplace={"rank": 8, "joint_rank": 8, "batch_size": 8, "prior": "validation"},
+        calibration={"ordered": True},
     )
     assert job("run", file) == 0
     run = open_run(load_config(file))
@@ -77,7 +78,10 @@ def test_a_run_of_soft_labels_is_fitted_and_reported_by_cross_entropy(tmp_path: 
     assert record.thresholds.errors == int((at_map.argmax(1) != calibration.argmax(1)).sum())
     report = json.loads((run.folder / "report" / "evaluation.json").read_text())
     assert 0 < report["map"]["kl"] < report["map"]["nll"]
-    assert "KL ↓" in (run.folder / "report" / "results.md").read_text()
+    assert artifact.manifest.calibration.ordered
+    assert report["map"]["mae"] == pytest.approx(1 - report["map"]["accuracy"])
+    assert report["map"]["rps"] == pytest.approx(report["map"]["brier"] / 2)
+    assert "KL ↓ | MAE ↓ | RPS ↓" in (run.folder / "report" / "results.md").read_text()
 
 
 def test_balanced_weights_count_probabilities(tmp_path: Path, tiny_base_folder: Path) -> None:
@@ -101,6 +105,8 @@ def test_rows_of_an_adapter_that_was_trained_elsewhere_keep_their_probabilities(
         Task("given", template_of("sentiment"), ("bad", "good", "odd")),
     )
     assert labels_of_rows(path, "label") == task.labels
+    (tmp_path / "soft.csv").write_text('text,label\na,"{""good"": 0.75, ""bad"": 0.25}"\nb,odd\n')
+    assert labels_of_rows(tmp_path / "soft.csv", "label") == task.labels
     assert [row["label"] for row in adapter_rows(path, task, "label")] == [{"bad": 0.25, "good": 0.75}, "odd"]
     numbered = write_rows(tmp_path / "numbers.jsonl", [{"text": "a", "label": {"1": 0.75, "0": 0.25}}])
     (row,) = adapter_rows(numbered, task, "label", of_head=True)

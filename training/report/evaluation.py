@@ -23,6 +23,8 @@ _COLUMNS = {
     "ECE ↓": ("ece", -1),
     "Brier ↓": ("brier", -1),
     "KL ↓": ("kl", -1),
+    "MAE ↓": ("mae", -1),
+    "RPS ↓": ("rps", -1),
     "AUROC ↑": ("auroc_error", 1),
     "AURC ↓": ("aurc", -1),
 }
@@ -67,9 +69,9 @@ def results_table(evaluations: Mapping[str, Evaluation]) -> str:
 
 
 def _columns(evaluations: Mapping[str, Evaluation]) -> dict[str, tuple[str, int]]:
-    """Return the columns: the KL divergence only of soft labels."""
-    soft = any(evaluation.kl is not None for evaluation in evaluations.values())
-    return {heading: of for heading, of in _COLUMNS.items() if soft or of[0] != "kl"}
+    """Return the columns of which a method has a figure."""
+    every = evaluations.values()
+    return {heading: of for heading, of in _COLUMNS.items() if any(getattr(one, of[0]) is not None for one in every)}
 
 
 def _cells(evaluations: Mapping[str, Evaluation]) -> dict[str, list[tuple[str, Bounds, bool]]]:

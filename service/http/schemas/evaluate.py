@@ -101,6 +101,12 @@ class MethodMetrics(PartialMetrics):
     """Mean over inputs of the squared error summed over classes, 0 to 2."""
     kl: FiniteFloat | None = Field(None, examples=[None])
     """NLL less the labels' own entropy, nats, if a label has probabilities: 0 where answers equal labels; else null."""
+    mae: FiniteFloat | None = Field(None, examples=[None])
+    """Mean number of places from the answer to the true label, if labels have an order; else, and of a job, null."""
+    rps: FiniteFloat | None = Field(None, examples=[None])
+    """Ranked probability score, squared error of the cumulated probabilities, 0 to 1, if labels have an order; else,
+    and of a job, null.
+    """
     auroc_error: FiniteFloat | None = Field(examples=[0.78])
     """How well the uncertainty ranks the mistakes, 0 to 1, 0.5 is chance; null without both outcomes."""
     auprc_error: FiniteFloat | None = Field(examples=[0.41])

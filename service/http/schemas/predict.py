@@ -191,6 +191,14 @@ class PredictionOut(Answer):
     """The predictive's review score, of no unit: higher means more likely wrong. If several labels may be right, the
     highest of theirs.
     """
+    expected_label: FiniteFloat | None = Field(None, examples=[2.4])
+    """The expected place in the labels' order, from 0: the sum of place times probability; only from an artifact whose
+    labels have an order.
+    """
+    expected_label_std: FiniteFloat | None = Field(None, examples=[0.2])
+    """How far the posterior's plausible weights move expected_label: a standard deviation, number of places. It is not
+    how far true labels are from it. Null for a predictive without a spread.
+    """
     tokens: int | None = Field(None, examples=[61])
     """Tokens of the prompt as scored; with order_average, of both orders."""
     orders: int | None = Field(None, examples=[2])

@@ -35,7 +35,7 @@ def overconfident(rows: int, classes: int, seed: int) -> tuple[torch.Tensor, tor
     return torch.softmax(2 * logits, 1), labels
 
 
-@pytest.mark.parametrize("score", ["lac", "aps"])
+@pytest.mark.parametrize("score", ["lac", "aps", "interval"])
 def test_sets_cover_new_rows_at_the_promised_rate(score: Any) -> None:
     level, rows, trials, fresh = 0.9, 30, 300, 60
     mask, rates = torch.ones(fresh, 4, dtype=torch.bool), []
@@ -46,6 +46,21 @@ def test_sets_cover_new_rows_at_the_promised_rate(score: Any) -> None:
     # Coverage given a calibration split is Beta(28, 3), sd 0.053; over 300 splits the mean has sd 0.0033. Sets may
     # cover more, as each has the most probable label.
     assert sum(rates) / trials >= level - 4 * stats.beta(28, 3).std() / math.sqrt(trials)
+
+
+@given(st.integers(0, 999), st.floats(0.01, 0.99))
+def test_the_sets_of_an_order_are_the_shortest_intervals_around_those_without_one(seed: int, threshold: float) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    probs = (3 * torch.randn(8, 5, generator=draw, dtype=F64)).softmax(1)
+    mask = torch.arange(5) < torch.randint(2, 6, (8, 1), generator=draw)
+    probs = probs.masked_fill(~mask, 0) / probs.masked_fill(~mask, 0).sum(1, keepdim=True)
+    found = label_sets("interval", probs, threshold, mask)
+    for row, plain in zip(found, prediction_sets(probs, threshold, mask), strict=True):
+        held = plain.nonzero()[:, 0]
+        assert row.nonzero()[:, 0].tolist() == list(range(int(held.min()), int(held.max()) + 1))
+    whole = torch.ones_like(mask)
+    turned = label_sets("interval", probs.flip(1), threshold, whole).flip(1)
+    assert torch.equal(turned, label_sets("interval", probs, threshold, whole))
 
 
 def test_prediction_sets_and_their_coverage() -> None:

@@ -28,7 +28,7 @@ from laplora.decisions.temperature import fit_temperature
 from laplora.errors import DataError
 from laplora.experts.base import Labelled, losses_of
 from laplora.fitting.cross_fitted import cross_fitted_report
-from laplora.fitting.rows import read_rows
+from laplora.fitting.rows import check_labels, read_rows
 from laplora.head.fit import fit
 from laplora.linearised import (
     class_log_probs,
@@ -212,6 +212,9 @@ def test_rows_of_every_kind_of_file_and_of_python_are_the_same(write: Callable[[
     for rows in (SOFT, numbered, pd.DataFrame(SOFT)):
         given = read_rows(rows, classifier(), "label")
         assert [(e.label, e.target) for e in given] == [(e.label, e.target) for e in found]
+    check_labels(found[:1], list(LABELS))  # "no" is possible, though it is no row's most probable one
+    with pytest.raises(DataError, match="no row has the labels"):
+        check_labels(found[2:3], list(LABELS))
     assert label_tensor(found, 2).tolist()[2:] == [[0, 1], [1, 0]]
     assert label_tensor(found[2:], 2).tolist() == [1, 0]  # with no soft one, as ever
 

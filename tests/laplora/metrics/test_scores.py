@@ -18,7 +18,16 @@ from laplora.metrics.checks import checked_column, checked_labels, checked_probs
 from laplora.metrics.checks import checked_values as values
 from laplora.metrics.detection import detection
 from laplora.metrics.ranking import compare_auroc, error_auprc, error_auroc, risk_coverage
-from laplora.metrics.scores import accuracy, bootstrap_interval, brier, ece, evaluate_probs, nll, reliability_bins
+from laplora.metrics.scores import (
+    accuracy,
+    bootstrap_interval,
+    brier,
+    ece,
+    evaluate_probs,
+    nll,
+    order_errors,
+    reliability_bins,
+)
 from laplora.prompts.option_order import restore_logits
 from laplora.readouts.label_sequences import LabelSequences
 
@@ -125,6 +134,25 @@ def test_evaluation_and_intervals_are_those_of_the_public_metrics() -> None:
         assert as_json["intervals"][name] == pytest.approx(interval, abs=1e-12)
     assert as_json["excess_aurc"] == risk_coverage(score, errors).excess
     assert [len(as_json["reliability"]), len(as_json["risk_coverage"]["risk"])] == [15, 200]
+
+
+def test_errors_in_an_order_are_by_places() -> None:
+    probs = torch.tensor([[0.7, 0.2, 0.1, 0.0], [0.1, 0.1, 0.2, 0.6]], dtype=torch.float64)
+    labels = torch.tensor([0, 1])
+    found = order_errors(probs, labels)
+    first, second = 0.3**2 + 0.1**2, 0.1**2 + 0.8**2 + 0.6**2
+    assert found == {"mae": 1.0, "rps": pytest.approx((first + second) / 6)}
+    turned = order_errors(probs.flip(1), 3 - labels)
+    assert turned == {"mae": 1.0, "rps": pytest.approx(found["rps"])}
+    assert order_errors(probs, probs) == {"mae": 0.0, "rps": 0.0}  # soft labels that answers equal
+    assert order_errors(probs[:, :2] / probs[:, :2].sum(1, keepdim=True), labels)["rps"] == pytest.approx(
+        brier(probs[:, :2] / probs[:, :2].sum(1, keepdim=True), labels) / 2
+    )
+    with_order = evaluate_probs(probs, labels, resamples=0, ordered=True)
+    assert (with_order.mae, with_order.rps) == (1.0, found["rps"])
+    plain = evaluate_probs(probs, labels, resamples=0)
+    assert (plain.mae, plain.rps) == (None, None)
+    assert with_order.to_json().keys() - plain.to_json().keys() == {"mae", "rps"}
 
 
 def test_evaluate_edges() -> None:
