@@ -260,7 +260,7 @@ def evaluate_probs(
     """
     rows = row_scores(probs, labels, score)
     found = evaluate_rows(rows, bins=bins, resamples=resamples, seed=seed, groups=groups)
-    order = order_errors(probs, labels) if ordered else {}
+    order: Any = order_errors(probs, labels) if ordered else {}
     return replace(found, kl=kl_of(found.nll, labels), **order)
 
 
