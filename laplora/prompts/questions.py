@@ -99,18 +99,18 @@ class AnsweredQuestion:
             return False
         return self.takes_options or _options(criteria, type) == _options(self.criteria, type)
 
-    def inputs(self, state: Content, criteria: Criteria) -> dict[str, Any]:
-        """Return the template's fields of a state. An option is the text of its description, else its name.
+    def choices(self, criteria: Criteria) -> dict[str, list[str]]:
+        """Return the field of a template that takes a request's options: each one's description, else its name."""
+        if not self.takes_options or not isinstance(criteria, Mapping):
+            return {}
+        return {"choices": [text if isinstance(text, str) else key for key, text in criteria.items()]}
+
+    def state_fields(self, state: Content) -> dict[str, str]:
+        """Return the template's other fields, which a state fills, as texts.
 
         Raises:
-            InvalidInputError: a state that does not fill the fields.
+            InvalidInputError: a state that does not fill them.
         """
-        fields: dict[str, Any] = {name: as_text(value) for name, value in self._values(state).items()}
-        if self.takes_options and isinstance(criteria, Mapping):
-            fields["choices"] = [text if isinstance(text, str) else key for key, text in criteria.items()]
-        return fields
-
-    def _values(self, state: Content) -> dict[str, Any]:
         names, keys = text_fields(self.template), self.asked.state
         parts, values = state if isinstance(state, dict) else {}, dict[str, Any]()
         if parts and set(parts) == set(names):
@@ -125,7 +125,7 @@ class AnsweredQuestion:
             raise InvalidInputError(
                 f"the state is an object with {wanted} here, none of them null{alone}", field="state"
             )
-        return values
+        return {name: as_text(value) for name, value in values.items()}
 
 
 def text_fields(template: PromptTemplate) -> list[str]:

@@ -12,10 +12,12 @@ import pytest
 from documents import ROOT, Block, blocks, commands
 from server_process import server_process
 
+from laplora.artifact.folder import read_artifact
 from laplora.commands.app import main
 from laplora.commands.quick import earlier_figures
 from laplora.data.records import read_records
 from laplora.models.offline import ensure_encoder, ensure_model
+from laplora.prompts.questions import Question
 from training.__main__ import main as training
 
 PAGE = [block for block in blocks() if block.page == "docs/tutorial.md"]
@@ -42,7 +44,8 @@ def test_the_page_is_what_a_reader_meets(
     monkeypatch.chdir(tmp_path)
     assert Path("examples/messages.csv").read_text().startswith(shown(beginning="id,message").text)
     ((program, *words),) = commands(shown(beginning="laplora quick examples/messages.csv\n"))
-    assert (program, main([*words, "--yes"])) == ("laplora", 0)
+    assert (program, main([*words, "--yes", "--question", "Which team?"])) == ("laplora", 0)
+    assert read_artifact(Path("examples/messages")).manifest.question == Question(instructions="Which team?")
     out, said = capsys.readouterr()
     plan = shown(beginning="examples/messages.csv: 200 rows").text.splitlines()
     assert said.splitlines()[: len(plan) - 2] == plan[:-2]

@@ -40,7 +40,9 @@ def fitted(folder: Path, *, adapted: bool) -> laplora.CalibratedPosterior:
     classifier = laplora.Classifier(model, tokenizer, "{text} z", LABELS, max_tokens=16)
     experts = {"names": ["frozen", "encoder"], "encoder": str(encoder)}
     laplace, calibration = {"joint_rank": 8, "prior": "evidence"}, {"ordered": adapted}
-    own = laplora.FitSettings.model_validate({"experts": experts, "laplace": laplace, "calibration": calibration})
+    question = {"type": "noul", "yes_label": "yes", "state": {"text": None}}
+    wanted = {"experts": experts, "laplace": laplace, "calibration": calibration, "question": question}
+    own = laplora.FitSettings.model_validate(wanted)
     rows = letter_rows(80, shortest=3)
     given = (rows[:40], rows[40:]) if adapted else (rows,)
     found = laplora.fit(classifier, *given, settings=own, progress=False)
@@ -157,6 +159,10 @@ async def test_what_is_served_is_what_memory_answers(
         (listed,) = (await client.get("/artifacts")).json()["artifacts"]
         assert listed["predictives"] == list(posterior.predictives)
         assert {"map", "pooled"} <= set(posterior.predictives)
+        assert listed["question"]["labels"] == ["no", "yes"]
+        asked = {"state": texts[0]["text"], "questions": {"q": {"type": "noul"}}}
+        noul = (await client.post("/v1/systemone", json=asked)).json()["answers"]["q"]["noul"]
+        assert noul == pytest.approx(posterior.predict(texts[:1])[0].probs["yes"], abs=2e-4)
         for name in posterior.predictives:
             check(await answers(client, rows, predictive=name), posterior.predict(texts, name))
         default = await answers(client, rows)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
 
 from laplora.answers.written import written_answer
 from laplora.prompts.questions import AnsweredQuestion, Criteria, as_text
-from service.artifacts.host import ArtifactHost
 from service.errors import BatchTooLargeError, InvalidRequestError, NotReadyError, shown_field
 from service.http.answers import Answered
 from service.http.body import JsonBodyRoute
@@ -52,12 +52,13 @@ router = APIRouter(tags=["protocols"], route_class=_SystemOneRoute)
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question of a request, and whose it is."""
+    """A question of a request, and whose it is; fields: of that artifact's template."""
 
     id: str
     artifact: Artifact
     answers: AnsweredQuestion
     criteria: Criteria
+    fields: Mapping[str, Any]
 
 
 @router.post(
@@ -80,11 +81,18 @@ async def systemone(
             limit=settings.max_inputs,
             got=len(body.questions),
         )
+    artifacts.require_taking()
+    models = [place.model for place in artifacts.shelf.places]
+    if body.model and body.model not in ALIASES:
+        await artifacts.require_loaded(body.model)
+        models = [model for model in (artifacts.shelf.find(body.model),) if model is not None]
+    # Comparing and writing out a large body takes a while: other requests are served meanwhile.
+    work = partial(_asked, body, [model.artifact for model in models])
     by_artifact = dict[str, list[_Asked]]()
-    for asked in await _asked(body, artifacts):
+    for asked in await asyncio.get_running_loop().run_in_executor(request.app.state.parse_threads, work):
         by_artifact.setdefault(asked.artifact.name, []).append(asked)
     groups = list(by_artifact.values())
-    working = [asyncio.ensure_future(predicting().answer(_call(body, group))) for group in groups]
+    working = [asyncio.ensure_future(predicting().answer(_call(group))) for group in groups]
     try:
         answered = await asyncio.gather(*working)
     finally:
@@ -97,35 +105,33 @@ async def systemone(
     return Response(response.model_dump_json(), media_type="application/json")
 
 
-async def _asked(body: SystemOneRequest, artifacts: ArtifactHost) -> list[_Asked]:
-    """Return whose each question is, the active artifact's first where several have one.
+def _asked(body: SystemOneRequest, artifacts: Sequence[Artifact]) -> list[_Asked]:
+    """Return whose each question is, the first artifact's where several have one.
 
     Raises:
-        NotReadyError, DrainingError, DeviceFaultError: as ``ArtifactHost.require_taking``.
-        ArtifactNotFoundError, ArtifactNotLoadedError: as ``ArtifactHost.require_loaded``, of the artifact by name.
         InvalidRequestError: a question that no artifact answers; it says what they answer.
+        InvalidInputError: as ``AnsweredQuestion.state_fields``.
     """
-    artifacts.require_taking()
-    models = [place.model for place in artifacts.shelf.places]
-    if body.model and body.model not in ALIASES:
-        await artifacts.require_loaded(body.model)
-        models = [model for model in (artifacts.shelf.find(body.model),) if model is not None]
-    known = [(model.artifact, answers) for model in models if (answers := model.artifact.manifest.answers) is not None]
-    asked, problems = list[_Asked](), list[dict[str, str]]()
+    known = [(artifact, answers) for artifact in artifacts if (answers := artifact.manifest.answers) is not None]
+    asked, problems, fields = list[_Asked](), list[dict[str, str]](), dict[str, dict[str, str]]()
     for name, question in body.questions.items():
-        criteria, field = _criteria(question), shown_field(f"questions.{name}")
-        for artifact, answers in known:
-            if answers.matches(question.type, question.instructions, criteria):
-                asked.append(_Asked(name, artifact, answers, criteria))
-                fewest, most = answers.option_counts
-                if answers.takes_options and not fewest <= len(criteria or ()) <= most:
-                    wanted = f"{artifact.name!r} takes {fewest} to {most} options"
-                    problems.append({"field": f"{field}.criteria", "message": f"{wanted}, got {len(criteria or ())}"})
-                break
-        else:
-            loaded = "; ".join(f"{artifact.name!r} answers {_said(artifact.manifest)}" for artifact, _ in known)
-            message = f"no loaded artifact has this question, word for word: {loaded or 'none has any'}"
-            problems.append({"field": field, "message": message[:500]})
+        criteria, place = _criteria(question), shown_field(f"questions.{name}")
+        fits = ((a, q) for a, q in known if q.matches(question.type, question.instructions, criteria))
+        artifact, answers = next(fits, (None, None))
+        if artifact is None or answers is None:
+            loaded = "; ".join(f"{one.name!r} answers {_said(one.manifest)}" for one, _ in known) or "none has any"
+            message = f"no loaded artifact has this question, word for word: {loaded}"
+            problems.append({"field": place, "message": message[:500]})
+            continue
+        (fewest, most), count = answers.option_counts, len(criteria or ())
+        if answers.takes_options and not fewest <= count <= most:
+            message = f"{artifact.name!r} takes {fewest} to {most} options, got {count}"
+            problems.append({"field": f"{place}.criteria", "message": message})
+        elif not problems:
+            if artifact.name not in fields:
+                fields[artifact.name] = answers.state_fields(body.state)
+            filled = fields[artifact.name] | answers.choices(criteria)
+            asked.append(_Asked(name, artifact, answers, criteria, filled))
     if problems:
         error = InvalidRequestError("; ".join(problem["message"] for problem in problems), field=problems[0]["field"])
         error.problems, error.problems_count = problems[:16], len(problems)
@@ -144,11 +150,11 @@ def _criteria(question: AskedQuestion) -> Criteria:
     return criteria.model_dump() if isinstance(criteria, NoulCriteria) else criteria
 
 
-def _call(body: SystemOneRequest, group: Sequence[_Asked]) -> Call:
+def _call(group: Sequence[_Asked]) -> Call:
     """Return what the questions of one artifact ask of it."""
 
     def inputs(fields: Sequence[str]) -> list[Input]:
-        return [Input.model_validate(one.answers.inputs(body.state, one.criteria)) for one in group]
+        return [Input.model_validate(dict(one.fields)) for one in group]
 
     return Call(inputs, len(group), group[0].artifact.name, PredictOptions())
 

@@ -213,6 +213,9 @@ def test_rows_that_cannot_be_used(
         laplora.fit(classifier, change(rows["train"]), rows["calibration"], progress=False)
     with pytest.raises(ConfigError, match=r"must be a laplora\.Classifier, got PeftModel"):
         laplora.fit(classifier.model, rows["train"])
+    unfit = laplora.FitSettings.model_validate({"question": {"type": "noul", "yes_label": "yes"}})
+    with pytest.raises(ConfigError, match="question: a noul has two labels"):
+        laplora.fit(classifier, change(rows["train"]), settings=unfit)
 
 
 def test_calibration_rows_are_given_or_said_to_be_unseen(

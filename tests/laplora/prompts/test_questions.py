@@ -78,7 +78,8 @@ def test_multiple_choice_takes_the_options_of_the_request() -> None:
     options = {"x": "an ox", "y": None, "z": {"no": "text"}}
     assert letters.matches("choice", "Which?", options)
     assert letters.keys(options) == ["x", "y", "z"]
-    assert letters.inputs("Who?", options) == {"question": "Who?", "choices": ["an ox", "y", "z"]}
+    assert letters.choices(options) == {"choices": ["an ox", "y", "z"]}
+    assert letters.state_fields("Who?") == {"question": "Who?"}
     assert (letters.option_counts, letters.criteria) == ((2, 4), None)
     assert of(None, "winogrande", "AB").option_counts == (2, 2)
 
@@ -110,10 +111,10 @@ def test_a_state_fills_the_template_in_one_way_or_not_at_all(
 ) -> None:
     answers = of({"state": mapping}, template)
     if fields is not None:
-        assert answers.inputs(state, None) == fields
+        assert answers.state_fields(state) == fields
         return
     with pytest.raises(InvalidInputError, match="the state is an object with"):
-        answers.inputs(state, None)
+        answers.state_fields(state)
 
 
 @pytest.mark.parametrize(

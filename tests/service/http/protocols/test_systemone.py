@@ -264,6 +264,10 @@ async def test_questions_of_several_artifacts_wait_beside_each_other_and_fail_to
         async with served.occupied():
             asked = asyncio.create_task(post(served, state="a", questions=questions))
             await served.until(lambda: served.queued_plans == 3)
+            # One that fails does not wait for the others.
+            team = {"t": {"type": "choice", "instructions": "Whose is it?", "criteria": TEAMS}}
+            refused = await post(served, state={"body": "a"}, questions=noul() | team)
+            assert (refused.status_code, served.queued_plans) == (422, 3)
         assert (await asked).status_code == 200
         mood = served.state.artifacts.shelf.find("mood")
         mood.nan = True
@@ -279,8 +283,8 @@ async def test_an_artifact_that_was_replaced_meanwhile_does_not_answer(
     async with serving(tmp_path) as served:
         real = systemone._asked
 
-        async def earlier(*args: Any) -> Any:
-            found = await real(*args)
+        def earlier(*args: Any) -> Any:
+            found = real(*args)
             manifest = served.predictor.artifact.manifest
             former: Any = SimpleNamespace(name="spam", digest="sha256:former", manifest=manifest)
             return [replace(one, artifact=former) for one in found]
