@@ -99,7 +99,7 @@ class FakePredictor(Predictor):
             template=SimpleNamespace(template=lambda: template),
             metrics={"map": {"nll": 0.5}, "laplace": MEASURED},
             servable=self.predictives,
-            calibration=SimpleNamespace(coverage=0.9, rows=150),
+            calibration=SimpleNamespace(coverage=0.9, rows=150, ordered=False),
             familiarity=SimpleNamespace(false_alarms=0.02),
             predictives=dict.fromkeys(self.predictives, RULE),
             recommended=SimpleNamespace(**reason, model_dump=lambda: reason),
