@@ -32,15 +32,10 @@ def test_a_choice_is_matched_by_its_words_in_any_order() -> None:
     options = {"furious": None, "cross": {"b": [2], "a": 1}, "calm": "polite"}
     assert choice.matches("choice", "Mood?", options)
     assert choice.keys(options) == list(LABELS)
-    for type_, instructions, criteria in (
-        ("score", "Mood?", options),
-        ("choice", "Mood", options),
-        ("choice", None, options),
-        ("choice", "Mood?", options | {"calm": None}),
-        ("choice", "Mood?", {"calm": "polite", "furious": None}),
-        ("choice", "Mood?", options | {"sad": None}),
-    ):
-        assert not choice.matches(type_, instructions, criteria)  # type: ignore[arg-type]
+    assert not any(choice.matches("choice", other, options) for other in ("Mood", None, ["Mood?"]))
+    assert not choice.matches("score", "Mood?", options)
+    for others in (options | {"calm": None}, {"calm": "polite", "furious": None}, options | {"sad": None}):
+        assert not choice.matches("choice", "Mood?", others)
 
 
 def test_the_order_of_levels_counts_and_a_level_without_words_is_its_label() -> None:
@@ -51,12 +46,10 @@ def test_the_order_of_levels_counts_and_a_level_without_words_is_its_label() -> 
     assert not score.matches("score", None, ["cross", "calm", "threatens"])
 
 
-@pytest.mark.parametrize(
-    ("labels", "keys"), [(("ham", "spam"), ["false", "true"]), (("spam", "ham"), ["true", "false"])]
-)
-def test_a_side_of_a_noul_may_be_left_out(labels: Any, keys: list[str]) -> None:
+@pytest.mark.parametrize("labels", [("ham", "spam"), ("spam", "ham")])
+def test_a_side_of_a_noul_may_be_left_out(labels: Any) -> None:
     noul = of({"type": "noul", "instructions": "Spam?", "yes_label": "spam", "options": {"spam": "ads"}}, labels=labels)
-    assert noul.keys(None) == keys
+    assert noul.keys(None) == ["true" if label == "spam" else "false" for label in labels]
     assert noul.criteria == {"true": "ads", "false": None}
     assert noul.matches("noul", "Spam?", {"true": "ads"})
     assert noul.matches("noul", "Spam?", {"true": "ads", "false": None})

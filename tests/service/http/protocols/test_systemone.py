@@ -40,24 +40,27 @@ MOOD = Question(type="score", instructions="How cross?", options={"cross": "It i
 WHICH = Question(instructions="Which is it?")
 
 
-def fakes(root: Path) -> list[FakePredictor]:
-    """Return an artifact for each type of question, the last of multiple choice."""
-    names = ("spam", "team", "mood", "which")
-    folders = [one.artifact.path for one in artifacts_in(root, *names)]
-    declared = (SPAM, TEAM, MOOD, WHICH)
-    labels: tuple[Any, ...] = (("ham", "spam"), tuple(TEAMS), ("calm", "cross", "furious"), "ABCDE")
-    templates = (*[TEMPLATES["sentiment"]] * 3, TEMPLATES["multiple_choice"])
-    return [
-        FakePredictor(name, path=path, template=template, labels=of, question=question, most_options=3)
-        for name, path, template, of, question in zip(names, folders, templates, labels, declared, strict=True)
-    ]
+#: By name each artifact's question, labels and template.
+Declared = dict[str, tuple[Question, Any, str]]
+OWN: Declared = {
+    "spam": (SPAM, ("ham", "spam"), "sentiment"),
+    "team": (TEAM, tuple(TEAMS), "sentiment"),
+    "mood": (MOOD, ("calm", "cross", "furious"), "sentiment"),
+    "which": (WHICH, "ABCDE", "multiple_choice"),
+}
 
 
 @asynccontextmanager
-async def serving(root: Path, **values: Any) -> AsyncIterator[Served]:
-    first, *others = fakes(root)
-    names = tuple(one.artifact.name for one in others)
-    async with serve(first, *others, artifact="spam", also_load=names, artifacts_root=root, **values) as served:
+async def serving(root: Path, declared: Declared = OWN, **values: Any) -> AsyncIterator[Served]:
+    more: dict[str, Any] = {"most_options": 3, "max_tokens": 2000}
+    first, *others = (
+        FakePredictor(name, path=root / name, template=TEMPLATES[template], labels=labels, question=question, **more)
+        for name, (question, labels, template) in declared.items()
+    )
+    if not (root / first.artifact.name).exists():
+        artifacts_in(root, *declared)
+    values |= {"artifact": first.artifact.name, "also_load": tuple(declared)[1:], "artifacts_root": root}
+    async with serve(first, *others, max_artifacts=8, **values) as served:
         yield served
 
 
@@ -134,12 +137,7 @@ async def test_more_options_than_a_row_of_the_fit_had_are_flagged_and_too_many_r
             own = answer["x_laplora"]
             assert (own["decision"], "more_options" in own["flags"]) == (("accept", "review")[count > 3], count > 3)
         assert "a row of the fit had 3" in own["decision_reason"]
-        for count, said in (
-            (6, "takes 2 to 5 options, got 6"),
-            (255, "got 255"),
-            (256, "at most 255"),
-            (257, "256 is"),
-        ):
+        for count, said in ((6, "2 to 5 options, got 6"), (255, "got 255"), (256, "at most 255"), (257, "256 is")):
             refused = await post(served, state="a", questions=which(count))
             assert refused.status_code == 422
             assert said in refused.json()["detail"][0]["msg"]
@@ -223,12 +221,8 @@ async def test_what_is_hostile_or_wrong_is_refused_in_the_protocols_shape(
 
 async def test_a_state_that_cannot_be_read_is_at_fault_itself(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
-        for state, kind in (
-            (" ", "invalid_input"),
-            ("w " * 100, "too_many_tokens"),
-            ({"other": "a"}, "invalid_input"),
-            ({"text": None}, "invalid_input"),
-        ):
+        for state in (" ", "w " * 3000, {"other": "a"}, {"text": None}):
+            kind = "too_many_tokens" if len(state) > 3000 else "invalid_input"
             refused = await post(served, state=state, questions=noul())
             assert refused.status_code == 422
             (problem,) = refused.json()["detail"]
@@ -318,23 +312,17 @@ async def of_run(run: FinishedRun) -> AsyncIterator[TypeSafeClient]:
             yield client
 
 
-async def test_a_trained_artifact_answers_the_question_of_its_configuration(sentiment_run: FinishedRun) -> None:
+async def test_trained_artifacts_answer_the_question_of_their_configuration(
+    sentiment_run: FinishedRun, choices_run: FinishedRun
+) -> None:
     async with of_run(sentiment_run) as client:
-        question = {"q": Noul(instructions="Is it a good review?")}
-        good, bad = [
-            (await asyncio.to_thread(client.system_one, state=f"a {word} {NOUNS[0]}", questions=question))
-            .nouls["q"]
-            .noul
-            for word in (GOOD[0], BAD[0])
-        ]
-        assert good > 0.5 > bad
-
-
-async def test_a_trained_artifact_of_multiple_choice_takes_options(choices_run: FinishedRun) -> None:
+        ask = partial(client.system_one, questions={"q": Noul(instructions="Is it a good review?")})
+        good, bad = [await asyncio.to_thread(ask, state=f"a {word} {NOUNS[0]}") for word in (GOOD[0], BAD[0])]
+        assert good.nouls["q"].noul > 0.5 > bad.nouls["q"].noul
     assert read_artifact(choices_run.artifact).manifest.most_options == 3
     async with of_run(choices_run) as client:
-        question = Choice(instructions=TEMPLATES["multiple_choice"].text, criteria={"yes": "good", "no": "bad"})
-        answer = await asyncio.to_thread(client.system_one, state="Is a good film good?", questions={"q": question})
+        which = Choice(instructions=TEMPLATES["multiple_choice"].text, criteria={"yes": "good", "no": "bad"})
+        answer = await asyncio.to_thread(client.system_one, state="Is a good film good?", questions={"q": which})
         assert set(answer.choices["q"].probabilities) == {"yes", "no"}
         assert math.fsum(answer.choices["q"].probabilities.values()) == pytest.approx(1)
 
@@ -353,32 +341,17 @@ async def test_its_conformance_checks_fail_only_where_a_tasks_artifact_is_no_gen
     team = Question(instructions=checks.CHOICE["instructions"], options=described, **whole)
     anger = Question(type="score", instructions=checks.SCORE["instructions"], **whole)
     queue = Question(instructions="Which queue should this ticket go to?")
-    letters = [f"letter {i}" for i in range(255)]
-    declared: dict[str, tuple[Question, Any, str]] = {
+    declared: Declared = {
         "refund": (refund, ("yes", "no"), "sentiment"),
         "team": (team, tuple(described), "sentiment"),
-        "queue": (queue, letters, "multiple_choice"),
+        "queue": (queue, [f"letter {i}" for i in range(255)], "multiple_choice"),
         **{f"anger-{count}": (anger, levels(count), "sentiment") for count in (2, 3, 5, 10)},
     }
-    first, *others = (
-        FakePredictor(
-            name,
-            path=one.artifact.path,
-            template=TEMPLATES[template],
-            max_tokens=9999,
-            labels=labels,
-            question=question,
-        )
-        for one, (name, (question, labels, template)) in zip(
-            artifacts_in(tmp_path, *declared), declared.items(), strict=True
-        )
-    )
-    own = {"artifact": "refund", "also_load": tuple(declared)[1:], "artifacts_root": tmp_path, "max_artifacts": 8}
     key, file = "laplora_" + "k" * 32, tmp_path / "keys.json"
     write_keys(file, [Key(id="a", sha256=digest(key), scopes=("predict",))])
     results = []
     for given, more, only in ((None, {}, None), (key, {"auth": "keys", "keys": file}, {"auth"})):
-        async with serve(first, *others, **own, **more) as served, on_uvicorn(served.app) as (_, port):
+        async with serving(tmp_path, declared, **more) as served, on_uvicorn(served.app) as (_, port):
             run = partial(runner.run, f"http://127.0.0.1:{port}", key=given, only=only)
             results += (await asyncio.to_thread(run)).results
     told = {one.id: [finding.message for finding in one.findings] for one in results if one.status == "fail"}
