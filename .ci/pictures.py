@@ -61,7 +61,7 @@ def packages(picture: Picture) -> None:
         "library",
         [("commands", "laplora serve, evaluate, predict ...")],
         [("bulk", "whole files"), ("sklearn", "scikit-learn's"), ("mlflow", "MLflow's")],
-        [("fitting", "from rows to calibrated answers")],
+        [("fitting, upstream", "from rows to calibrated answers")],
         [("selection", "rows to label next"), ("settings", "of a fit")],
         [("predictor", "an artifact in, answers out")],
         [("encoder", "what needs no weights")],

@@ -32,6 +32,11 @@ from laplora.errors import (
     PriorError,
     StoreUnreachableError,
     TooManyTokensError,
+    UpstreamAnswerError,
+    UpstreamChangedError,
+    UpstreamError,
+    UpstreamRefusedError,
+    UpstreamUnavailableError,
 )
 
 if TYPE_CHECKING:
@@ -77,6 +82,7 @@ if TYPE_CHECKING:
     from laplora.prompts.rows import EncodedRow
     from laplora.prompts.templates import TEMPLATES, PromptTemplate
     from laplora.settings import FitSettings
+    from laplora.upstream.remote_model import remote_model
 
 __version__ = "0.1.0"
 
@@ -126,6 +132,11 @@ __all__ = [
     "StructureSettings",
     "TooManyTokensError",
     "Uncertainty",
+    "UpstreamAnswerError",
+    "UpstreamChangedError",
+    "UpstreamError",
+    "UpstreamRefusedError",
+    "UpstreamUnavailableError",
     "Workers",
     "__version__",
     "accept_threshold",
@@ -153,6 +164,7 @@ __all__ = [
     "prediction_sets",
     "predictive_probs",
     "read_artifact",
+    "remote_model",
     "restore_logits",
     "restore_packaged",
     "reverse_choices",
@@ -205,6 +217,7 @@ _HOMES = {
     "posterior.subset": ("select_blocks",),
     "decisions.uncertainty": ("FLAGS", "Uncertainty", "decompose"),
     "execution.workers": ("Workers",),
+    "upstream.remote_model": ("remote_model",),
 }
 
 

@@ -13,6 +13,11 @@
     ├── ConditioningError       labels that make an artifact's answers worse
     ├── DownloadError           an offline source that could not be fetched or verified
     │   └── StoreUnreachableError ... because its store does not answer
+    ├── UpstreamError           a decision model elsewhere that gives no usable answer
+    │   ├── UpstreamUnavailableError  it cannot be reached, takes too long, or is too busy
+    │   ├── UpstreamRefusedError      it refuses the request
+    │   ├── UpstreamAnswerError       it answers something else than was asked
+    │   └── UpstreamChangedError      it is another model than the one that was fitted
     └── ArtifactError           an artifact that cannot be used
         ├── ArtifactNotFoundError
         ├── ArtifactCorruptError        its files are not what its manifest says
@@ -135,6 +140,30 @@ class DownloadError(LaploraError):
 
 class StoreUnreachableError(DownloadError):
     """A store, hub or web server that does not answer, or fails. Its content may still exist."""
+
+
+class UpstreamError(LaploraError):
+    """A decision model elsewhere that gives no usable answer. The message holds neither its URL nor what it sent."""
+
+
+class UpstreamUnavailableError(UpstreamError):
+    """It cannot be reached, takes too long, or is too busy; ``retry_after_s``: when it may answer, if it said so."""
+
+    retry_after_s: float | None = None
+
+
+class UpstreamRefusedError(UpstreamError):
+    """It refuses the request: its key, its question or its state; ``status``: of HTTP."""
+
+    status = 0
+
+
+class UpstreamAnswerError(UpstreamError):
+    """It answers something else than was asked."""
+
+
+class UpstreamChangedError(UpstreamError):
+    """Another model answers than the one that was fitted."""
 
 
 class ArtifactError(LaploraError):

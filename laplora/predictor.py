@@ -88,7 +88,7 @@ class Predictor(Encoder):
             manifest.template.template().ends_alike,
             manifest.sources,
             encoder,
-            answers=not manifest.has_adapter and "map" in manifest.predictives,
+            answers=not (manifest.has_adapter or manifest.template.answered) and "map" in manifest.predictives,
         )
 
     @classmethod

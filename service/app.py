@@ -61,6 +61,7 @@ from service.telemetry import event_loop
 from service.telemetry.batch_report import BatchReport
 from service.telemetry.metrics import Metrics
 from service.threads import OneAtATime, OneEach, Threads
+from service.upstream import UpstreamModel
 
 if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
@@ -112,7 +113,8 @@ class _Parts:
         self.threads = Threads()
         tell = () if self.tracing is None else (self.tracing.batch,)
         self.backend = make_backend(settings, library, self.metrics, (self.metrics.count_batch, *tell))
-        self.scorer = Scorer(self.backend, self.threads.pool("tokenize", TOKENIZE_THREADS))
+        self.upstream = UpstreamModel(settings)
+        self.scorer = Scorer(self.backend, self.threads.pool("tokenize", TOKENIZE_THREADS), self.upstream.answer)
         self.artifacts = ArtifactHost(
             settings, self.backend, self.metrics, library, self.threads, on_load_failure, on_change
         )
@@ -261,6 +263,7 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
         await parts.changes.close()
         closing_jobs = asyncio.create_task(parts.jobs.close())
         await asyncio.wait({closing_jobs}, timeout=lifecycle.left_s)
+        await parts.upstream.close()
         closing = None if parts.tracing is None else parts.tracing.close()
         parts.backend.stop(join_timeout_s=lifecycle.left_s)
         if closing is not None:

@@ -68,9 +68,9 @@ class ServiceError(library.LaploraError):
         self.retry_after_s = retry_after_s
 
 
-def _answered(raised: type[Exception], code: str, status: int, meaning: str) -> None:
+def _answered(raised: type[Exception], code: str, status: int, meaning: str, retry_after_s: int | None = None) -> None:
     """Say how an exception that is none of the service's is answered."""
-    ERROR_KINDS.append(ErrorKind(raised, code, status, meaning))
+    ERROR_KINDS.append(ErrorKind(raised, code, status, meaning, retry_after_s))
 
 
 class MalformedHttpError(ServiceError, code="malformed_http", status=400):
@@ -160,6 +160,7 @@ class UploadChangedError(ServiceError, code="upload_changed", status=409):
     """A job's upload is not what it was when it came."""
 
 
+_answered(library.UpstreamChangedError, "upstream_changed", 409, "Another model answers than the artifact corrects.")
 _answered(library.ConditioningError, "conditioning_refused", 409, "The labels make the artifact's answers worse.")
 
 
@@ -239,6 +240,12 @@ class TooManyJobsError(ServiceError, code="too_many_jobs", status=429, retry_aft
 
 class ClientGoneError(ServiceError, code="client_closed_request", status=499):
     """The client closed its connection (logged, never read)."""
+
+
+_answered(library.UpstreamError, "upstream_failed", 502, "The model that the artifact corrects gives no usable answer.")
+_answered(
+    library.UpstreamUnavailableError, "upstream_unavailable", 503, "The model that the artifact corrects is busy.", 2
+)
 
 
 class NotReadyError(ServiceError, code="not_ready", status=503, retry_after_s=5):

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from laplora.errors import ConfigError
 from laplora.models.spread import Spread
 from laplora.remote.address import is_address, parse_address
+from laplora.upstream.asking import ANY_MODEL, Upstream
 
 #: As a browser writes it in the Origin header: lower case, no path, the scheme's own port left out.
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
@@ -227,6 +228,24 @@ class Settings(BaseSettings):
     """Base URL of an OpenTelemetry collector (OTLP over HTTP, such as http://127.0.0.1:4318) that gets a trace of every
     scored request; needs the extra telemetry; unset: no traces.
     """
+    upstream_url: str | None = Field(None, min_length=1)
+    """Server with the decision model whose answers an artifact corrects (POST /v1/systemone), asked for inputs that do
+    not bring model_probs along; unset: every input has to.
+    """
+    upstream_key: SecretStr | None = None
+    """Key that the decision model is asked with, as a bearer token; best from the environment, or from a file."""
+    upstream_key_file: Path | None = None
+    """File that has upstream_key, in place of it."""
+    upstream_model: str | None = Field(None, min_length=1, max_length=256)
+    """Name that the decision model is asked for by; unset: the one that the artifact was fitted to."""
+    upstream_timeout_s: Seconds = Field(30.0, le=3600)
+    """Seconds that one try of asking the decision model may take; a busy one is asked up to four times."""
+    upstream_at_once: int = Field(8, ge=1, le=1024)
+    """Most requests to the decision model at once."""
+    upstream_unfitted: Literal["refuse", "pass"] = "refuse"
+    """If another model answers, or a question of POST /v1/systemone is none that an artifact was fitted to: refuse
+    (409, 422), or pass the model's answers as they are, flagged and for review.
+    """
     feedback_keep_s: Seconds = Field(604_800.0, le=31_536_000)
     """Seconds that a prediction's probabilities are kept, without its input, for a true label to come."""
     conditioning: bool = False
@@ -323,6 +342,30 @@ class Settings(BaseSettings):
             raise ValueError(str(error)) from None
         if spread is not None and self.device != "auto":
             raise ValueError(f"device_map says where the base is, and so does device ({self.device}): leave it at auto")
+        return self
+
+    @property
+    def upstream(self) -> Upstream | None:
+        """The decision model that is asked; None: there is none. ConfigError: it cannot be, as it is set."""
+        if self.upstream_url is None:
+            return None
+        key = None if self.upstream_key is None else self.upstream_key.get_secret_value()
+        if self.upstream_key_file is not None:
+            try:
+                key = self.upstream_key_file.read_text(encoding="utf-8").strip()
+            except (OSError, ValueError):
+                raise ConfigError(f"upstream_key_file {self.upstream_key_file} cannot be read") from None
+        name, timeout_s, most = self.upstream_model or ANY_MODEL, self.upstream_timeout_s, self.upstream_at_once
+        return Upstream(self.upstream_url, name, key or None, timeout_s=timeout_s, at_once=most)
+
+    @model_validator(mode="after")
+    def _asks_upstream(self) -> Settings:
+        if self.upstream_key is not None and self.upstream_key_file is not None:
+            raise ValueError("upstream_key and upstream_key_file are both set: one is enough")
+        try:
+            _ = self.upstream
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from laplora.answers.golden import MAX_ANSWERS, GoldenSource
 from laplora.errors import ConfigError, InvalidInputError
-from laplora.prompts.templates import PromptTemplate, render
+from laplora.prompts.model_answers import made_up_answer
+from laplora.prompts.templates import MODEL_PROBS, PromptTemplate, render
 
 #: Inputs that a user gives; ``calibration``: texts of calibration rows may leave with the artifact; None: synthetic.
 GoldenInputs = Sequence[Mapping[str, Any]] | Literal["calibration"] | None
@@ -53,5 +54,6 @@ def synthetic_inputs(template: PromptTemplate, labels: Sequence[str]) -> list[di
             name: [f"Option {i}." for i in range(1, most + 1)] if name == "choices" else f"A {name} about {label}."
             for name in template.fields
         }
+        | ({MODEL_PROBS: made_up_answer(labels, label)} if template.answered else {})
         for label in about
     ]

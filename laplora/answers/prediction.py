@@ -176,6 +176,10 @@ class Prediction(_Compared):
         every = (*single, *expected, self.order_information)
         return math.isfinite(of_arrays + sum(one for one in every if one is not None))
 
+    def reviewed(self, flag: Flag) -> Prediction:
+        """Return the answer with a further flag, for review."""
+        return replace(self, flags=[*self.flags, flag], decision="review")
+
     def _by_label(self, values: Array) -> dict[str, float]:
         return dict(zip(self.labels, values.tolist(), strict=True))
 

@@ -24,6 +24,7 @@ _FLAGS: Mapping[Flag, Callable[[Mapping[str, Any]], str]] = {
         "rows"
     ),
     "truncated": lambda a: "the input was cut",
+    "other_model": lambda a: "another model answered than the one that is corrected here",
 }
 #: Predictives that correct the fine-tuned model's own answer.
 _CORRECTIONS = ("laplace", "temperature", "conditioned")

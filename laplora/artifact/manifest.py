@@ -40,9 +40,9 @@ ROWS = "rows.safetensors"
 ADAPTER_FOLDER = "adapter"
 HEAD = "head.safetensors"
 #: Heads that answer, by name.
-ExpertName = Literal["conditioned", "frozen", "encoder", "options"]
+ExpertName = Literal["conditioned", "frozen", "encoder", "options", "corrected"]
 #: The possible members of a pool.
-MemberName = Literal["adapter", "conditioned", "frozen", "encoder", "options"]
+MemberName = Literal["adapter", "zero_shot", "conditioned", "frozen", "encoder", "options", "corrected"]
 #: Most weight of an expert in a pool: no labels ask for as much, and its square is a number.
 MAX_WEIGHT = 1e6
 #: Most levels of a manifest: deeper ones can be read, and not be written or listed again.
@@ -81,6 +81,9 @@ class TemplateRecord(_Record):
     choice_separator: str
     label_prefix: str
     cut: CutRecord | None = Field(None, description="null: a prompt that is too long is cut, no field of it")
+    answered: str | None = Field(
+        None, max_length=256, description="the model whose answer each input brings along as model_probs; null: none"
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> TemplateRecord:
@@ -145,7 +148,9 @@ class ExpertRecord(_Record):
     """A head that answers, in ``experts.safetensors``."""
 
     source: FeatureSource = Field(description="of its features: which pass")
-    offset: Literal["adapter"] | None = Field(description="whose log probabilities it corrects; null: it stands alone")
+    offset: Literal["adapter", "zero_shot"] | None = Field(
+        description="whose log probabilities it corrects; null: it stands alone"
+    )
     rows: int = Field(ge=1, description="labelled rows that it was fitted on")
 
 
@@ -270,13 +275,17 @@ class Manifest(_Record):
             raise ValueError(
                 f"the predictive {sorted(odd)[0]!r} is of an adapter, or of a head or pool that is not there"
             )
+        if ("corrected" in self.experts) != (self.template.answered is not None):
+            raise ValueError("corrected is an expert where inputs bring another model's answer, and nowhere else")
         members = {*self.experts, *(["adapter"] if self.has_adapter else [])}
+        members |= {"zero_shot"} if self.template.answered else set()
         if odd := set[str](self.pool) - members:
             raise ValueError(f"the pool weighs {sorted(odd)[0]!r}, which the artifact does not have")
         if bool(self.pool) != ("pooled" in self.servable):
             raise ValueError("pooled is a predictive where there is a pool, and nowhere else")
         if not self.has_adapter and (
-            not self.experts or any(one.offset or one.source == "last_state" for one in self.experts.values())
+            not self.experts
+            or any(one.offset == "adapter" or one.source == "last_state" for one in self.experts.values())
         ):
             raise ValueError("without an adapter there must be heads, and none that reads it")
         sources = {one.source for one in self.experts.values()}

@@ -9,7 +9,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Flag = Literal["unfamiliar", "high_epistemic", "low_confidence", "low_label_mass", "ambiguous_set", "truncated"]
+Flag = Literal[
+    "unfamiliar", "high_epistemic", "low_confidence", "low_label_mass", "ambiguous_set", "truncated", "other_model"
+]
 Score = Literal["map_entropy", "total_entropy", "epistemic"]
 ReviewScore = Literal["map_entropy", "total_entropy"]
 Decision = Literal["accept", "review"]

@@ -29,13 +29,14 @@ FLAGS: Mapping[Flag, str] = MappingProxyType(
         "ambiguous_set": "the conformal prediction set holds more than one label; where several labels may be right, "
         "more than those that are present",
         "truncated": "the prompt was longer than the limit and was cut",
+        "other_model": "another model answered than the one that the artifact corrects: its answer is as it came",
     }
 )
 
 #: Flags that send a row to review. But for ``low_confidence`` they do so whatever its score: the model is outside what
 #: it was calibrated on.
 REVIEW_FLAGS: frozenset[Flag] = frozenset(
-    {"unfamiliar", "high_epistemic", "low_confidence", "low_label_mass", "truncated"}
+    {"unfamiliar", "high_epistemic", "low_confidence", "low_label_mass", "truncated", "other_model"}
 )
 
 

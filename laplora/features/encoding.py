@@ -9,6 +9,7 @@ from typing import Any
 from laplora.features.outputs import HeadSource
 from laplora.features.sentence_encoder import TextEncoding
 from laplora.prompts.cutting import encode_inputs
+from laplora.prompts.model_answers import model_log_probs
 from laplora.prompts.option_tokens import encode_options
 from laplora.prompts.rows import EncodedRow, Side
 from laplora.prompts.templates import PromptTemplate
@@ -53,7 +54,7 @@ class FeatureEncoding:
             TooManyTokensError: too long a prompt, with ``truncate`` off.
             ConfigError: a template whose options cannot be told apart (``laplora.prompts.options``).
         """
-        encode = encode_with_roles if "frozen" in self.sources else encode_inputs
+        encode = encode_with_roles if {"frozen", "corrected"} & set(self.sources) else encode_inputs
         row = encode(
             tokenizer, template, inputs, labels, max_tokens=max_tokens, truncate=truncate, bounds=bounds, side=side
         )
@@ -61,4 +62,6 @@ class FeatureEncoding:
             row = replace(row, encoder_ids=self.text.encode(template, labels, inputs))
         if "options" in self.sources:
             row = replace(row, options=encode_options(tokenizer, template, inputs, labels, max_tokens))
+        if template.answered:
+            row = replace(row, model_log_probs=model_log_probs(inputs, labels))
         return row

@@ -111,6 +111,11 @@ def expert_passes(
             "experts: the base below a trained head may have been trained too, and its states then know the labels of "
             "the training rows: name encoder alone"
         )
+    if classifier.template.answered and (classifier.is_trained or "corrected" not in names):
+        raise ConfigError(
+            "experts: another model's answers are corrected by heads on a model as it is, without an adapter or a "
+            "trained head, corrected among them"
+        )
     loaded = None
     if "encoder" in names:
         if encoder is None:
@@ -122,7 +127,8 @@ def expert_passes(
                 raise
             warn(f"the expert encoder is off: {error}")
             names = tuple(name for name in names if name != "encoder")
-    answers = not classifier.is_trained and not isinstance(classifier.readout, NoAnswer)
+    own = not isinstance(classifier.readout, NoAnswer) and not classifier.template.answered
+    answers = not classifier.is_trained and own
     return ExpertPasses.of(classifier, names, loaded, answers=answers)
 
 
@@ -130,4 +136,6 @@ def suiting(template: PromptTemplate, with_encoder: bool) -> tuple[HeadSource, .
     """Return the experts that suit a template."""
     if template.takes_choices:
         return ("options",)
+    if template.answered:
+        return ("frozen", "corrected")
     return ("frozen", "encoder") if with_encoder else ("frozen",)

@@ -25,7 +25,7 @@ from laplora.readouts.base import ReadOut
 #: The advice if the base's numbers overflow.
 _BASE = "load the base in bfloat16 or float32"
 #: Which part of a row a source reads.
-_READ = {"frozen": "roles", "encoder": "encoder_ids", "options": "options"}
+_READ = {"frozen": "roles", "encoder": "encoder_ids", "options": "options", "corrected": "model_log_probs"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class FeaturePasses:
                 f"experts: options are read by a causal language model, got a {kind}: name frozen instead"
             )
 
+    @property
+    def _reads_states(self) -> bool:
+        return "frozen" in self.sources or "corrected" in self.sources
+
     def of_batch(self, rows: Sequence[EncodedRow]) -> Outputs:
         """Return what rows give that ``FeatureEncoding`` encoded for these sources; they run as one padded batch.
 
@@ -74,12 +78,18 @@ class FeaturePasses:
             if not all(getattr(row, _READ[source]) for row in rows):
                 raise DataError(f"a row has no {_READ[source]}, which {source} reads: encode it by a FeatureEncoding")
         features, log_probs = dict[FeatureSource, Blocks](), dict[LogProbSource, torch.Tensor]()
+        if rows and rows[0].model_log_probs:
+            log_probs["zero_shot"] = torch.tensor([row.model_log_probs for row in rows], dtype=torch.float64)
         batch = collate(rows, class_count=self.class_count, pad_token_id=self.pad_token_id, side=self.readout.side)
         with frozen(self.model):
-            if "frozen" in self.sources or self.answers:
+            if self._reads_states or self.answers:
                 states, logits = self._base(batch.to(input_device(base_of(self.model))), rows)
                 if states is not None:
                     features["frozen"] = _finite(states, "the base's states {} hold", _BASE)
+                    if "corrected" in self.sources:
+                        of_model = log_probs["zero_shot"]
+                        scores = (of_model - of_model.mean(1, keepdim=True)).float()
+                        features["corrected"] = {**features["frozen"], "scores": scores}
                 if logits is not None:
                     _finite({"logits": logits}, "the base's {} hold", _BASE)
                     log_probs["zero_shot"] = class_log_probs(logits, batch.class_mask)
@@ -102,8 +112,8 @@ class FeaturePasses:
     def _base(self, batch: Batch, rows: Sequence[EncodedRow]) -> tuple[Blocks | None, torch.Tensor | None]:
         """Return the states and the logits of one pass, each None where it is not read."""
         names, side = poolings(self.readout.side, self.ends_alike), self.readout.side
-        reads = "frozen" in self.sources
-        noted = pooled_states(self.model, batch, [row.roles for row in rows], names) if reads else nullcontext()
+        roles = [row.roles for row in rows]
+        noted = pooled_states(self.model, batch, roles, names) if self._reads_states else nullcontext()
         with noted as blocks:
             if self.answers:
                 return blocks, self.readout.scores(self.model, batch).logits.cpu()

@@ -67,7 +67,8 @@ class TextEncoding:
 @lru_cache
 def _fields_alone(template: PromptTemplate) -> PromptTemplate:
     text = "\n".join(f"{{{name}}}" for name in template.fields)
-    return PromptTemplate(template.name, template.version, text, choice="{text}", cut=template.cut or Cut())
+    cut, answered = template.cut or Cut(), template.answered
+    return PromptTemplate(template.name, template.version, text, choice="{text}", cut=cut, answered=answered)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from laplora.artifact.manifest import (
 from laplora.errors import DataError, warn
 from laplora.execution.progress import Progress
 from laplora.experts.adapter import AsGiven, as_given, point
-from laplora.experts.base import Labelled, Outputs, losses_of
+from laplora.experts.base import Expert, Labelled, Outputs, losses_of
 from laplora.experts.familiar import familiarity_of
 from laplora.experts.of_head import HeadExpert, fit_head
 from laplora.familiarity.percentile import Familiarity, false_alarms
@@ -38,6 +38,8 @@ from laplora.pool.pool import Pool, fit_pool
 from laplora.pool.served import ServedExperts
 from laplora.settings import FitSettings
 
+#: The head that corrects another model's answer.
+CORRECTED: HeadSource = "corrected"
 #: The name of an expert.
 Named = TypeVar("Named", bound=str)
 
@@ -115,7 +117,11 @@ def fit_experts(
     Raises:
         DataError: rows that no head can be fitted on.
     """
-    return _each(names, lambda name: fit_head(name, outputs, labelled, name, seed=seed), progress)
+
+    def fitted(name: HeadSource) -> HeadExpert:
+        return fit_head(name, outputs, labelled, name, offset="zero_shot" if name == CORRECTED else None, seed=seed)
+
+    return _each(names, fitted, progress)
 
 
 def judged(
@@ -137,7 +143,11 @@ def judged(
         held_out[name] = point(expert.held_out, labelled.likelihood)
     records, scores = recorded(wanted, held_out, labelled.labels, 1, OUT_OF_FOLD)
     costs = costs_of(answering, {} if pool is None else pool.weights, adapter=False)
-    losses = {name: losses_of(expert.held_out, labelled) for name, expert in answering.items()}
+    candidates: dict[str, Expert] = {**answering}
+    if CORRECTED in experts and zero_shot is not None and pool is not None:
+        # Few labels tell the pool from the model's own answer, and not its members from each other.
+        candidates, costs = {"map": zero_shot, "pooled": pool}, {"map": 1.0, "pooled": 1.0}
+    losses = {name: losses_of(expert.held_out, labelled) for name, expert in candidates.items()}
     choice = choose(losses, costs, labelled.folds, labelled.groups)
     best, rate = choice.name, wanted.unfamiliar_rate
     if nothing := nothing_accepted(best, records[best].thresholds, scores[best]):
@@ -166,7 +176,7 @@ def fit_heads(
     """Return heads of labelled rows with everything that their held-out answers decide; errors as ``fit_experts``."""
     zero_shot = as_given("zero_shot", outputs, labelled) if "zero_shot" in outputs.log_probs else None
     experts = fit_experts(names, outputs, labelled, settings.seed, progress)
-    pool = fit_pool(experts, labelled) if len(experts) > 1 else None
+    pool = fit_pool(_members(experts, zero_shot), labelled) if len(experts) > 1 else None
     return judged(labelled, experts, zero_shot, pool, settings)
 
 
@@ -183,7 +193,7 @@ def learned(
     if zero_shot is not None:
         zero_shot = replace(zero_shot, held_out=torch.cat([zero_shot.held_out, outputs.log_probs["zero_shot"]]))
     together = heads.labelled.joined(labelled)
-    return judged(together, experts, zero_shot, _moved(heads.pool, experts, together), settings)
+    return judged(together, experts, zero_shot, _moved(heads.pool, _members(experts, zero_shot), together), settings)
 
 
 def forgotten(heads: FittedHeads, rows: torch.Tensor, settings: FitSettings, progress: Progress) -> FittedHeads:
@@ -194,10 +204,16 @@ def forgotten(heads: FittedHeads, rows: torch.Tensor, settings: FitSettings, pro
     if zero_shot is not None:
         zero_shot = replace(zero_shot, held_out=zero_shot.held_out[kept])
     left = heads.labelled.take(kept)
-    return judged(left, experts, zero_shot, _moved(heads.pool, experts, left), settings)
+    return judged(left, experts, zero_shot, _moved(heads.pool, _members(experts, zero_shot), left), settings)
 
 
-def _moved(pool: Pool | None, experts: Mapping[str, HeadExpert], labelled: Labelled) -> Pool | None:
+def _members(experts: Mapping[str, HeadExpert], zero_shot: AsGiven | None) -> dict[str, Expert]:
+    """Return the members of the pool: the heads, and the answer that one of them corrects."""
+    own = {"zero_shot": zero_shot} if CORRECTED in experts and zero_shot is not None else {}
+    return {**experts, **own}
+
+
+def _moved(pool: Pool | None, experts: Mapping[str, Expert], labelled: Labelled) -> Pool | None:
     return None if pool is None else pool.with_experts(experts, labelled)
 
 

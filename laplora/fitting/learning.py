@@ -236,8 +236,8 @@ def _honest(manifest: Manifest, rows: KeptRows) -> dict[PredictiveName, HeadExpe
     if manifest.pool:
         kind, weights = rows.labelled.likelihood, {str(name): weight for name, weight in manifest.pool.items()}
         members: dict[str, Expert] = {**rows.experts}
-        if "adapter" in rows.log_probs:
-            members["adapter"] = AsGiven("adapter", rows.log_probs["adapter"], kind)
+        models = {source: AsGiven(source, values, kind) for source, values in rows.log_probs.items()}
+        members |= {source: of for source, of in models.items() if source in weights}
         pool = Pool(members, weights, rows.by_fold, torch.empty(0), kind)
         experts[POOLED] = pool.with_experts(members, rows.labelled)
     return {name: experts[name] for name in manifest.predictives if name in experts}

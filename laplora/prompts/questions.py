@@ -18,6 +18,9 @@ from laplora.prompts.templates import PromptTemplate
 #: Fewest and most options of a question.
 FEWEST_OPTIONS: Final = 2
 MOST_OPTIONS: Final = 255
+#: The field of a template that is all of a state.
+STATE: Final = "state"
+_REMOTE = PromptTemplate("remote", 1, f"{{{STATE}}}")
 QuestionType = Literal["choice", "noul", "score"]
 #: A text, or a structure that ``as_text`` writes.
 Content = str | dict[str, Any] | list[Any]
@@ -148,6 +151,40 @@ def answered_question(
     if several or (len(labels) > MOST_OPTIONS and not template.takes_choices):
         return None
     return AnsweredQuestion(declared or Question(instructions=template.text), template, tuple(labels))
+
+
+def question_of_body(body: Mapping[str, Any]) -> AnsweredQuestion:
+    """Return a question as a request writes it, about a state that is the field ``STATE``.
+
+    The labels of a choice are its options, of a noul ``false`` and ``true``, of a score the numbers of its levels.
+
+    Raises:
+        ConfigError: no such question.
+    """
+    kind, criteria = body.get("type"), body.get("criteria")
+    options: dict[str, Any] = {}
+    if kind == "noul" and isinstance(criteria, Mapping | None):
+        options = {name: (criteria or {}).get(name) for name in ("false", "true")}
+    elif kind == "choice" and isinstance(criteria, Mapping):
+        options = dict(criteria)
+    elif kind == "score" and isinstance(criteria, Sequence) and not isinstance(criteria, str):
+        options = {str(level): text for level, text in enumerate(criteria)}
+    if not FEWEST_OPTIONS <= len(options) <= MOST_OPTIONS or set(body) - {"type", "instructions", "criteria"}:
+        raise ConfigError(
+            "a question has a type, instructions and criteria: of a choice {option: description}, of a score [level, "
+            f"...], {FEWEST_OPTIONS} to {MOST_OPTIONS} of either; of a noul none, or what is true and what is false"
+        )
+    try:
+        declared = Question(
+            type=kind,  # type: ignore[arg-type]
+            instructions=body.get("instructions"),
+            options=options,
+            yes_label="true" if kind == "noul" else None,
+            state={STATE: None},
+        )
+    except ValueError as error:
+        raise ConfigError(f"a question cannot be used: {error}") from None
+    return AnsweredQuestion(declared, _REMOTE, tuple(options))
 
 
 def check_question(declared: Question, template: PromptTemplate, labels: Sequence[str], *, several: bool) -> None:

@@ -35,6 +35,7 @@ class EncodedRow:
         roles: of each token (``laplora.prompts.token_roles``); as what follows empty where no features need them.
         encoder_ids: tokens of its text for the sentence encoder, special ones included.
         options: tokens of the question's options.
+        model_log_probs: of another model that answered it, by class, nats; empty without one.
     """
 
     token_ids: tuple[int, ...]
@@ -43,6 +44,7 @@ class EncodedRow:
     roles: tuple[int, ...] = ()
     encoder_ids: tuple[int, ...] = ()
     options: OptionTokens | None = None
+    model_log_probs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

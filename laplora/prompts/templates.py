@@ -14,8 +14,10 @@ _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: Possible beginnings of a field: texts that tokenizers join with what stands before them in different ways.
 _FIRST_TEXTS = ("a", "The", "1", "(", '"', " a", "\n", "\u00e9", "\u4e2d")
+#: The field of an input that another model has answered: by label the probability that it gave.
+MODEL_PROBS = "model_probs"
 #: The fields of an input or a labelled row beside its template's fields.
-_RESERVED = ("id", "label", "prompt")
+_RESERVED = ("id", "label", "prompt", MODEL_PROBS)
 _OPTION = re.compile(r"option([1-9][0-9]*)$")
 #: A part of a prompt, and whether it is the text of a field.
 Piece = tuple[str, bool]
@@ -54,6 +56,7 @@ class PromptTemplate:
         cut: what is cut of a prompt that is too long; None: the prompt, wherever its read-out cuts it, be it of the
             instruction.
         option_text: the prompt of one option alone, with ``{option}`` (``laplora.prompts.options``); None: of ``text``.
+        answered: the other model that has answered each input, which has that answer as ``MODEL_PROBS``; None: none.
     """
 
     name: str
@@ -64,6 +67,7 @@ class PromptTemplate:
     label_prefix: str = " "
     cut: Cut | None = None
     option_text: str | None = None
+    answered: str | None = None
     placeholders: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +87,8 @@ class PromptTemplate:
         if odd := sorted(of_choice - {"label", "text"}):
             raise ConfigError(f"template {self.name!r} writes a choice with {odd}: it has {{label}} and {{text}} alone")
         object.__setattr__(self, "placeholders", names)
+        if self.answered and self.takes_choices:
+            raise ConfigError(f"template {self.name!r} takes choices, and another model's answers are of fixed labels")
         named = None if self.cut is None else self.cut.field
         if self.cut is not None and named is not None and (named == "choices" or named not in self.fields):
             texts = sorted(set(self.fields) - {"choices"})
@@ -182,7 +188,7 @@ def render_pieces(
     """
     if set(inputs) == {"prompt"}:
         return [(_text(inputs["prompt"], "prompt"), True)], len(labels)
-    expected = template.fields
+    expected = (*template.fields, *([MODEL_PROBS] if template.answered else []))
     missing = [n for n in expected if n not in inputs]
     unknown = [n for n in inputs if n not in expected]
     if missing or unknown:
@@ -191,7 +197,7 @@ def render_pieces(
         problem = ", ".join(f"{what} {of}" for what, of in (("missing", missing), ("unknown", shown)) if of)
         first = missing[0] if missing else str(unknown[0])[:64]
         raise InvalidInputError(f"inputs have the fields {list(expected)} here: {problem}", field=first)
-    values = {name: [(_text(inputs[name], name).strip(), True)] for name in expected if name != "choices"}
+    values = {name: [(_text(inputs[name], name).strip(), True)] for name in template.fields if name != "choices"}
     if not template.takes_choices:
         return _fill_pieces(template.text, values), len(labels)
     choices = _choices(inputs["choices"], template, len(labels))

@@ -12,6 +12,7 @@ WORDS = {
     "frozen": "logistic regression on states of the base model",
     "encoder": "logistic regression on sentence embeddings",
     "options": "logistic regression on what the base model says of each option",
+    "corrected": "the other model's answer, corrected by a head on states of the base model",
     "pooled": "several answers together, with fitted weights",
 }
 _NAMES = {"zero_shot": "zero-shot", "map": "MAP", "temperature": "temperature scaling", "laplace": "Laplace"}

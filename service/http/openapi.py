@@ -40,6 +40,9 @@ SCORING_ERRORS = (
     "queue_full",
     "too_many_tokens",
     "unscorable_input",
+    "upstream_changed",
+    "upstream_failed",
+    "upstream_unavailable",
 )
 
 #: The errors of an endpoint that takes a job's id.

@@ -32,6 +32,7 @@ class Plan:
         begun, deadline: when the request began, and when rows that still wait are dropped.
         record: where the stages are noted.
         ticket: what is sent to whoever has the weights; None until the inputs are tokenised.
+        may_pass: whether answers of another model than the one that is corrected may pass; uncorrected: they do.
     """
 
     model: Model
@@ -44,6 +45,8 @@ class Plan:
     deadline: float = math.inf
     record: RequestRecord = field(default_factory=RequestRecord)
     ticket: Ticket | None = None
+    may_pass: bool = False
+    uncorrected: bool = False
 
     @property
     def rows(self) -> tuple[EncodedRow, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 
 from service.scoring.backend import Backend
@@ -11,16 +12,20 @@ from service.scoring.plan import Plan, Scored
 from service.scoring.ticket import Ticket
 from service.scoring.tokenizing import Tokenizing
 
+#: Gives the inputs of a plan the answers of another model, which its artifact corrects.
+Answered = Callable[[Plan], Awaitable[None]]
+
 
 class Scorer:
     """Takes plans to the backend and back. Belongs to the event loop.
 
     Args:
         tokenizers: threads that render and tokenise prompts.
+        answered: for artifacts that correct another model.
     """
 
-    def __init__(self, backend: Backend, tokenizers: Executor) -> None:
-        self.backend = backend
+    def __init__(self, backend: Backend, tokenizers: Executor, answered: Answered | None = None) -> None:
+        self.backend, self._answered = backend, answered
         self.tokenizing = Tokenizing(tokenizers)
 
     async def score(self, plan: Plan) -> Scored:
@@ -31,10 +36,13 @@ class Scorer:
             BatchTooLargeError, ClientQueueFullError, QueueFullError, DrainingError: the queue does not take it, most
                 often before anything is tokenised.
             DeadlineError: the queue does not keep it.
+            UpstreamError: another model has no answer that the artifact could correct.
             UnscorableInputError, DeviceMemoryError: the device has no answer for an input.
             DeviceFaultError: it has none for anybody any more.
         """
         self.backend.require_open()
+        if self._answered is not None and plan.model.artifact.manifest.template.answered is not None:
+            await self._answered(plan)
         expected = self.tokenizing.expect(plan)
         entry = Entry(plan.caller, plan.deadline, plan.record.trace)
         self.backend.enter(entry, expected.amount, fewest_tokens=expected.fewest_tokens)

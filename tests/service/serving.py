@@ -96,7 +96,7 @@ class FakePredictor(Predictor):
         manifest = SimpleNamespace(
             **named,
             labels=tuple(labels),
-            template=SimpleNamespace(template=lambda: template),
+            template=SimpleNamespace(template=lambda: template, answered=template.answered),
             metrics={"map": {"nll": 0.5}, "laplace": MEASURED},
             servable=self.predictives,
             calibration=SimpleNamespace(coverage=0.9, rows=150, ordered=False),

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from laplora.artifact.report_page import has_report
 from laplora.errors import LaploraError
 from laplora.prompts.questions import text_fields
+from laplora.prompts.templates import MODEL_PROBS
 from service.artifacts.host import Change
 from service.artifacts.shelf import Place
 from service.http.openapi import STATE_ERRORS, error_responses
@@ -141,6 +142,11 @@ def artifact_ref(artifact: Artifact) -> ArtifactRef:
 def template_fields(artifact: Artifact) -> list[str]:
     """Return the names of the fields an input of this artifact has."""
     return list(artifact.manifest.template.template().fields)
+
+
+def given_fields(artifact: Artifact) -> list[str]:
+    """Return the names of further fields that an input may bring along."""
+    return [MODEL_PROBS] if artifact.manifest.template.answered is not None else []
 
 
 def question_out(manifest: Manifest) -> QuestionOut | None:

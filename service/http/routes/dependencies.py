@@ -18,6 +18,7 @@ from service.security.callers import Caller, caller_of
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.threads import OneAtATime, OneEach
+from service.upstream import UpstreamModel
 
 
 def _part(name: str) -> Any:
@@ -40,6 +41,7 @@ ChangesDep = Annotated[Changes, _part("changes")]
 FeedbackDep = Annotated[FeedbackStore, _part("feedback")]
 JobsDep = Annotated[JobBoard, _part("jobs")]
 MetricsDep = Annotated[Metrics, _part("metrics")]
+UpstreamDep = Annotated[UpstreamModel, _part("upstream")]
 LifecycleDep = Annotated[Lifecycle, _part("lifecycle")]
 #: Downloads of jobs' rows, and reports of jobs, that are being made, and for whom.
 DownloadsDep = Annotated[SharedLimit, _part("downloads")]

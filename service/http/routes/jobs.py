@@ -12,6 +12,8 @@ from starlette.requests import ClientDisconnect
 
 from laplora.answers.labels import LabelNames
 from laplora.errors import LaploraError
+from laplora.prompts.model_answers import made_up_answer
+from laplora.prompts.templates import MODEL_PROBS
 from service.artifacts.host import ArtifactHost
 from service.errors import ClientGoneError, DeadlineError
 from service.http.body import announced_bytes, check_media_type, discard
@@ -19,7 +21,7 @@ from service.http.compression import unpacked
 from service.http.disconnects import while_awaited
 from service.http.idempotency import idempotency_header
 from service.http.openapi import BODY_ERRORS, JOB_ERRORS, STATE_ERRORS, error_responses
-from service.http.routes.artifacts import artifact_ref
+from service.http.routes.artifacts import artifact_ref, given_fields, template_fields
 from service.http.routes.dependencies import ArtifactsDep, CallerDep, JobsDep, SettingsDep
 from service.http.routes.job_contract import job_out
 from service.http.schemas.jobs import JobDeleted, JobOut, JobQuery, JobsResponse
@@ -137,7 +139,7 @@ async def _submitted(
                             options=options,
                             methods=_methods(model, query),
                             keep_rows=query.keep_rows,
-                            template_fields=tuple(model.artifact.manifest.template.template().fields),
+                            template_fields=(*template_fields(model.artifact), *given_fields(model.artifact)),
                             tokens_of=lambda fields: _tokens_of(model, fields, query),
                             awaited=partial(while_awaited, request),
                         )
@@ -155,6 +157,8 @@ def _methods(model: Model, query: JobQuery) -> set[str]:
 
 
 def _tokens_of(model: Model, fields: dict[str, Any], query: JobQuery) -> int:
+    if given_fields(model.artifact) and MODEL_PROBS not in fields:  # the other model is asked when the job runs
+        fields = {**fields, MODEL_PROBS: made_up_answer(model.artifact.manifest.labels)}
     if query.order_average:
         return sum(len(row.token_ids) for row in model.encode_orders(fields, truncate=query.truncate))
     return len(model.encode(fields, truncate=query.truncate).token_ids)

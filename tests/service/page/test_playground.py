@@ -146,7 +146,6 @@ def test_an_artifact_with_choices_has_a_form_of_its_own(visited: Visit) -> None:
     visited.show("connect")
     for name, there in (("vllm", False), ("tei", False), ("several", True)):
         expect(page.locator(f"#connect-{name}")).to_be_visible(visible=there)
-    assert set(posted(code(visited, "systemone"))[1]["answers"]["mine"]["probabilities"]) == {"trophy", "suitcase"}
 
 
 def test_each_protocols_code_is_answered_by_this_server(visited: Visit) -> None:
@@ -154,7 +153,6 @@ def test_each_protocols_code_is_answered_by_this_server(visited: Visit) -> None:
     [classified] = posted(code(visited, "vllm"))[1]["data"]
     [first, _] = posted(code(visited, "tei"))[1]
     assert set(first) == {"score", "label"}
-    assert set(posted(code(visited, "systemone"))[1]["answers"]["mine"]["probabilities"]) == {"negative", "positive"}
     assert classified["num_classes"] == 2
     assert max(classified["probs"]) == first["score"]
     assert printed(code(visited, "client")).startswith(f"{first['label']} ")

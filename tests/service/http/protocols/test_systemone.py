@@ -278,10 +278,10 @@ async def test_an_artifact_that_was_replaced_meanwhile_does_not_answer(
         real = systemone._asked
 
         def earlier(*args: Any) -> Any:
-            found = real(*args)
+            found, others = real(*args)
             manifest = served.predictor.artifact.manifest
             former: Any = SimpleNamespace(name="spam", digest="sha256:former", manifest=manifest)
-            return [replace(one, artifact=former) for one in found]
+            return [replace(one, artifact=former) for one in found], others
 
         monkeypatch.setattr(systemone, "_asked", earlier)
         refused = await post(served, state="a", questions=noul())

@@ -1,0 +1,171 @@
+"""``laplora calibrate``: from a decision model's URL, its questions and labelled rows to artifacts that correct it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from laplora.commands import console
+from laplora.data.records import read_records
+from laplora.errors import ConfigError, DataError
+from laplora.execution.terminal import program
+from laplora.files.strict_json import strict_json
+
+if TYPE_CHECKING:
+    from laplora.fitting.heads import HeadsPosterior
+    from laplora.upstream.remote_model import RemoteModel
+
+#: The environment variable that has the key.
+KEY = "LAPLORA_UPSTREAM_KEY"
+
+
+def calibrate(
+    url: Annotated[
+        str, typer.Option("--url", metavar="URL", help="Server with the decision model (POST /v1/systemone).")
+    ],
+    questions: Annotated[
+        Path, typer.Option(metavar="FILE", help="JSON object of questions by name, as a request has them.")
+    ],
+    rows: Annotated[
+        Path, typer.Option(metavar="FILE", help="Labelled rows, JSON Lines: state, and a label for each question.")
+    ],
+    model: Annotated[str, typer.Option(metavar="NAME", help="Model that is asked for.")] = "jev-latest",
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the artifacts.")] = Path(
+        "artifacts"
+    ),
+    key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"File with the model's key (default: {KEY}, if it is set).")
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(metavar="NAME", help="Sentence encoder: an offline name, a folder or a hub id.")
+    ] = "all-minilm-l6-v2",
+    target_risk: Annotated[
+        float, typer.Option(metavar="RISK", help="Error rate that accepted answers may have, between 0 and 1.")
+    ] = 0.05,
+    at_once: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Requests at a time, at most.")] = 8,
+    timeout_s: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Of one request.")] = 30.0,
+    replace: Annotated[bool, typer.Option("--replace", help="Write in the place of other artifacts.")] = False,
+) -> None:
+    """Correct a decision model's answers by your own labels, and write an artifact for each question.
+
+    The model is asked once for each row and question. Heads on a small sentence encoder, which runs here, learn where
+    it is wrong. Every row trains them, and is measured by heads that do not know it. An artifact holds no key, no URL
+    and no state.
+    """
+    from laplora.artifact.folder import check_name, check_replaceable
+    from laplora.execution.progress import Bars
+    from laplora.fitting.entry import fit_as_it_is
+    from laplora.fitting.rows import read_rows
+    from laplora.settings import CalibrationSettings, FitSettings
+    from laplora.upstream.remote_model import remote_model
+
+    if not 0 < target_risk < 1:
+        raise ConfigError(f"--target-risk {target_risk}: expected an error rate between 0 and 1, such as 0.05")
+    asked, key = _questions(questions), _key(key_file)
+    records = [record.values for record in read_records(rows)]
+    for name in asked:
+        check_name(out / name)
+        check_replaceable(out / name)
+        if (out / name).exists() and not replace:
+            raise ConfigError(f"{out / name} is there already: give --replace, or another folder by --out")
+    settings = FitSettings(calibration=CalibrationSettings(target_risk=target_risk))
+    of_model: dict[str, Any] = {
+        "model": model,
+        "key": key,
+        "encoder": encoder,
+        "at_once": at_once,
+        "timeout_s": timeout_s,
+    }
+    remote = {name: remote_model(url, question, **of_model) for name, question in asked.items()}
+    labelled = {name: labelled_rows(records, name, of, alone=len(asked) == 1) for name, of in remote.items()}
+    for name, of in remote.items():
+        console.say(f"{name}: asking the model about {len(labelled[name])} rows ...")
+        answered, its_name = of.answered(labelled[name])
+        classifier = of.classifier(its_name)
+        examples = read_rows(answered, classifier, "label")
+        posterior = fit_as_it_is(classifier, examples, of.settings(settings), Bars())
+        posterior.save(out / name, base=encoder)
+        console.write(_told(name, its_name, posterior))
+    console.write(f"serve it: {_serve(out, list(asked), url)}")
+
+
+def labelled_rows(
+    records: Sequence[Mapping[str, Any]], name: str, of: RemoteModel, *, alone: bool
+) -> list[dict[str, Any]]:
+    """Return the rows that have a label of a question: under ``labels`` by name, or of the only question ``label``.
+
+    A label is an option's name, of a noul true or false, of a score the number of its level.
+
+    Raises:
+        DataError: a label that the question does not have, by the number of its row, or no labelled row.
+    """
+    rows, by_text = list[dict[str, Any]](), {label.casefold(): label for label in of.labels}
+    for number, record in enumerate(records, start=1):
+        labels = record.get("labels")
+        given = labels.get(name) if isinstance(labels, Mapping) else record.get("label") if alone else None
+        if given is None:
+            continue
+        text = json.dumps(given) if isinstance(given, bool | int) else given
+        label = text if text in of.labels else by_text.get(str(text).casefold()) if isinstance(text, str) else None
+        if label is None:
+            raise DataError(f"row {number}: the label of {name!r} is none of {list(of.labels)[:8]}")
+        rows.append({"state": record.get("state"), "label": label})
+    if not rows:
+        raise DataError(
+            f'no row has a label of {name!r}: a row is {{"state": ..., "labels": {{{json.dumps(name)}: ...}}}}'
+        )
+    return rows
+
+
+def _questions(path: Path) -> dict[str, Mapping[str, Any]]:
+    try:
+        found = strict_json(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise ConfigError(f"--questions {path}: no JSON") from None
+    if not isinstance(found, dict) or not found or not all(isinstance(one, dict) for one in found.values()):
+        raise ConfigError(f"--questions {path}: expected an object of questions by name, each an object with its type")
+    if odd := [name for name in found if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name)]:
+        raise ConfigError(
+            f"--questions {path}: {odd[0][:64]!r} names an artifact, and has other signs than A-Za-z0-9._-"
+        )
+    return found
+
+
+def _key(path: Path | None) -> str | None:
+    key = os.environ.get(KEY) if path is None else path.read_text(encoding="utf-8").strip()
+    return key or None
+
+
+def _told(name: str, model: str, posterior: HeadsPosterior) -> str:
+    """Return what the labels gain over the model's own answers, and what is accepted, in a line."""
+    from laplora.fitting.cross_fitted import accepted_rows, unfamiliar_rows
+
+    choice, heads = posterior.heads.choice, posterior.heads
+    own, best = choice.nll["map"], choice.nll[choice.name]
+    gain = f"NLL {own:.3f} of {model} alone, {best:.3f} corrected"
+    if choice.name == "map":
+        gain = f"no gain: NLL {own:.3f} of {model} alone, and no correction by these labels is better"
+    by_folds = accepted_rows(posterior, unfamiliar_rows(posterior))
+    accepted, wrong, rows = int(by_folds.sum()), float(heads.scores[choice.name].error[by_folds].sum()), len(by_folds)
+    share = f"{100 * accepted / rows:.0f} % of {rows} rows accepted"
+    of_these = f", {100 * wrong / accepted:.1f} % of these wrong" if accepted else ""
+    return f"{name}: {gain}; {share}{of_these} (each row answered without its label)"
+
+
+def _serve(out: Path, names: Sequence[str], url: str) -> str:
+    further = [f"--also-load {shlex.quote(','.join(names[1:]))}"] if names[1:] else []
+    first = f"--artifacts-root {shlex.quote(str(out))}" if further else ""
+    told = [
+        f"{program()} serve {shlex.quote(str(out / names[0]))}",
+        first,
+        *further,
+        f"--upstream-url {shlex.quote(url)}",
+    ]
+    return " ".join(part for part in told if part)

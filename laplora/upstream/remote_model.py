@@ -1,0 +1,129 @@
+"""A decision model somewhere else as a classifier: its answers come with the rows, and heads here correct them.
+
+Beside its probabilities nothing of a remote model is known. A small sentence encoder, run here, stands in for its
+states: a head on them corrects its log probabilities by the content of the input, another answers alone, and the pool
+weighs both with the model's own answer (``laplora.fitting.fitted_heads``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from laplora.classifier import MAX_TOKENS, Classifier
+from laplora.errors import DataError, UpstreamChangedError
+from laplora.execution.progress import Progress, shown_by
+from laplora.prompts.questions import STATE, AnsweredQuestion, as_text, question_of_body
+from laplora.prompts.templates import MODEL_PROBS
+from laplora.settings import FitSettings
+from laplora.upstream.asking import ANY_MODEL, Asking, Upstream, UpstreamAnswer, asked_state
+
+#: The sentence encoder that stands in for the model's states.
+ENCODER = "all-minilm-l6-v2"
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A decision model and one question.
+
+    Attributes:
+        upstream: the server; question: with the labels.
+        encoder: name of the sentence encoder.
+    """
+
+    upstream: Upstream
+    question: AnsweredQuestion
+    encoder: str = ENCODER
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels, in order."""
+        return self.question.labels
+
+    def answered(
+        self, rows: Sequence[Mapping[str, Any]], progress: bool | Progress = True
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Return rows with the model's probabilities as ``model_probs``, and the name that it gives itself.
+
+        Args:
+            rows: with ``state``, any JSON value, which becomes a text. If you have answers already, give rows with
+                ``model_probs``, a probability for each label, and call nothing.
+
+        Raises:
+            DataError: a row without a state.
+            UpstreamChangedError: the model's name changed between two rows.
+            UpstreamError: as ``Upstream.ask``.
+        """
+        if absent := [number for number, row in enumerate(rows) if row.get(STATE) is None]:
+            raise DataError(f"row {absent[0]} has no {STATE!r}, and {len(absent) - 1} more: what should be asked about")
+        texts = [{STATE: as_text(row[STATE])} for row in rows]
+        answers = asyncio.run(self._asked(texts, shown_by(progress)))
+        names = list(dict.fromkeys(answer.model for answer in answers))
+        if len(names) > 1:
+            raise UpstreamChangedError(
+                f"the model called itself {names[0][:64]!r} and then {names[1][:64]!r}: name the version that you want"
+            )
+        with_answers = [
+            {**row, **text, MODEL_PROBS: dict(answer.probs)}
+            for row, text, answer in zip(rows, texts, answers, strict=True)
+        ]
+        return with_answers, names[0] if names else self.upstream.model
+
+    async def _asked(self, texts: Sequence[Mapping[str, str]], shown: Progress) -> list[UpstreamAnswer]:
+        states = [asked_state(text, self.question) for text in texts]
+        steps, asking = shown.track(range(len(states)), "asking the model"), Asking(self.upstream)
+        next(steps, None)
+        try:
+            return await asking.ask_all(states, self.question, told=lambda: next(steps, None))
+        finally:
+            await asking.close()
+
+    def classifier(self, name: str, device: str = "auto") -> Classifier:
+        """Return the classifier that ``laplora.fit`` takes with rows of ``answered``.
+
+        Args:
+            name: that the model gave itself: an artifact is of it alone.
+
+        Raises:
+            ModelError, DownloadError: an encoder that cannot be loaded.
+        """
+        from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
+        from laplora.models.classifier_head import longest_input
+
+        spec = BaseSpec(self.encoder, None, "none", "float32", classes=0)
+        location = locate_base(spec)
+        model = load_base_model(location, spec, device=resolve_device(device)).model
+        template = replace(self.question.template, answered=name)
+        most = min(MAX_TOKENS, longest_input(model) or MAX_TOKENS)
+        return Classifier(model, load_tokenizer(location), template, self.labels, max_tokens=most)
+
+    def settings(self, settings: FitSettings | None = None) -> FitSettings:
+        """Return settings of a fit whose artifact answers the question; levels have an order."""
+        given, ordered = settings or FitSettings(), self.question.asked.type == "score"
+        calibration = given.calibration.model_copy(update={"ordered": True}) if ordered else given.calibration
+        return given.model_copy(update={"question": self.question.asked, "calibration": calibration})
+
+
+def remote_model(
+    url: str,
+    question: Mapping[str, Any],
+    *,
+    model: str = ANY_MODEL,
+    key: str | None = None,
+    encoder: str = ENCODER,
+    **options: Any,
+) -> RemoteModel:
+    """Return a decision model that speaks ``POST /v1/systemone``, with one question of it.
+
+    Args:
+        url: of its server; model: the name that is asked for; key: a bearer token, which is kept nowhere.
+        question: as a request writes it: type, instructions, criteria.
+        encoder: name of a sentence encoder: an offline name, a folder, or a hub id.
+        options: further ones of ``Upstream``: timeout_s, tries, at_once.
+
+    Raises:
+        ConfigError: a URL or a question that is none.
+    """
+    return RemoteModel(Upstream(url, model, key, **options), question_of_body(question), encoder)

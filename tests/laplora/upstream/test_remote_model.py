@@ -1,0 +1,202 @@
+"""A remote model corrected by heads: what is fitted, what an artifact holds, and the command that makes it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decision_server import DecisionServer, decision_server
+from head_artifacts import letter_rows, letters
+from tiny_sentence_encoder import sentence_encoder_folder
+from typer.testing import CliRunner
+
+import laplora
+from laplora.commands.app import app
+from laplora.errors import ConfigError, DataError, InvalidInputError, UpstreamChangedError
+from laplora.fitting.heads import HeadsPosterior
+from laplora.prompts.model_answers import LEAST, model_log_probs
+from laplora.prompts.templates import MODEL_PROBS, PromptTemplate
+from laplora.upstream.remote_model import RemoteModel, remote_model
+
+QUESTION = {
+    "type": "choice",
+    "instructions": "Is it early in the alphabet?",
+    "criteria": {"no": "it is late", "yes": None},
+}
+KEY = "sk-secret-4711"
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def model() -> Iterator[DecisionServer]:
+    with decision_server() as server:
+        yield server
+
+
+def encoder(folder: Path) -> str:
+    return str(sentence_encoder_folder(folder / "encoder", letters("[CLS] $A [SEP]")))
+
+
+def labelled(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    return [{"state": row["text"], "label": row["label"]} for row in letter_rows(count, seed, shortest=3)]
+
+
+def fitted(remote: RemoteModel, rows: list[dict[str, Any]]) -> HeadsPosterior:
+    answered, name = remote.answered(rows, progress=False)
+    settings = remote.settings(laplora.FitSettings.model_validate({"experts": {"keep_rows": False}}))
+    found = laplora.fit(remote.classifier(name, "cpu"), answered, settings=settings, progress=False)
+    assert isinstance(found, HeadsPosterior)
+    return found
+
+
+def test_heads_correct_a_model_that_knows_nothing(model: DecisionServer, tmp_path: Path) -> None:
+    """The model's answers do not depend on what the labels do, so all that is right is the heads'."""
+    remote = remote_model(model.url, QUESTION, key=KEY, encoder=encoder(tmp_path), at_once=4)
+    posterior = fitted(remote, labelled(120))
+    nll = posterior.heads.choice.nll
+    assert set(nll) == {"map", "pooled"}
+    assert posterior.recommended == "pooled"
+    assert nll["pooled"] < nll["map"] - 0.1
+    new, _ = remote.answered(labelled(60, seed=5), progress=False)
+    measured = posterior.evaluate(new)
+    assert measured["pooled"].nll < measured["map"].nll - 0.1
+    (answer,) = posterior.predict([new[0]])
+    assert answer.map_probs == pytest.approx(new[0][MODEL_PROBS], abs=1e-6)
+    assert answer.familiarity is not None
+
+
+def test_a_model_that_is_right_is_left_as_it_is(model: DecisionServer, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    rows = labelled(60)
+    for row in rows:  # it is sure, and right in 19 of 20
+        sure = 0.95 if row["label"] == "yes" else 0.05
+        row[MODEL_PROBS] = {"no": 1 - sure, "yes": sure}
+        if draw.random() < 0.05:
+            row["label"] = "no" if row["label"] == "yes" else "yes"
+    remote = remote_model(model.url, QUESTION, encoder=encoder(tmp_path))
+    found = laplora.fit(remote.classifier("perfect-1", "cpu"), rows, progress=False)
+    assert isinstance(found, HeadsPosterior)
+    assert not model.bodies
+    nll = found.heads.choice.nll
+    assert found.recommended == min(nll, key=lambda name: nll[name])
+    assert nll["pooled"] < nll["map"] + 0.05  # the pool holds the model's own answer, and falls back to it
+
+
+def test_the_artifact_holds_question_and_name_and_no_url_key_or_state(model: DecisionServer, tmp_path: Path) -> None:
+    name = encoder(tmp_path)
+    remote = remote_model(model.url, QUESTION, key=KEY, encoder=name)
+    rows = labelled(60)
+    posterior = fitted(remote, rows)
+    folder = posterior.save(tmp_path / "artifact", base=name)
+    held = b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+    assert KEY.encode() not in held
+    assert model.url.encode() not in held
+    assert not any(row["state"].encode() in held for row in rows)
+    manifest = laplora.read_artifact(folder).manifest
+    assert manifest.template.answered == "letters-1"
+    assert manifest.base_model == name
+    assert manifest.answers is not None
+    assert manifest.answers.matches(*QUESTION.values())
+    assert {"corrected", "frozen"} >= set(manifest.experts)
+    assert set(manifest.pool) <= {"zero_shot", *manifest.experts}
+    loaded, (new, _) = laplora.load(folder), remote.answered(labelled(8, seed=7), progress=False)
+    for kept, memory in zip(loaded.predict(new), posterior.predict(new), strict=True):
+        assert kept.probs == pytest.approx(memory.probs, abs=1e-5)
+        assert kept.map_probs == pytest.approx(memory.map_probs, abs=1e-9)
+    with pytest.raises(DataError, match="model_probs"):
+        loaded.predict([{"state": "a b c"}])
+
+
+def test_later_labels_are_learned_and_forgotten(model: DecisionServer, tmp_path: Path) -> None:
+    remote = remote_model(model.url, QUESTION, encoder=encoder(tmp_path))
+    first, later = (remote.answered(labelled(count, seed), progress=False)[0] for count, seed in ((60, 0), (30, 3)))
+    posterior = laplora.fit(remote.classifier("letters-1", "cpu"), first, progress=False)
+    assert isinstance(posterior, HeadsPosterior)
+    more = posterior.condition(later)
+    assert len(more.heads.labelled) == len(first) + len(later)
+    back = more.forget(later)
+    for one, other in zip(back.predict(later), posterior.predict(later), strict=True):
+        assert one.probs == pytest.approx(other.probs, abs=1e-4)
+
+
+def test_a_model_that_changes_between_two_rows(model: DecisionServer, tmp_path: Path) -> None:
+    def rename(handler: Any, body: Any) -> bool:
+        model.name = f"letters-{1 + len(model.bodies) // 5}"
+        return False
+
+    model.trick = rename
+    with pytest.raises(UpstreamChangedError, match="called itself 'letters-1' and then 'letters-2'"):
+        remote_model(model.url, QUESTION, at_once=1).answered(labelled(12), progress=False)
+    with pytest.raises(DataError, match="row 1 has no 'state', and 0 more"):
+        remote_model(model.url, QUESTION).answered([{"state": "a"}, {"text": "b"}], progress=False)
+
+
+def test_probabilities_that_come_with_a_row() -> None:
+    assert model_log_probs({MODEL_PROBS: {"no": 0.25, "yes": 0.75}}, ["no", "yes"]) == pytest.approx(
+        torch.tensor([0.25, 0.75]).log().tolist()
+    )
+    rounded = model_log_probs({MODEL_PROBS: {"no": 0.0, "yes": 1.0}}, ["no", "yes"])
+    assert rounded[0] == pytest.approx(float(torch.tensor(LEAST / (1 + LEAST), dtype=torch.float64).log()))
+    for odd in (None, {}, {"no": 1.0}, {"no": 0.9, "yes": 0.9}, {"no": -0.1, "yes": 1.1}, {"no": "1", "yes": 0}):
+        with pytest.raises(InvalidInputError, match="model_probs") as raised:
+            model_log_probs({MODEL_PROBS: odd}, ["no", "yes"])
+        assert raised.value.field == MODEL_PROBS
+
+
+def test_what_no_model_can_have_answered(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="takes choices"):
+        PromptTemplate("t", 1, "{question} {choices}", answered="m")
+    with pytest.raises(ConfigError, match="no field may be called"):
+        PromptTemplate("t", 1, "{model_probs}")
+    for odd in ({}, {"type": "choice"}, {"type": "score", "criteria": ["one"]}, {**QUESTION, "weight": 1}):
+        with pytest.raises(ConfigError, match="a question has a type, instructions and criteria"):
+            remote_model("http://host", odd)
+    remote = remote_model("http://host", QUESTION, encoder=encoder(tmp_path))
+    settings = laplora.FitSettings.model_validate({"experts": {"names": ["frozen"]}})
+    rows = [{**row, MODEL_PROBS: {"no": 0.5, "yes": 0.5}} for row in labelled(30)]
+    with pytest.raises(ConfigError, match="corrected among them"):
+        laplora.fit(remote.classifier("m", "cpu"), rows, settings=settings, progress=False)
+
+
+def test_the_command(model: DecisionServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAPLORA_UPSTREAM_KEY", KEY)
+    spam = {"type": "noul", "instructions": "Is it?"}
+    questions, rows, out = tmp_path / "questions.json", tmp_path / "rows.jsonl", tmp_path / "out"
+    questions.write_text(json.dumps({"early": QUESTION, "spam": spam}))
+    lines = [
+        {
+            "state": row["state"],
+            "labels": {"early": row["label"], "spam": row["label"] == "yes"} if i % 4 else {"early": row["label"]},
+        }
+        for i, row in enumerate(labelled(80))
+    ]
+    rows.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    command = ["calibrate", "--url", model.url, "--questions", str(questions), "--rows", str(rows), "--out", str(out)]
+    command += ["--encoder", encoder(tmp_path)]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "early: NLL" in done.stdout
+    assert "corrected" in done.stdout
+    assert "spam: " in done.stdout
+    assert f"--also-load spam --upstream-url {model.url}" in done.stdout
+    assert KEY not in done.output
+    assert len(model.bodies) == 80 + 60
+    assert set(model.keys) == {f"Bearer {KEY}"}
+    assert laplora.read_artifact(out / "spam").manifest.labels == ("false", "true")
+    assert not laplora.read_artifact(out / "spam").manifest.calibration.ordered
+    level = remote_model(model.url, {"type": "score", "criteria": ["low", "high"]})
+    assert level.settings().calibration.ordered  # sets of levels are intervals
+    with pytest.raises(ConfigError, match="is there already"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    rows.write_text(json.dumps({"state": "a", "labels": {"early": "nay", "spam": 1}}))
+    with pytest.raises(DataError, match="row 1: the label of 'early' is none of"):
+        CliRunner().invoke(app, [*command, "--replace"], catch_exceptions=False)
