@@ -83,7 +83,7 @@ def test_the_artifact_is_that_of_the_jobs(saved: Path, sentiment_run: FinishedRu
     for name in ("posterior.safetensors", "scores.safetensors", "familiarity.safetensors"):
         assert mine.files[name] == jobs.files[name], name
     assert mine.files["adapter/adapter_model.safetensors"] == jobs.files["adapter/adapter_model.safetensors"]
-    about_the_call = {"created", "config", "data", "metrics", "files"}
+    about_the_call = {"created", "config", "data", "metrics", "files", "question"}
     one, other = (m.model_dump(mode="json", exclude=about_the_call) for m in (mine, jobs))
     assert one == other
     for predictive in mine.predictives:
