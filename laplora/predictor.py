@@ -296,8 +296,9 @@ class Predictor(Encoder):
         ).to(self.device)
 
     def _comparing(self, name: PredictiveName) -> PredictiveName:
-        """Return the predictive whose heads say how familiar inputs are, where one of heads alone answers."""
-        return name if self.experts.members(name) else self.recommended
+        """Return the predictive whose heads say how familiar inputs are: its own, else those of another one."""
+        names = (name, self.recommended, *self.predictives)
+        return next((one for one in names if self.experts.heaviest(one)), self.recommended)
 
     def outputs(self, rows: Sequence[EncodedRow], names: Sequence[PredictiveName] | None = None) -> Outputs:
         """Return what experts read of rows, which run as one padded batch.

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -87,8 +87,13 @@ def decision_server() -> Iterator[DecisionServer]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            with suppress(ConnectionError):  # who asked has gone
-                model.take(self)
+            model.take(self)
+
+        def handle_one_request(self) -> None:
+            try:
+                super().handle_one_request()
+            except ConnectionError:  # who asked has gone
+                self.close_connection = True
 
         def log_message(self, *args: object) -> None:
             pass

@@ -104,7 +104,8 @@ def read_experts(path: Path, manifest: Manifest) -> ServedExperts:
     weights = {str(name): weight for name, weight in manifest.pool.items()}
     heads = read_heads(path, manifest.experts, weights, manifest.likelihood, len(manifest.labels))
     compares = manifest.familiarity is not None and not manifest.familiarity.layers
-    if compares != bool(heads.familiar) or (heads.familiar and set(heads.familiar) != set(heads.heads)):
+    reading = {name for name, of in heads.heads.items() if of.source != "rescaled"}
+    if compares != bool(heads.familiar) or (heads.familiar and set(heads.familiar) != reading):
         raise ArtifactCorruptError(
             f"{path.name} and the manifest do not agree whether heads say how familiar inputs are"
         )

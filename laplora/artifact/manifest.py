@@ -40,9 +40,9 @@ ROWS = "rows.safetensors"
 ADAPTER_FOLDER = "adapter"
 HEAD = "head.safetensors"
 #: Heads that answer, by name.
-ExpertName = Literal["conditioned", "frozen", "encoder", "options", "corrected"]
+ExpertName = Literal["conditioned", "frozen", "encoder", "options", "rescaled", "corrected"]
 #: The possible members of a pool.
-MemberName = Literal["adapter", "zero_shot", "conditioned", "frozen", "encoder", "options", "corrected"]
+MemberName = Literal["adapter", "zero_shot", "conditioned", "frozen", "encoder", "options", "rescaled", "corrected"]
 #: Most weight of an expert in a pool: no labels ask for as much, and its square is a number.
 MAX_WEIGHT = 1e6
 #: Most levels of a manifest: deeper ones can be read, and not be written or listed again.
@@ -275,8 +275,8 @@ class Manifest(_Record):
             raise ValueError(
                 f"the predictive {sorted(odd)[0]!r} is of an adapter, or of a head or pool that is not there"
             )
-        if ("corrected" in self.experts) != (self.template.answered is not None):
-            raise ValueError("corrected is an expert where inputs bring another model's answer, and nowhere else")
+        if self.template.answered is None and {"rescaled", "corrected"} & set(self.experts):
+            raise ValueError("a head corrects another model's answer, which the template does not have")
         members = {*self.experts, *(["adapter"] if self.has_adapter else [])}
         members |= {"zero_shot"} if self.template.answered else set()
         if odd := set[str](self.pool) - members:

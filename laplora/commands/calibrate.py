@@ -43,6 +43,9 @@ def calibrate(
     key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help=f"File with the model's key (default: {KEY}, if it is set).")
     ] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="Rows of one value belong together, such as a customer's.")
+    ] = None,
     encoder: Annotated[
         str, typer.Option(metavar="NAME", help="Sentence encoder: an offline name, a folder or a hub id.")
     ] = "all-minilm-l6-v2",
@@ -84,12 +87,12 @@ def calibrate(
         "timeout_s": timeout_s,
     }
     remote = {name: remote_model(url, question, **of_model) for name, question in asked.items()}
-    labelled = {name: labelled_rows(records, name, of, alone=len(asked) == 1) for name, of in remote.items()}
+    labelled = {name: labelled_rows(records, name, of, group, alone=len(asked) == 1) for name, of in remote.items()}
     for name, of in remote.items():
         console.say(f"{name}: asking the model about {len(labelled[name])} rows ...")
         answered, its_name = of.answered(labelled[name])
         classifier = of.classifier(its_name)
-        examples = read_rows(answered, classifier, "label")
+        examples = read_rows(answered, classifier, "label", groups=None if group is None else "group")
         posterior = fit_as_it_is(classifier, examples, of.settings(settings), Bars())
         posterior.save(out / name, base=encoder)
         console.write(_told(name, its_name, posterior))
@@ -97,9 +100,11 @@ def calibrate(
 
 
 def labelled_rows(
-    records: Sequence[Mapping[str, Any]], name: str, of: RemoteModel, *, alone: bool
+    records: Sequence[Mapping[str, Any]], name: str, of: RemoteModel, group: str | None = None, *, alone: bool
 ) -> list[dict[str, Any]]:
     """Return the rows that have a label of a question: under ``labels`` by name, or of the only question ``label``.
+
+    Beside state and label they have ``group``, the value of that field.
 
     A label is an option's name, of a noul true or false, of a score the number of its level.
 
@@ -116,7 +121,8 @@ def labelled_rows(
         label = text if text in of.labels else by_text.get(str(text).casefold()) if isinstance(text, str) else None
         if label is None:
             raise DataError(f"row {number}: the label of {name!r} is none of {list(of.labels)[:8]}")
-        rows.append({"state": record.get("state"), "label": label})
+        together = {} if group is None else {"group": record.get(group)}
+        rows.append({"state": record.get("state"), "label": label, **together})
     if not rows:
         raise DataError(
             f'no row has a label of {name!r}: a row is {{"state": ..., "labels": {{{json.dumps(name)}: ...}}}}'

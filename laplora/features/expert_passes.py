@@ -137,5 +137,5 @@ def suiting(template: PromptTemplate, with_encoder: bool) -> tuple[HeadSource, .
     if template.takes_choices:
         return ("options",)
     if template.answered:
-        return ("frozen", "corrected")
+        return ("frozen", "rescaled", "corrected")
     return ("frozen", "encoder") if with_encoder else ("frozen",)

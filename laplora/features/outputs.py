@@ -11,12 +11,12 @@ import torch
 #: Whose log probabilities a pass gives: the trained adapter's or head's, the base's by label tokens, Laplace's average.
 LogProbSource = Literal["adapter", "zero_shot", "laplace"]
 #: Which features a pass gives.
-FeatureSource = Literal["last_state", "frozen", "encoder", "options", "corrected"]
+FeatureSource = Literal["last_state", "frozen", "encoder", "options", "rescaled", "corrected"]
 #: Features by block, each (rows, width) float32, or of a question's options (rows, options, width).
 Blocks = Mapping[str, torch.Tensor]
-#: The features that do not look at an adapter; the heads on them are called the same. ``corrected`` has the states of
-#: ``frozen`` beside another model's answer, which its head corrects.
-HeadSource = Literal["frozen", "encoder", "options", "corrected"]
+#: The features that do not look at an adapter; the heads on them are called the same. ``rescaled`` has another model's
+#: log probabilities, and ``corrected`` the states of ``frozen`` beside them: their heads correct that model's answer.
+HeadSource = Literal["frozen", "encoder", "options", "rescaled", "corrected"]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from laplora.readouts.base import ReadOut
 #: The advice if the base's numbers overflow.
 _BASE = "load the base in bfloat16 or float32"
 #: Which part of a row a source reads.
-_READ = {"frozen": "roles", "encoder": "encoder_ids", "options": "options", "corrected": "model_log_probs"}
+_READ = {"frozen": "roles", "encoder": "encoder_ids", "options": "options"}
+_READ |= dict.fromkeys(("rescaled", "corrected"), "model_log_probs")
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,11 @@ class FeaturePasses:
             if not all(getattr(row, _READ[source]) for row in rows):
                 raise DataError(f"a row has no {_READ[source]}, which {source} reads: encode it by a FeatureEncoding")
         features, log_probs = dict[FeatureSource, Blocks](), dict[LogProbSource, torch.Tensor]()
+        scores: Blocks = {}
         if rows and rows[0].model_log_probs:
-            log_probs["zero_shot"] = torch.tensor([row.model_log_probs for row in rows], dtype=torch.float64)
+            of_model = torch.tensor([row.model_log_probs for row in rows], dtype=torch.float64)
+            log_probs["zero_shot"] = of_model
+            scores = {"scores": (of_model - of_model.mean(1, keepdim=True)).float()}
         batch = collate(rows, class_count=self.class_count, pad_token_id=self.pad_token_id, side=self.readout.side)
         with frozen(self.model):
             if self._reads_states or self.answers:
@@ -87,12 +91,12 @@ class FeaturePasses:
                 if states is not None:
                     features["frozen"] = _finite(states, "the base's states {} hold", _BASE)
                     if "corrected" in self.sources:
-                        of_model = log_probs["zero_shot"]
-                        scores = (of_model - of_model.mean(1, keepdim=True)).float()
-                        features["corrected"] = {**features["frozen"], "scores": scores}
+                        features["corrected"] = {**features["frozen"], **scores}
                 if logits is not None:
                     _finite({"logits": logits}, "the base's {} hold", _BASE)
                     log_probs["zero_shot"] = class_log_probs(logits, batch.class_mask)
+            if "rescaled" in self.sources:
+                features["rescaled"] = scores
             if "options" in self.sources:
                 given = [row.options for row in rows if row.options is not None]
                 sizes = {"class_count": self.class_count, "pad_token_id": self.pad_token_id}

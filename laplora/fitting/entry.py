@@ -101,9 +101,8 @@ def fit(
                 "into it, load the base and the adapter again, for its states know the labels that it was trained on"
             )
         labelled = read_rows(rows, classifier, label_field, groups=groups)
-        if (
-            not classifier.template.takes_choices
-        ):  # a letter is no class, and the right ones need not have stood at each
+        # A letter is no class, and the right ones need not have stood at each; another model knows labels without rows.
+        if not (classifier.template.takes_choices or classifier.template.answered):
             check_labels(labelled, classifier.labels)
         return fit_as_it_is(classifier, labelled, settings, shown, store)
     if calibration is None:

@@ -38,8 +38,8 @@ from laplora.pool.pool import Pool, fit_pool
 from laplora.pool.served import ServedExperts
 from laplora.settings import FitSettings
 
-#: The head that corrects another model's answer.
-CORRECTED: HeadSource = "corrected"
+#: The heads that correct another model's answer.
+CORRECTING: tuple[HeadSource, ...] = ("rescaled", "corrected")
 #: The name of an expert.
 Named = TypeVar("Named", bound=str)
 
@@ -79,6 +79,10 @@ class FittedHeads:
         """The experts that an artifact keeps: those in the pool, and the one that answers."""
         weights = {} if self.pool is None else self.pool.weights
         kept = {name: of for name, of in self.experts.items() if not weights or name in {*weights, self.choice.name}}
+        if kept.keys().isdisjoint(
+            self.experts.keys() - {"rescaled"}
+        ):  # how familiar an input is takes a head of states
+            kept = dict(self.experts)
         return ServedExperts(kept, weights, {name: self.familiar[name] for name in kept if name in self.familiar})
 
     def manifest_fields(self, encoder: EncoderRecord | None) -> dict[str, Any]:
@@ -119,7 +123,7 @@ def fit_experts(
     """
 
     def fitted(name: HeadSource) -> HeadExpert:
-        return fit_head(name, outputs, labelled, name, offset="zero_shot" if name == CORRECTED else None, seed=seed)
+        return fit_head(name, outputs, labelled, name, offset="zero_shot" if name in CORRECTING else None, seed=seed)
 
     return _each(names, fitted, progress)
 
@@ -144,7 +148,7 @@ def judged(
     records, scores = recorded(wanted, held_out, labelled.labels, 1, OUT_OF_FOLD)
     costs = costs_of(answering, {} if pool is None else pool.weights, adapter=False)
     candidates: dict[str, Expert] = {**answering}
-    if CORRECTED in experts and zero_shot is not None and pool is not None:
+    if zero_shot is not None and pool is not None and "zero_shot" in pool.experts:
         # Few labels tell the pool from the model's own answer, and not its members from each other.
         candidates, costs = {"map": zero_shot, "pooled": pool}, {"map": 1.0, "pooled": 1.0}
     losses = {name: losses_of(expert.held_out, labelled) for name, expert in candidates.items()}
@@ -161,7 +165,9 @@ def judged(
         records,
         calibration_record(wanted, labelled.groups, OUT_OF_FOLD),
         scores,
-        {name: familiarity_of(expert) for name, expert in experts.items()} if rate else {},
+        {name: familiarity_of(expert) for name, expert in experts.items() if expert.source != "rescaled"}
+        if rate
+        else {},
         false_alarms(rate, len(labelled)) if rate else 0.0,
     )
 
@@ -209,7 +215,7 @@ def forgotten(heads: FittedHeads, rows: torch.Tensor, settings: FitSettings, pro
 
 def _members(experts: Mapping[str, HeadExpert], zero_shot: AsGiven | None) -> dict[str, Expert]:
     """Return the members of the pool: the heads, and the answer that one of them corrects."""
-    own = {"zero_shot": zero_shot} if CORRECTED in experts and zero_shot is not None else {}
+    own = {"zero_shot": zero_shot} if zero_shot is not None and not experts.keys().isdisjoint(CORRECTING) else {}
     return {**experts, **own}
 
 

@@ -14,7 +14,7 @@ from laplora.metrics.groups import mean_and_error
 #: Times the least cost, up to which a cost is no reason to answer worse.
 _AS_CHEAP = 1.1
 #: Passes of the base that a head's features take; a sentence encoder is small, and options are run one by one.
-_PASSES = {"frozen": 1.0, "options": 2.0, "encoder": 0.05, "corrected": 1.0}
+_PASSES = {"frozen": 1.0, "options": 2.0, "encoder": 0.05, "corrected": 1.0, "rescaled": 0.0}
 #: Passes of the base that an answer by Laplace takes, Jacobians and all.
 _LAPLACE = 3.0
 

@@ -69,8 +69,9 @@ class ServedExperts:
         return tuple(one for one in (self.weights if name == POOLED else (name,)) if one in self.heads)
 
     def heaviest(self, name: str) -> str | None:
-        """Return the head of a predictive that says how familiar inputs are; None without heads."""
-        return max(self.members(name), key=lambda one: self.weights.get(one, 0.0), default=None)
+        """Return the head of a predictive that says how familiar inputs are; None without one that reads states."""
+        members = [one for one in self.members(name) if self.heads[one].source != "rescaled"]
+        return max(members, key=lambda one: self.weights.get(one, 0.0), default=None)
 
     def sources(self, names: Iterable[str]) -> set[FeatureSource]:
         """Return what the heads of predictives read."""

@@ -30,6 +30,7 @@ PredictiveName = Literal[
     "frozen",
     "encoder",
     "options",
+    "rescaled",
     "corrected",
     "pooled",
 ]

@@ -12,6 +12,7 @@ WORDS = {
     "frozen": "logistic regression on states of the base model",
     "encoder": "logistic regression on sentence embeddings",
     "options": "logistic regression on what the base model says of each option",
+    "rescaled": "the other model's answer, corrected by how it is wrong on the labelled rows, whatever their texts",
     "corrected": "the other model's answer, corrected by a head on states of the base model",
     "pooled": "several answers together, with fitted weights",
 }

@@ -91,6 +91,23 @@ def test_a_model_that_is_right_is_left_as_it_is(model: DecisionServer, tmp_path:
     assert nll["pooled"] < nll["map"] + 0.05  # the pool holds the model's own answer, and falls back to it
 
 
+def test_a_wrong_scale_is_mended_whatever_the_text_says(model: DecisionServer, tmp_path: Path) -> None:
+    """The texts say nothing here, and the model says no to everything, less so where yes is right."""
+    draw, rows = random.Random(1), list[dict[str, Any]]()
+    for i in range(160):
+        said = 0.05 if i % 2 else 0.25
+        rows.append({"state": " ".join(draw.choices("abcdefghij", k=5)), "label": "no" if i % 2 else "yes"})
+        rows[-1][MODEL_PROBS] = {"no": 1 - said, "yes": said}
+    remote = remote_model(model.url, QUESTION, encoder=encoder(tmp_path))
+    found = laplora.fit(remote.classifier("m", "cpu"), rows[:80], progress=False)
+    assert isinstance(found, HeadsPosterior)
+    measured = found.evaluate(rows[80:])
+    assert measured["map"].accuracy == 0.5
+    assert measured["rescaled"].accuracy == measured["pooled"].accuracy == 1
+    (answer,) = found.predict([rows[0]])
+    assert answer.familiarity is not None  # by a head that reads states
+
+
 def test_the_artifact_holds_question_and_name_and_no_url_key_or_state(model: DecisionServer, tmp_path: Path) -> None:
     name = encoder(tmp_path)
     remote = remote_model(model.url, QUESTION, key=KEY, encoder=name)
@@ -106,7 +123,7 @@ def test_the_artifact_holds_question_and_name_and_no_url_key_or_state(model: Dec
     assert manifest.base_model == name
     assert manifest.answers is not None
     assert manifest.answers.matches(*QUESTION.values())
-    assert {"corrected", "frozen"} >= set(manifest.experts)
+    assert {"rescaled", "corrected", "frozen"} >= set(manifest.experts)
     assert set(manifest.pool) <= {"zero_shot", *manifest.experts}
     loaded, (new, _) = laplora.load(folder), remote.answered(labelled(8, seed=7), progress=False)
     for kept, memory in zip(loaded.predict(new), posterior.predict(new), strict=True):
