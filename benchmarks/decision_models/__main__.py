@@ -1,0 +1,175 @@
+"""Measures the gain of a user's labels over a decision model's own answers: ``python -m benchmarks.decision_models``.
+
+    python -m benchmarks.decision_models            # a quarter of an hour of one core
+    python -m benchmarks.decision_models --tables   # measures nothing: RESULTS.md again
+
+``make peers`` installs the model (sparrow-decider), the tickets (sys1bench) and the rivals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+import laplora
+from benchmarks.decision_models.tickets import QUESTIONS, Rows, tickets
+from benchmarks.evidence.calibrators import CALIBRATORS, Fit
+from benchmarks.evidence.scores import Answers, Record, Unit, scored
+from laplora.decisions.temperature import fit_temperature, temperature_probs
+from laplora.experts.base import Outputs
+from laplora.fitting.fitted_heads import FittedHeads
+from laplora.fitting.heads import HeadsPosterior
+from laplora.head import fold_numbers
+from laplora.metrics.groups import mean_and_error
+from laplora.upstream.remote_model import RemoteModel, remote_model
+from training.report.markdown import markdown_table
+
+FOLDER = Path(__file__).parent
+RESULTS, PAGE = FOLDER / "results.json", FOLDER / "RESULTS.md"
+LABELS, SEEDS = (25, 50, 150, 500), (0, 1, 2)
+#: Titles by method, in the order of the tables.
+TITLES = {
+    "map": "the model's own answer",
+    "temperature": "temperature scaling (reference)",
+    "beta": "beta calibration",
+    "isotonic": "isotonic regression",
+    "served": "**laplora**: what is served",
+    "grouped": "**laplora**, rows of a template in one group",
+    "rescaled": "**rescaled** alone: the text is not looked at",
+    "corrected": "**corrected** alone",
+    "frozen": "head alone, without the model",
+}
+_HEAD = """# A decision model, corrected by labels
+
+`python -m benchmarks.decision_models` writes this page. A decision model of 3 MB (sparrow-nano-general-v1.1) answers
+questions about support tickets (sys1bench 0.3.2), whose labels follow a stated rule. A user has 25 to 500 labelled
+rows. Up to 500 others are the test. Figures are means over three draws of labelled rows. All methods have the same
+labels.
+
+The tickets are written from 14 templates in six queues. In the tables of *other templates* each test row is of a
+template that no labelled row has. NLL is in nats. *Accepted* is the share of test rows that are accepted at a target
+error of 5 %, with the error among them, per cent.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, and write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decision_models", description=(__doc__ or ""))
+    parser.add_argument("--tables", action="store_true", help="measure nothing, write the page again")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    records: list[Record] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
+    known = {(one["task"], one["budget"], one["seed"]) for one in records}
+    for name in () if options.tables else QUESTIONS:
+        for apart in (False, True):
+            task, rows = f"{name}, {'other templates' if apart else 'the same templates'}", None
+            for budget in LABELS:
+                for seed in SEEDS:
+                    if (task, budget, seed) not in known:
+                        rows = rows or tickets(name, apart=apart)
+                        records += measured(task, rows, budget, seed)
+                        print(f"{task}: {budget} labels, seed {seed}", flush=True)
+                        lines = ",\n".join(json.dumps(record) for record in records)
+                        RESULTS.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    PAGE.write_text(page(records), encoding="utf-8")
+
+
+def measured(task: str, rows: Rows, budget: int, seed: int) -> list[Record]:
+    """Return the record of each method, on labelled rows that the seed draws."""
+    remote = remote_model("http://127.0.0.1", rows.question)
+    order = torch.randperm(len(rows.fitted), generator=torch.Generator().manual_seed(seed))
+    some = [rows.fitted[place] for place in order[:budget].tolist()]
+    found = _fitted(remote, some, seed, None)
+    heads, outputs = found.heads, found.outputs([dict(row) for row in rows.test])
+    labels, zero_shot = heads.labelled.labels, heads.zero_shot
+    assert zero_shot is not None
+    own, test = zero_shot.held_out, zero_shot.log_probs(outputs)
+    answers = {"map": Answers(own, test)}
+    for name, fit in {"temperature": _tempered, **{one: CALIBRATORS[one] for one in ("beta", "isotonic")}}.items():
+        answers[name] = _calibrated(fit, own, labels, test, seed)
+    answers["served"] = _served(heads, outputs, answers["map"])
+    grouped = _fitted(remote, some, seed, "template").heads
+    answers["grouped"] = _served(grouped, outputs, answers["map"])
+    for name in ("rescaled", "corrected", "frozen"):
+        answers[name] = Answers(heads.answering[name].held_out, heads.answering[name].log_probs(outputs))
+    test_labels = torch.tensor([remote.labels.index(str(row["label"])) for row in rows.test])
+    return scored(Unit(task, "sparrow-nano-general-v1.1", budget, seed, 0), answers, labels, test_labels)
+
+
+def _fitted(remote: RemoteModel, rows: Sequence[Mapping[str, Any]], seed: int, groups: str | None) -> HeadsPosterior:
+    settings = remote.settings(laplora.FitSettings(seed=seed))
+    found = laplora.fit(remote.classifier("sparrow"), rows, settings=settings, groups=groups, progress=False)
+    assert isinstance(found, HeadsPosterior)
+    return found
+
+
+def _served(heads: FittedHeads, outputs: Outputs, own: Answers) -> Answers:
+    """Return what an artifact answers: the model's own where no correction is better."""
+    chosen = heads.answering.get(heads.choice.name)
+    return own if chosen is None else Answers(chosen.held_out, chosen.log_probs(outputs))
+
+
+def _tempered(log_probs: torch.Tensor, labels: torch.Tensor) -> Any:
+    temperature = fit_temperature(log_probs, labels, log_probs.isfinite())
+    return lambda asked: temperature_probs(asked, temperature, asked.isfinite()).log()
+
+
+def _calibrated(fit: Fit, own: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, seed: int) -> Answers:
+    """Return a calibrator's answers: to each labelled row by a fit without its fold."""
+    folds, held_out = fold_numbers(len(labels), seed=seed), torch.zeros_like(own)
+    for number in torch.unique(folds):
+        rest = folds != number
+        held_out[~rest] = fit(own[rest], labels[rest])(own[~rest])
+    return Answers(held_out, fit(own, labels)(test))
+
+
+def page(records: Sequence[Record]) -> str:
+    """Return RESULTS.md."""
+    tasks = dict.fromkeys(str(one["task"]) for one in records)
+    parts = [_HEAD, _in_short(records)]
+    for task in tasks:
+        head = ["", *(f"{budget} labels: NLL, accepted (error)" for budget in LABELS)]
+        rows = [[title, *(_cell(records, task, name, budget) for budget in LABELS)] for name, title in TITLES.items()]
+        parts.append(f"## {task}\n\n{markdown_table(head, rows)}\n")
+    return "\n".join(parts)
+
+
+def _of(records: Sequence[Record], task: str, name: str, budget: int) -> list[Mapping[str, Any]]:
+    return [one for one in records if (one["task"], one["method"], one["budget"]) == (task, name, budget)]
+
+
+def _cell(records: Sequence[Record], task: str, name: str, budget: int) -> str:
+    some = _of(records, task, name, budget)
+    if not some:
+        return ""
+    accepted, errors = fmean(one["accepted"] for one in some), [one["accepted_error"] for one in some]
+    known = [error for error in errors if error is not None]
+    error = f" ({100 * fmean(known):.1f})" if known else ""
+    return f"{fmean(one['nll'] for one in some):.3f}, {100 * accepted:.0f} %{error}"
+
+
+def _in_short(records: Sequence[Record]) -> str:
+    """Return in how many cells what is served beats temperature scaling beyond noise, and in how many it loses."""
+    better = worse = cells = 0
+    for task in dict.fromkeys(str(one["task"]) for one in records):
+        for budget in LABELS:
+            some = _of(records, task, "served", budget)
+            if some:
+                # Over draws of labelled rows; the test rows are the same, whose part is the mean of the draws' errors.
+                mean, error = mean_and_error(torch.tensor([one["vs_temperature"][0] for one in some]).double())
+                error = (error**2 + fmean(one["vs_temperature"][1] for one in some) ** 2) ** 0.5
+                cells, better, worse = cells + 1, better + (mean < -2 * error), worse + (mean > 2 * error)
+    return (
+        f"What laplora serves has a lower NLL than temperature scaling, beyond two standard errors, in {better} of "
+        f"{cells} cells of a task and a number of labels, and a higher one in {worse}.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
