@@ -20,6 +20,7 @@ from laplora.models.readout import base_of
 from laplora.models.spread import Spread, block_devices, check_spread, input_device, spread_of
 from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.examples import Example
+from laplora.prompts.questions import Question
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS, Batch, EncodedRow, collate
 from laplora.prompts.templates import PromptTemplate, default_verbalizers
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
@@ -51,6 +52,7 @@ class Classifier:
     """
 
     workers: Workers = ALONE
+    question: Question | None = None  # that another model answered for its inputs; a fit declares it
 
     def __init__(
         self,

@@ -352,7 +352,7 @@ class Settings(BaseSettings):
         key = None if self.upstream_key is None else self.upstream_key.get_secret_value()
         if self.upstream_key_file is not None:
             try:
-                key = self.upstream_key_file.read_text(encoding="utf-8").strip()
+                key = self.upstream_key_file.read_text(encoding="utf-8-sig").strip()
             except (OSError, ValueError):
                 raise ConfigError(f"upstream_key_file {self.upstream_key_file} cannot be read") from None
         name, timeout_s, most = self.upstream_model or ANY_MODEL, self.upstream_timeout_s, self.upstream_at_once

@@ -103,7 +103,7 @@ def measured(task: str, rows: Rows, budget: int, seed: int) -> list[Record]:
 
 
 def _fitted(remote: RemoteModel, rows: Sequence[Mapping[str, Any]], seed: int, groups: str | None) -> HeadsPosterior:
-    settings = remote.settings(laplora.FitSettings(seed=seed))
+    settings = laplora.FitSettings(seed=seed)
     found = laplora.fit(remote.classifier("sparrow"), rows, settings=settings, groups=groups, progress=False)
     assert isinstance(found, HeadsPosterior)
     return found

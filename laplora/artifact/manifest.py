@@ -275,6 +275,8 @@ class Manifest(_Record):
             raise ValueError(
                 f"the predictive {sorted(odd)[0]!r} is of an adapter, or of a head or pool that is not there"
             )
+        if self.template.answered is not None and self.question is None:
+            raise ValueError("an artifact that corrects another model declares the question that it is asked")
         if self.template.answered is None and {"rescaled", "corrected"} & set(self.experts):
             raise ValueError("a head corrects another model's answer, which the template does not have")
         members = {*self.experts, *(["adapter"] if self.has_adapter else [])}

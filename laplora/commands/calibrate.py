@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from laplora.commands import console
-from laplora.data.records import read_records
+from laplora.data.near_copies import near_copies
+from laplora.data.records import Record, read_records
 from laplora.errors import ConfigError, DataError
 from laplora.execution.terminal import program
 from laplora.files.strict_json import strict_json
+from laplora.prompts.questions import as_text
 
 if TYPE_CHECKING:
     from laplora.fitting.heads import HeadsPosterior
@@ -64,15 +66,15 @@ def calibrate(
     """
     from laplora.artifact.folder import check_name, check_replaceable
     from laplora.execution.progress import Bars
-    from laplora.fitting.entry import fit_as_it_is
-    from laplora.fitting.rows import read_rows
+    from laplora.fitting.entry import fit
+    from laplora.fitting.heads import HeadsPosterior
     from laplora.settings import CalibrationSettings, FitSettings
     from laplora.upstream.remote_model import remote_model
 
     if not 0 < target_risk < 1:
         raise ConfigError(f"--target-risk {target_risk}: expected an error rate between 0 and 1, such as 0.05")
     asked, key = _questions(questions), _key(key_file)
-    records = [record.values for record in read_records(rows)]
+    records = read_records(rows)
     for name in asked:
         check_name(out / name)
         check_replaceable(out / name)
@@ -92,41 +94,47 @@ def calibrate(
         console.say(f"{name}: asking the model about {len(labelled[name])} rows ...")
         answered, its_name = of.answered(labelled[name])
         classifier = of.classifier(its_name)
-        examples = read_rows(answered, classifier, "label", groups=None if group is None else "group")
-        posterior = fit_as_it_is(classifier, examples, of.settings(settings), Bars())
+        posterior = fit(classifier, answered, settings=settings, groups="group", progress=Bars())
+        assert isinstance(posterior, HeadsPosterior)
         posterior.save(out / name, base=encoder)
         console.write(_told(name, its_name, posterior))
-    console.write(f"serve it: {_serve(out, list(asked), url)}")
+    console.write(f"serve it: {_serve(out, list(asked), url, key_file)}")
 
 
 def labelled_rows(
-    records: Sequence[Mapping[str, Any]], name: str, of: RemoteModel, group: str | None = None, *, alone: bool
+    records: Sequence[Record], name: str, of: RemoteModel, group: str | None = None, *, alone: bool
 ) -> list[dict[str, Any]]:
     """Return the rows that have a label of a question: under ``labels`` by name, or of the only question ``label``.
 
-    Beside state and label they have ``group``, the value of that field.
+    Beside state and label they have ``group``, the value of that field; without one near-copies of a state are a group.
 
     A label is an option's name, of a noul true or false, of a score the number of its level.
 
     Raises:
-        DataError: a label that the question does not have, by the number of its row, or no labelled row.
+        DataError: a row without a state, or with a label that the question does not have, by its line; no labelled row.
     """
     rows, by_text = list[dict[str, Any]](), {label.casefold(): label for label in of.labels}
-    for number, record in enumerate(records, start=1):
-        labels = record.get("labels")
-        given = labels.get(name) if isinstance(labels, Mapping) else record.get("label") if alone else None
+    for record in records:
+        values, labels = record.values, record.values.get("labels")
+        given = labels.get(name) if isinstance(labels, Mapping) else values.get("label") if alone else None
         if given is None:
             continue
         text = json.dumps(given) if isinstance(given, bool | int) else given
         label = text if text in of.labels else by_text.get(str(text).casefold()) if isinstance(text, str) else None
         if label is None:
-            raise DataError(f"row {number}: the label of {name!r} is none of {list(of.labels)[:8]}")
-        together = {} if group is None else {"group": record.get(group)}
-        rows.append({"state": record.get("state"), "label": label, **together})
+            raise DataError(f"line {record.line}: the label of {name!r} is none of {list(of.labels)[:8]}")
+        if values.get("state") is None or not as_text(values["state"]).strip():
+            raise DataError(f"line {record.line}: there is no 'state' that the model could be asked about")
+        rows.append({"state": values["state"], "label": label, "group": None if group is None else values.get(group)})
     if not rows:
         raise DataError(
             f'no row has a label of {name!r}: a row is {{"state": ..., "labels": {{{json.dumps(name)}: ...}}}}'
         )
+    if group is None:
+        leaders, _ = near_copies([as_text(row["state"]) for row in rows])
+        rows = [{**row, "group": leader} for row, leader in zip(rows, leaders, strict=True)]
+        if copies := len(rows) - len(set(leaders)):
+            console.say(f"{name}: {copies} rows are near-copies, and are measured by heads that know no copy of them")
     return rows
 
 
@@ -145,7 +153,10 @@ def _questions(path: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _key(path: Path | None) -> str | None:
-    key = os.environ.get(KEY) if path is None else path.read_text(encoding="utf-8").strip()
+    try:
+        key = os.environ.get(KEY) if path is None else path.read_text(encoding="utf-8-sig").strip()
+    except ValueError:
+        raise ConfigError(f"--key-file {path}: no text in UTF-8") from None
     return key or None
 
 
@@ -154,7 +165,7 @@ def _told(name: str, model: str, posterior: HeadsPosterior) -> str:
     from laplora.fitting.cross_fitted import accepted_rows, unfamiliar_rows
 
     choice, heads = posterior.heads.choice, posterior.heads
-    own, best = choice.nll["map"], choice.nll[choice.name]
+    own, best = choice.nll["map"], choice.cross_fitted
     gain = f"NLL {own:.3f} of {model} alone, {best:.3f} corrected"
     if choice.name == "map":
         gain = f"no gain: NLL {own:.3f} of {model} alone, and no correction by these labels is better"
@@ -165,7 +176,7 @@ def _told(name: str, model: str, posterior: HeadsPosterior) -> str:
     return f"{name}: {gain}; {share}{of_these} (each row answered without its label)"
 
 
-def _serve(out: Path, names: Sequence[str], url: str) -> str:
+def _serve(out: Path, names: Sequence[str], url: str, key_file: Path | None) -> str:
     further = [f"--also-load {shlex.quote(','.join(names[1:]))}"] if names[1:] else []
     first = f"--artifacts-root {shlex.quote(str(out))}" if further else ""
     told = [
@@ -173,5 +184,6 @@ def _serve(out: Path, names: Sequence[str], url: str) -> str:
         first,
         *further,
         f"--upstream-url {shlex.quote(url)}",
+        "" if key_file is None else f"--upstream-key-file {shlex.quote(str(key_file))}",
     ]
     return " ".join(part for part in told if part)

@@ -22,6 +22,7 @@ from laplora.fitting.heads import HeadsPosterior
 from laplora.fitting.rows import (
     CALIBRATION_SHARE,
     FEW_CALIBRATION_ROWS,
+    absent_labels,
     check_labels,
     check_ordered,
     groups_of,
@@ -88,7 +89,7 @@ def fit(
             f"settings must be a FitSettings, got {type(settings).__name__}: laplora.FitSettings.model_validate makes "
             "one of a dict"
         )
-    settings = settings or FitSettings()
+    settings = _declared(classifier, settings or FitSettings())
     if settings.question is not None:
         several = classifier.readout.likelihood == "bernoulli"
         check_question(settings.question, classifier.template, classifier.labels, several=several)
@@ -102,7 +103,10 @@ def fit(
             )
         labelled = read_rows(rows, classifier, label_field, groups=groups)
         # A letter is no class, and the right ones need not have stood at each; another model knows labels without rows.
-        if not (classifier.template.takes_choices or classifier.template.answered):
+        if classifier.template.answered:
+            if absent := absent_labels(labelled, classifier.labels):
+                warn(f"no row has the labels {absent[:8]}: how often they are taken for others, nothing here says")
+        elif not classifier.template.takes_choices:
             check_labels(labelled, classifier.labels)
         return fit_as_it_is(classifier, labelled, settings, shown, store)
     if calibration is None:
@@ -185,6 +189,16 @@ def fit_as_it_is(
     heads = fit_heads(passes.names, outputs, labelled, settings, shown)
     data = {"source": "rows", "rows": {"labelled": len(rows)}, "pass_seconds": seconds}
     return HeadsPosterior(passes, heads, rows, settings, data, shown)
+
+
+def _declared(classifier: Classifier, settings: FitSettings) -> FitSettings:
+    """Return settings that declare the question of a classifier that has one; its levels have an order."""
+    question = classifier.question
+    if question is None or settings.question is not None:
+        return settings
+    ordered = settings.calibration.ordered or question.type == "score"
+    calibration = settings.calibration.model_copy(update={"ordered": ordered})
+    return settings.model_copy(update={"question": question, "calibration": calibration})
 
 
 def _share(calibration: Any) -> float:

@@ -93,11 +93,16 @@ def read_rows(
     return tuple(examples)
 
 
-def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
-    """Raise DataError where a label that some row could have is no row's."""
+def absent_labels(examples: Sequence[Example], labels: Sequence[str]) -> list[str]:
+    """Return the labels that some row could have, and none has."""
     present = Counter(label for example in examples for label in _possible(example))
     most = max(example.class_count for example in examples)
-    if absent := [label for number, label in enumerate(labels[:most]) if not present[number]]:
+    return [label for number, label in enumerate(labels[:most]) if not present[number]]
+
+
+def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
+    """Raise DataError where a label that some row could have is no row's."""
+    if absent := absent_labels(examples, labels):
         raise DataError(
             f"no row has the labels {absent[:8]}: give rows of each, or leave them out of the classifier's labels"
         )

@@ -116,12 +116,12 @@ class AnsweredQuestion:
         """
         names, keys = text_fields(self.template), self.asked.state
         parts, values = state if isinstance(state, dict) else {}, dict[str, Any]()
-        if parts and set(parts) == set(names):
+        if keys and all(key is None or key in parts for key in keys.values()):
+            values = {name: state if key is None else parts[key] for name, key in keys.items()}
+        elif parts and set(parts) == set(names):
             values = parts
         elif not isinstance(state, dict) and len(names) == 1:
             values = {names[0]: state}
-        elif all(key is None or key in parts for key in keys.values()):
-            values = {name: state if key is None else parts[key] for name, key in keys.items()}
         if not values or any(value is None for value in values.values()):
             wanted = [key for key in keys.values() if key is not None] or list(names)
             alone = ", or the text of its only field" if len(names) == 1 else ""

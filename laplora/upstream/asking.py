@@ -22,6 +22,7 @@ from laplora.errors import (
     UpstreamUnavailableError,
     needs,
 )
+from laplora.files.strict_json import strict_json
 from laplora.prompts.questions import AnsweredQuestion, as_text
 
 #: The name that the protocol has for whatever model a server has.
@@ -69,7 +70,12 @@ class Upstream:
     transport: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
+        try:
+            parts = urlsplit(self.url)
+        except ValueError:
+            parts = urlsplit("")
+        if self.key is not None and not (self.key.isascii() and self.key.isprintable()):
+            raise ConfigError("the decision model's key has signs that no header can have: give one line of ASCII")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError("the decision model's URL must be http://HOST or https://HOST")
         if parts.username or parts.password or parts.query or parts.fragment:
@@ -96,9 +102,11 @@ class Asking:
             raise needs("client", error) from error
         self.upstream = upstream
         self._room = asyncio.Semaphore(upstream.at_once)
+        key = {"authorization": f"Bearer {upstream.key}"} if upstream.key else {}
         # No redirects: they would take the key and the states to where an answer says.
         self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {upstream.key}"} if upstream.key else {},
+            headers={"accept-encoding": "identity", **key},
+            limits=httpx.Limits(max_connections=upstream.at_once),
             timeout=upstream.timeout_s,
             transport=upstream.transport,
             follow_redirects=False,
@@ -155,7 +163,10 @@ class Asking:
                 asyncio.timeout(left_s),  # httpx's is of each read: a server that trickles would have no end
                 self._client.stream("POST", self.upstream.endpoint, content=content, headers=headers) as response,
             ):
-                async for part in response.aiter_bytes():
+                # A small packed answer can be of any size in memory.
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise UpstreamAnswerError("the decision model's answer is packed, which nobody asked for")
+                async for part in response.aiter_raw():
                     read += part
                     if len(read) > _MOST_BYTES:
                         raise UpstreamAnswerError(f"the decision model's answer has more than {_MOST_BYTES} bytes")
@@ -209,7 +220,7 @@ def as_state(text: str) -> Any:
     """Return the state that a template's text stands for: ``as_text`` turned back, where it is JSON of a structure."""
     if text[:1] in ("{", "["):
         try:
-            return json.loads(text)
+            return strict_json(text)
         except (ValueError, RecursionError):
             return text
     return text
@@ -246,7 +257,7 @@ def _answers(content: bytes, questions: Mapping[str, AnsweredQuestion]) -> dict[
         model, answers = body["model"], {name: dict(body["answers"][name]) for name in questions}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UpstreamAnswerError("the decision model's answer is not that of POST /v1/systemone") from None
-    if not isinstance(model, str) or not 0 < len(model) <= 256:
+    if not isinstance(model, str) or not 0 < len(model) <= 256 or not model.isprintable():
         raise UpstreamAnswerError("the decision model gives itself no name")
     return {name: UpstreamAnswer(model, _probs(answers[name], question)) for name, question in questions.items()}
 

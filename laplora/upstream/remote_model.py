@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,6 @@ from laplora.errors import DataError, UpstreamChangedError
 from laplora.execution.progress import Progress, shown_by
 from laplora.prompts.questions import STATE, AnsweredQuestion, as_text, question_of_body
 from laplora.prompts.templates import MODEL_PROBS
-from laplora.settings import FitSettings
 from laplora.upstream.asking import ANY_MODEL, Asking, Upstream, UpstreamAnswer, asked_state
 
 #: The sentence encoder that stands in for the model's states.
@@ -56,10 +56,12 @@ class RemoteModel:
             UpstreamChangedError: the model's name changed between two rows.
             UpstreamError: as ``Upstream.ask``.
         """
-        if absent := [number for number, row in enumerate(rows) if row.get(STATE) is None]:
+        absent = [number for number, row in enumerate(rows) if not as_text(row.get(STATE) or "").strip()]
+        if absent:
             raise DataError(f"row {absent[0]} has no {STATE!r}, and {len(absent) - 1} more: what should be asked about")
         texts = [{STATE: as_text(row[STATE])} for row in rows]
-        answers = asyncio.run(self._asked(texts, shown_by(progress)))
+        with ThreadPoolExecutor(1) as thread:  # a notebook has an event loop of its own
+            answers = thread.submit(asyncio.run, self._asked(texts, shown_by(progress))).result()
         names = list(dict.fromkeys(answer.model for answer in answers))
         if len(names) > 1:
             raise UpstreamChangedError(
@@ -78,6 +80,8 @@ class RemoteModel:
         try:
             return await asking.ask_all(states, self.question, told=lambda: next(steps, None))
         finally:
+            for _ in steps:  # the bar ends
+                pass
             await asking.close()
 
     def classifier(self, name: str, device: str = "auto") -> Classifier:
@@ -97,13 +101,9 @@ class RemoteModel:
         model = load_base_model(location, spec, device=resolve_device(device)).model
         template = replace(self.question.template, answered=name)
         most = min(MAX_TOKENS, longest_input(model) or MAX_TOKENS)
-        return Classifier(model, load_tokenizer(location), template, self.labels, max_tokens=most)
-
-    def settings(self, settings: FitSettings | None = None) -> FitSettings:
-        """Return settings of a fit whose artifact answers the question; levels have an order."""
-        given, ordered = settings or FitSettings(), self.question.asked.type == "score"
-        calibration = given.calibration.model_copy(update={"ordered": True}) if ordered else given.calibration
-        return given.model_copy(update={"question": self.question.asked, "calibration": calibration})
+        classifier = Classifier(model, load_tokenizer(location), template, self.labels, max_tokens=most)
+        classifier.question = self.question.asked
+        return classifier
 
 
 def remote_model(

@@ -41,12 +41,12 @@ class Scorer:
             DeviceFaultError: it has none for anybody any more.
         """
         self.backend.require_open()
-        if self._answered is not None and plan.model.artifact.manifest.template.answered is not None:
-            await self._answered(plan)
         expected = self.tokenizing.expect(plan)
         entry = Entry(plan.caller, plan.deadline, plan.record.trace)
         self.backend.enter(entry, expected.amount, fewest_tokens=expected.fewest_tokens)
         try:
+            if self._answered is not None and plan.model.artifact.manifest.template.answered is not None:
+                await self._answered(plan)  # its rows have their room meanwhile
             encoded = await self.tokenizing.encode(plan, expected)
             plan.ticket = ticket = Ticket(
                 plan.model.artifact.digest,

@@ -46,7 +46,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"state": row["text"], "label": row["label"], MODEL_PROBS: {"no": 0.4, "yes": 0.6}}
             for row in letter_rows(80, shortest=3)
         ]
-        own = remote.settings(laplora.FitSettings.model_validate({"calibration": {"target_risk": 0.3}}))
+        own = laplora.FitSettings.model_validate({"calibration": {"target_risk": 0.3}})
         fitted = laplora.fit(remote.classifier("letters-1", "cpu"), rows, settings=own, progress=False)
         return fitted.save(folder / "early", base=name)
 
@@ -99,6 +99,13 @@ async def test_it_answers_its_question_in_the_protocol(
         assert refused.status_code == 422
         structured = await client.post("/v1/systemone", json={**body, "state": {"a": ["b", 1]}})
         assert structured.status_code == 200, structured.text
+        wrapped = await client.post("/v1/systemone", json={**body, "state": {"state": "a"}})
+        assert wrapped.status_code == 200, wrapped.text
+        assert model.bodies.pop()["state"] == {"state": "a"}  # the whole state
+        long = await client.post("/v1/systemone", json={**body, "state": "a " * 200})
+        assert long.status_code == 200, long.text
+        assert "truncated" in long.json()["answers"]["q"]["x_laplora"]["flags"]
+        assert model.bodies.pop()["state"] == "a " * 200
         assert model.bodies[-1]["state"] == {"a": ["b", 1]}  # as a client that asks the model itself would send it
 
 
@@ -200,6 +207,31 @@ async def test_a_job_asks_too(model: DecisionServer, artifact: Path, monkeypatch
         assert found["status"] == "done", found
         assert len(model.bodies) == 11
         assert set(found["result"]["methods"]) >= {"map", "pooled"}
+
+
+async def test_a_job_that_the_model_refuses_fails_with_its_reason(
+    model: DecisionServer, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.trick = lambda handler, body: send(handler, 401, {})
+    async with served(artifact, monkeypatch, upstream_url=model.url) as client:
+        upload = b'{"state": "a b"}\n' * 20
+        job = await client.post("/evaluate/jobs", content=upload, headers={"content-type": "application/x-ndjson"})
+        async with asyncio.timeout(GIVE_UP_S):
+            while (found := (await client.get(f"/evaluate/jobs/{job.json()['id']}")).json())["status"] != "failed":
+                await asyncio.sleep(0.02)
+        assert found["error"]["code"] == "upstream_failed"
+        assert len(model.bodies) <= 8  # not row by row
+
+
+async def test_rows_that_wait_for_the_model_have_their_room(
+    model: DecisionServer, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.hold_s = 1.0
+    values = {"max_queue_rows": 8, "max_inputs": 4, "client_share": 1.0}
+    async with served(artifact, monkeypatch, upstream_url=model.url, **values) as client:
+        rows = [{"state": f"a {i}"} for i in range(4)]
+        answers = await asyncio.gather(*(predict(client, *rows) for _ in range(4)))
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429]
 
 
 async def test_our_own_server_as_the_model(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,9 @@ def _call(group: Sequence[_Asked]) -> Call:
     def inputs(fields: Sequence[str]) -> list[Input]:
         return [Input.model_validate(dict(one.fields)) for one in group]
 
-    return Call(inputs, len(group), group[0].artifact.name, PredictOptions())
+    # The other model takes longer states than the encoder: they are cut, flagged and for review.
+    truncate = group[0].artifact.manifest.template.answered is not None
+    return Call(inputs, len(group), group[0].artifact.name, PredictOptions(truncate=truncate))
 
 
 def _response(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from laplora.answers.evaluation import method_rows
 from laplora.answers.labels import Truth
 from laplora.answers.written import written_answer
-from laplora.errors import ArtifactNotFoundError, LaploraError
+from laplora.errors import ArtifactNotFoundError, LaploraError, UpstreamError
 from service.artifacts.host import ArtifactHost
 from service.errors import (
     ArtifactChangedError,
@@ -141,6 +141,8 @@ async def score_chunk(
         # If the server outlives a lost device, a row may be the cause, and would lose the next device.
         lost = isinstance(error, DeviceFaultError) and not tools.scorer.backend.failed
         if row is None and refused and not lost and not isinstance(error, DeviceMemoryError):
+            raise
+        if isinstance(error, UpstreamError):  # whatever the row
             raise
         raise RowError(row, error) from error
     rows: list[ScoredRow] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import math
 import time
@@ -144,6 +145,7 @@ def test_one_that_dies_in_its_answer_or_is_not_there(model: DecisionServer) -> N
         {"probabilities": [0.9, 0.1]},
         {"type": "score", "probabilities": {"ads": 0.9, "bills": 0.1}},
         {"model": "", "probabilities": {"ads": 0.9, "bills": 0.1}},
+        {"model": "\ud800", "probabilities": {"ads": 0.9, "bills": 0.1}},
     ],
 )
 def test_lies_are_no_answers(model: DecisionServer, lie: Any) -> None:
@@ -154,6 +156,14 @@ def test_lies_are_no_answers(model: DecisionServer, lie: Any) -> None:
     with pytest.raises(UpstreamAnswerError):
         one(model)
     assert len(model.bodies) == 1  # a lie is not asked for again
+
+
+def test_a_packed_answer_is_not_unpacked(model: DecisionServer) -> None:
+    packed = gzip.compress(gzip.compress(b" " * (64 << 20)))
+    assert len(packed) < 10_000
+    model.trick = lambda handler, body: send(handler, 200, packed, content_encoding="gzip, gzip")
+    with pytest.raises(UpstreamAnswerError, match="is packed"):
+        one(model)
 
 
 def test_an_endless_answer_is_cut_off(model: DecisionServer) -> None:
@@ -188,11 +198,15 @@ def test_the_first_error_ends_all(model: DecisionServer) -> None:
 
 def test_a_text_of_a_structure_is_sent_as_the_structure() -> None:
     assert as_state('{"a": [1, "b"]}') == {"a": [1, "b"]}
+    assert as_state('{"a": 1, "a": 2}') == '{"a": 1, "a": 2}'  # a text that loses something as a structure stays one
+    assert as_state("[NaN]") == "[NaN]"
     assert [as_state(text) for text in ("{broken", "3", '"a"', "a")] == ["{broken", "3", '"a"', "a"]
     assert asked_state({"state": '["a"]', "other": "ignored"}, TEAM) == ["a"]
 
 
-@pytest.mark.parametrize("url", ["ftp://host", "host", "http://", "http://me:pass@host", "http://host/?key=1"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host", "host", "http://", "http://me:pass@host", "http://host/?key=1", "http://[::1"]
+)
 def test_odd_urls_are_refused_without_being_said(url: str) -> None:
     with pytest.raises(ConfigError) as raised:
         Upstream(url)
@@ -202,3 +216,10 @@ def test_odd_urls_are_refused_without_being_said(url: str) -> None:
 @pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/systemone"])
 def test_the_endpoint(end: str) -> None:
     assert Upstream(f"https://host/base{end}").endpoint == "https://host/base/v1/systemone"
+
+
+@pytest.mark.parametrize("key", ["sk-\u00e9", "sk-1\nx: y", "\ufeffsk"])
+def test_keys_that_no_header_can_have(key: str) -> None:
+    with pytest.raises(ConfigError, match="no header can have") as raised:
+        Upstream("http://host", key=key)
+    assert key not in str(raised.value)

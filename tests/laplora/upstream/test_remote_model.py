@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 import laplora
 from laplora.commands.app import app
 from laplora.errors import ConfigError, DataError, InvalidInputError, UpstreamChangedError
+from laplora.fitting.entry import _declared
 from laplora.fitting.heads import HeadsPosterior
 from laplora.prompts.model_answers import LEAST, model_log_probs
 from laplora.prompts.templates import MODEL_PROBS, PromptTemplate
@@ -52,7 +54,7 @@ def labelled(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def fitted(remote: RemoteModel, rows: list[dict[str, Any]]) -> HeadsPosterior:
     answered, name = remote.answered(rows, progress=False)
-    settings = remote.settings(laplora.FitSettings.model_validate({"experts": {"keep_rows": False}}))
+    settings = laplora.FitSettings.model_validate({"experts": {"keep_rows": False}})
     found = laplora.fit(remote.classifier(name, "cpu"), answered, settings=settings, progress=False)
     assert isinstance(found, HeadsPosterior)
     return found
@@ -169,6 +171,19 @@ def test_probabilities_that_come_with_a_row() -> None:
         assert raised.value.field == MODEL_PROBS
 
 
+def test_in_a_notebook_and_labels_that_no_row_has(model: DecisionServer, tmp_path: Path) -> None:
+    three = {**QUESTION, "criteria": {**QUESTION["criteria"], "maybe": None}}  # type: ignore[dict-item]
+    remote = remote_model(model.url, three, encoder=encoder(tmp_path))
+
+    async def cell() -> tuple[list[dict[str, Any]], str]:
+        return remote.answered(labelled(30), progress=False)  # a notebook's loop runs here
+
+    rows, name = asyncio.run(cell())
+    with pytest.warns(laplora.LaploraWarning, match=r"no row has the labels \['maybe'\]"):
+        found = laplora.fit(remote.classifier(name, "cpu"), rows, progress=False)
+    assert set(found.predict([rows[0]])[0].probs) == {"no", "yes", "maybe"}
+
+
 def test_what_no_model_can_have_answered(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="takes choices"):
         PromptTemplate("t", 1, "{question} {choices}", answered="m")
@@ -210,10 +225,14 @@ def test_the_command(model: DecisionServer, tmp_path: Path, monkeypatch: pytest.
     assert set(model.keys) == {f"Bearer {KEY}"}
     assert laplora.read_artifact(out / "spam").manifest.labels == ("false", "true")
     assert not laplora.read_artifact(out / "spam").manifest.calibration.ordered
-    level = remote_model(model.url, {"type": "score", "criteria": ["low", "high"]})
-    assert level.settings().calibration.ordered  # sets of levels are intervals
+    level = remote_model(model.url, {"type": "score", "criteria": ["low", "high"]}, encoder=command[-1])
+    assert _declared(level.classifier("m", "cpu"), laplora.FitSettings()).calibration.ordered
     with pytest.raises(ConfigError, match="is there already"):
         CliRunner().invoke(app, command, catch_exceptions=False)
+    rows.write_text(json.dumps({"state": " ", "labels": {"early": "yes", "spam": True}}))
+    with pytest.raises(DataError, match="line 1: there is no 'state'"):
+        CliRunner().invoke(app, [*command, "--replace"], catch_exceptions=False)
+    assert len(model.bodies) == 80 + 60  # nothing was asked
     rows.write_text(json.dumps({"state": "a", "labels": {"early": "nay", "spam": 1}}))
-    with pytest.raises(DataError, match="row 1: the label of 'early' is none of"):
+    with pytest.raises(DataError, match="line 1: the label of 'early' is none of"):
         CliRunner().invoke(app, [*command, "--replace"], catch_exceptions=False)
