@@ -25,6 +25,7 @@ EVENTS = MappingProxyType(
     {
         "listening": "the socket is open; address",
         "ray_started": "a Ray cluster of this machine was started; address",
+        "upstream_changed": "another model answers than the one that an artifact corrects, and its answers pass",
         "ticket_retried": "a scorer did not answer, and its rows go to another one; replica",
         "listen_failed": "the address cannot be listened on; the process leaves with status 1",
         "bad_settings": "a setting cannot be obeyed here; the process leaves with status 2",
