@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -19,14 +18,13 @@ import torch
 
 import laplora
 from benchmarks.decision_models.tickets import QUESTIONS, Rows, tickets
-from benchmarks.evidence.calibrators import CALIBRATORS, Fit
-from benchmarks.evidence.scores import Answers, Record, Unit, scored
-from laplora.decisions.temperature import fit_temperature, temperature_probs
+from benchmarks.evidence.calibrators import CALIBRATORS, Fit, tempered
+from benchmarks.evidence.scores import Answers, Record, Unit, read, scored, write
 from laplora.experts.base import Outputs
 from laplora.fitting.fitted_heads import FittedHeads
 from laplora.fitting.heads import HeadsPosterior
-from laplora.head import fold_numbers
 from laplora.metrics.groups import mean_and_error
+from laplora.predictive.cross_fitting import cross_fitted
 from laplora.upstream.remote_model import RemoteModel, remote_model
 from training.report.markdown import markdown_table
 
@@ -64,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the page again")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    records: list[Record] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
+    records = read(RESULTS)
     known = {(one["task"], one["budget"], one["seed"]) for one in records}
     for name in () if options.tables else QUESTIONS:
         for apart in (False, True):
@@ -75,8 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         rows = rows or tickets(name, apart=apart)
                         records += measured(task, rows, budget, seed)
                         print(f"{task}: {budget} labels, seed {seed}", flush=True)
-                        lines = ",\n".join(json.dumps(record) for record in records)
-                        RESULTS.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+                        write(records, RESULTS)
     PAGE.write_text(page(records), encoding="utf-8")
 
 
@@ -91,7 +88,7 @@ def measured(task: str, rows: Rows, budget: int, seed: int) -> list[Record]:
     assert zero_shot is not None
     own, test = zero_shot.held_out, zero_shot.log_probs(outputs)
     answers = {"map": Answers(own, test)}
-    for name, fit in {"temperature": _tempered, **{one: CALIBRATORS[one] for one in ("beta", "isotonic")}}.items():
+    for name, fit in {"temperature": tempered, **{one: CALIBRATORS[one] for one in ("beta", "isotonic")}}.items():
         answers[name] = _calibrated(fit, own, labels, test, seed)
     answers["served"] = _served(heads, outputs, answers["map"])
     grouped = _fitted(remote, some, seed, "template").heads
@@ -115,17 +112,9 @@ def _served(heads: FittedHeads, outputs: Outputs, own: Answers) -> Answers:
     return own if chosen is None else Answers(chosen.held_out, chosen.log_probs(outputs))
 
 
-def _tempered(log_probs: torch.Tensor, labels: torch.Tensor) -> Any:
-    temperature = fit_temperature(log_probs, labels, log_probs.isfinite())
-    return lambda asked: temperature_probs(asked, temperature, asked.isfinite()).log()
-
-
 def _calibrated(fit: Fit, own: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, seed: int) -> Answers:
     """Return a calibrator's answers: to each labelled row by a fit without its fold."""
-    folds, held_out = fold_numbers(len(labels), seed=seed), torch.zeros_like(own)
-    for number in torch.unique(folds):
-        rest = folds != number
-        held_out[~rest] = fit(own[rest], labels[rest])(own[~rest])
+    held_out = cross_fitted(lambda some, rows: fit(own[some], labels[some])(own[rows]), len(labels), seed=seed)
     return Answers(held_out, fit(own, labels)(test))
 
 

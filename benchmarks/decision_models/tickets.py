@@ -1,6 +1,6 @@
 """Support tickets whose labels follow a rule (sys1bench), and a decision model of 3 MB (sparrow-decider) that answers.
 
-Tickets are written from 20 templates. So rows of the same templates say little of new texts: ``apart`` fits on some
+Tickets are written from 14 templates. So rows of the same templates say little of new texts: ``apart`` fits on some
 templates and tests on the others.
 """
 

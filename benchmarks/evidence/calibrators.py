@@ -13,9 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from laplora.decisions.temperature import fit_temperature, temperature_probs
+
 Array = np.ndarray[Any, Any]
 Calibrated = Callable[[torch.Tensor], torch.Tensor]
 Fit = Callable[[torch.Tensor, torch.Tensor], Calibrated]
+
+
+def tempered(log_probs: torch.Tensor, labels: torch.Tensor) -> Calibrated:
+    """Return temperature scaling, the reference, fitted to rows."""
+    temperature = fit_temperature(log_probs, labels, log_probs.isfinite())
+    return lambda asked: temperature_probs(asked, temperature, asked.isfinite()).log()
 
 
 def _of_probmetrics(name: str) -> Fit:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.evidence.calibrators import CALIBRATORS, Fit
+from benchmarks.evidence.calibrators import CALIBRATORS, Fit, tempered
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.encoders import fit_fine_tuned, fit_setfit
 from benchmarks.evidence.given import Given, beside, labelled_of, texts, to_a_person
@@ -23,7 +23,6 @@ from benchmarks.evidence.product import fine_tuned_product, last_layer
 from benchmarks.evidence.rivals import NEAREST, NEAREST_STATE, ON_EMBEDDINGS, ON_STATES, ON_WORDS, Rival
 from benchmarks.evidence.scores import Answers
 from benchmarks.evidence.tasks import Task
-from laplora.decisions.temperature import fit_temperature, temperature_probs
 from laplora.execution.progress import Silent
 from laplora.experts.adapter import as_given
 from laplora.experts.base import Expert, FeatureSource, LogProbSource, Outputs
@@ -188,17 +187,11 @@ def calibrated(fit: Fit) -> Callable[[Given], Answers]:
     return answers
 
 
-def _tempered(log_probs: torch.Tensor, labels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return temperature scaling, the reference, fitted to rows."""
-    temperature = fit_temperature(log_probs, labels, log_probs.isfinite())
-    return lambda asked: temperature_probs(asked, temperature, asked.isfinite()).log()
-
-
 def _at_temperature(given: Given, held_out: torch.Tensor, test: torch.Tensor) -> Answers:
     """Return answers whose temperature is fitted on honest rows; NaN in rows of ``held_out`` that are not."""
     known = replace(given.labelled, honest=~held_out.isnan().any(1))
     outputs = [replace(one, log_probs={"adapter": of}) for one, of in ((given.outputs, held_out), (given.test, test))]
-    return calibrated(_tempered)(replace(given, outputs=outputs[0], labelled=known, test=outputs[1]))
+    return calibrated(tempered)(replace(given, outputs=outputs[0], labelled=known, test=outputs[1]))
 
 
 # More than one training.
@@ -318,7 +311,7 @@ def _with_adapter(task: Task) -> tuple[Source, ...]:
 
 #: By name, in the order of the tables. The library's own are in bold.
 METHODS: dict[str, Method] = {
-    "temperature": Method("adapter, temperature (reference)", ("adapter",), 1, calibrated(_tempered)),
+    "temperature": Method("adapter, temperature (reference)", ("adapter",), 1, calibrated(tempered)),
     "served": Method("**served** (default, nothing trained)", _unadapted, 1.05, _served),
     "served_tuned": Method("**served**, fine-tuned", _with_adapter, 5.05, fine_tuned_product("served"), draws=1),
     "frozen": Method("**frozen**", _unadapted, 1, _of_heads("frozen"), _same_labels),

@@ -20,7 +20,7 @@ from laplora.artifact.manifest import MAX_WEIGHT, EncoderRecord, ExpertName, Exp
 from laplora.errors import ArtifactCorruptError, DataError
 from laplora.experts.answering import AnswersByHead, ServedHead
 from laplora.experts.base import Labelled, LogProbSource
-from laplora.experts.familiar import across, compared
+from laplora.experts.familiar import across, compared, reads_states
 from laplora.experts.of_head import HeadExpert
 from laplora.familiarity.file import checked_familiarity, familiarity_tensors
 from laplora.familiarity.percentile import Familiarity
@@ -104,7 +104,7 @@ def read_experts(path: Path, manifest: Manifest) -> ServedExperts:
     weights = {str(name): weight for name, weight in manifest.pool.items()}
     heads = read_heads(path, manifest.experts, weights, manifest.likelihood, len(manifest.labels))
     compares = manifest.familiarity is not None and not manifest.familiarity.layers
-    reading = {name for name, of in heads.heads.items() if of.source != "rescaled"}
+    reading = {name for name, of in heads.heads.items() if reads_states(of.source)}
     if compares != bool(heads.familiar) or (heads.familiar and set(heads.familiar) != reading):
         raise ArtifactCorruptError(
             f"{path.name} and the manifest do not agree whether heads say how familiar inputs are"

@@ -10,12 +10,17 @@ from collections.abc import Sequence
 
 import torch
 
-from laplora.experts.base import Blocks
+from laplora.experts.base import Blocks, FeatureSource
 from laplora.experts.of_head import HeadExpert
 from laplora.familiarity.ood_score import fit_ood_score
 from laplora.familiarity.percentile import Familiarity
 from laplora.head.folds import parted
 from laplora.jacobians.states import States
+
+
+def reads_states(source: FeatureSource) -> bool:
+    """Return whether features have states, by which inputs are compared: another model's log probabilities are none."""
+    return source != "rescaled"
 
 
 def compared(blocks: Blocks, class_mask: torch.Tensor) -> States:

@@ -26,7 +26,7 @@ from laplora.errors import DataError, warn
 from laplora.execution.progress import Progress
 from laplora.experts.adapter import AsGiven, as_given, point
 from laplora.experts.base import Expert, Labelled, Outputs, losses_of
-from laplora.experts.familiar import familiarity_of
+from laplora.experts.familiar import familiarity_of, reads_states
 from laplora.experts.of_head import HeadExpert, fit_head
 from laplora.familiarity.percentile import Familiarity, false_alarms
 from laplora.features.outputs import HeadSource, LogProbSource
@@ -79,9 +79,7 @@ class FittedHeads:
         """The experts that an artifact keeps: those in the pool, and the one that answers."""
         weights = {} if self.pool is None else self.pool.weights
         kept = {name: of for name, of in self.experts.items() if not weights or name in {*weights, self.choice.name}}
-        if kept.keys().isdisjoint(
-            self.experts.keys() - {"rescaled"}
-        ):  # how familiar an input is takes a head of states
+        if not any(reads_states(of.source) for of in kept.values()):  # how familiar an input is takes states
             kept = dict(self.experts)
         return ServedExperts(kept, weights, {name: self.familiar[name] for name in kept if name in self.familiar})
 
@@ -165,7 +163,7 @@ def judged(
         records,
         calibration_record(wanted, labelled.groups, OUT_OF_FOLD),
         scores,
-        {name: familiarity_of(expert) for name, expert in experts.items() if expert.source != "rescaled"}
+        {name: familiarity_of(expert) for name, expert in experts.items() if reads_states(expert.source)}
         if rate
         else {},
         false_alarms(rate, len(labelled)) if rate else 0.0,

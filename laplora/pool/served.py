@@ -11,7 +11,7 @@ import torch
 from laplora.experts.adapter import AsGiven
 from laplora.experts.answering import AnswersByHead
 from laplora.experts.base import Expert, FeatureSource, LogProbSource, Outputs
-from laplora.experts.familiar import across, compared
+from laplora.experts.familiar import across, compared, reads_states
 from laplora.familiarity.percentile import Familiarity
 from laplora.head.posterior import Predictive
 from laplora.linearised import Likelihood
@@ -70,7 +70,7 @@ class ServedExperts:
 
     def heaviest(self, name: str) -> str | None:
         """Return the head of a predictive that says how familiar inputs are; None without one that reads states."""
-        members = [one for one in self.members(name) if self.heads[one].source != "rescaled"]
+        members = [one for one in self.members(name) if reads_states(self.heads[one].source)]
         return max(members, key=lambda one: self.weights.get(one, 0.0), default=None)
 
     def sources(self, names: Iterable[str]) -> set[FeatureSource]:

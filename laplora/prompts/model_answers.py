@@ -21,25 +21,28 @@ def model_log_probs(inputs: Mapping[str, Any], labels: Sequence[str]) -> tuple[f
     Raises:
         InvalidInputError: no probability from 0 to 1 for each label and no other, or a sum that is not about 1.
     """
-    given = inputs.get(MODEL_PROBS)
-    if not isinstance(given, Mapping) or set(given) != set(labels):
-        wanted = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
-        raise _odd(f"must have a probability for each label and for nothing else: {wanted}")
-    values = [given[label] for label in labels]
-    if any(isinstance(one, bool) or not isinstance(one, int | float) or not 0 <= one <= 1 for one in values):
-        raise _odd("must have numbers from 0 to 1")
-    if abs(sum(values) - 1) > max(_SUM, _ROUNDED * len(values)):
-        raise _odd(f"must sum to 1, and sums to {sum(values):.4g}")
-    kept = [max(float(one), LEAST) for one in values]
+    problem = odd_probs(given := inputs.get(MODEL_PROBS), labels)
+    if problem is not None:
+        raise InvalidInputError(f"field {MODEL_PROBS!r} must {problem}", field=MODEL_PROBS)
+    kept = [max(float(given[label]), LEAST) for label in labels]  # type: ignore[index]
     total = math.log(sum(kept))
     return tuple(math.log(one) - total for one in kept)
+
+
+def odd_probs(given: Any, names: Sequence[str]) -> str | None:
+    """Return what an answer should do and does not: a number from 0 to 1 by name, with a sum of about 1; else None."""
+    if not isinstance(given, Mapping) or set(given) != set(names):
+        wanted = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        return f"have a probability for each label and for nothing else: {wanted}"
+    values = list(given.values())
+    if any(isinstance(one, bool) or not isinstance(one, int | float) or not 0 <= one <= 1 for one in values):
+        return "have numbers from 0 to 1"
+    if abs(sum(values) - 1) > max(_SUM, _ROUNDED * len(values)):
+        return f"sum to 1, and sums to {sum(values):.4g}"
+    return None
 
 
 def made_up_answer(labels: Sequence[str], about: str | None = None) -> dict[str, float]:
     """Return an answer that nobody gave: half for one label, the first if none is named, the rest in equal parts."""
     best = labels[0] if about is None else about
     return {label: 0.5 if label == best else 0.5 / (len(labels) - 1) for label in labels}
-
-
-def _odd(problem: str) -> InvalidInputError:
-    return InvalidInputError(f"field {MODEL_PROBS!r} {problem}", field=MODEL_PROBS)

@@ -23,6 +23,7 @@ from laplora.errors import (
     needs,
 )
 from laplora.files.strict_json import strict_json
+from laplora.prompts.model_answers import odd_probs
 from laplora.prompts.questions import AnsweredQuestion, as_text
 
 #: The name that the protocol has for whatever model a server has.
@@ -35,8 +36,6 @@ _MOST_BYTES = 1 << 20
 _BUSY = frozenset({408, 429, 500, 502, 503, 504, 529})
 #: Longest wait between two tries, seconds.
 _LONGEST_S = 8.0
-#: How far from 1 the sum of rounded probabilities may be, and half a unit of a second decimal.
-_SUM, _ROUNDED = 0.05, 0.005
 
 
 @dataclass(frozen=True)
@@ -268,18 +267,8 @@ def _probs(answer: Mapping[str, Any], question: AnsweredQuestion) -> dict[str, f
     given = answer.get("probabilities")
     if kind == "noul":
         yes: Any = answer.get("noul")
-        given = {"true": yes, "false": 1 - yes if _is_probability(yes) else None}
-    if (
-        answer.get("type") != kind
-        or not isinstance(given, Mapping)
-        or set(given) != set(keys)
-        or not all(map(_is_probability, given.values()))
-    ):
-        raise UpstreamAnswerError(f"the decision model's {kind} answer has no probability from 0 to 1 for each option")
-    if abs(sum(given.values()) - 1) > max(_SUM, _ROUNDED * len(keys)):
-        raise UpstreamAnswerError("the decision model's probabilities do not sum to 1")
-    return {label: given[key] for label, key in zip(question.labels, keys, strict=True)}
-
-
-def _is_probability(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+        given = {"true": yes, "false": 1 - yes if isinstance(yes, int | float) else None}
+    if answer.get("type") != kind or (problem := odd_probs(given, keys)) is not None:
+        why = "it is of another type" if answer.get("type") != kind else f"it must {problem}"
+        raise UpstreamAnswerError(f"the decision model's {kind} answer cannot be used: {why}")
+    return {label: given[key] for label, key in zip(question.labels, keys, strict=True)}  # type: ignore[index]
