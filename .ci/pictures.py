@@ -96,7 +96,7 @@ def packages(picture: Picture) -> None:
         [("frozen", "heads, first")],
         [
             (
-                "check, finetune,\nfit_laplace, fit_adapter,\nevaluate, package,\ncondition, suggest",
+                "check, finetune,\nfit_laplace, fit_adapter,\nevaluate, package",
                 "one job a file",
             )
         ],

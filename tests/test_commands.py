@@ -41,8 +41,7 @@ def test_every_job_has_help(job: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert JOBS[job][1:] in text  # its first letter is a capital
-    own = {"condition": ("--labels", "--undo"), "suggest": ("--pool", "--n")}
-    for word in own.get(job, ("--config", "SECTION.KEY=VALUE")):
+    for word in ("--config", "SECTION.KEY=VALUE"):
         assert word in text
 
 

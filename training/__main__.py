@@ -1,6 +1,6 @@
 """``python -m training JOB --config FILE``: the offline jobs.
 
-``fit`` takes an adapter that was trained elsewhere too; ``condition`` and ``suggest`` take an artifact.
+``fit`` takes an adapter that was trained elsewhere too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from laplora.errors import LaploraError, warnings_said
-from training.config import adapter_fit, load_config, suggestion
+from training.config import adapter_fit, load_config
 from training.config.overrides import add_overrides
 from training.workspace.launcher import alone, launched, launched_rank
 from training.workspace.terminal import say
@@ -25,13 +25,7 @@ JOBS = {
     "fit": "fit the Laplace posterior and choose the prior precision (resumes); also of an adapter trained elsewhere",
     "evaluate": "measure zero-shot and every predictive of the run on the test split",
     "package": "write the artifact that the server loads",
-    "condition": "teach an artifact from further labelled rows, without training; or undo it",
-    "suggest": "say which rows of an unlabelled file to label next, by a finished artifact",
 }
-#: Those whose rows several processes share.
-_SHARED = frozenset({"run", "finetune", "fit", "evaluate", "package"})
-
-
 #: Said of the jobs that take a configuration.
 _READY = f"Ready configurations to start from are in {Path(__file__).parent / 'configs'}."
 
@@ -46,12 +40,6 @@ def parser(called: str | None = None) -> argparse.ArgumentParser:
     jobs = top.add_subparsers(dest="job", required=True, metavar="JOB")
     for name, summary in JOBS.items():
         job = jobs.add_parser(name, prog=called, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        if name == "condition":
-            _add_condition_options(job)
-            continue
-        if name == "suggest":
-            suggestion.add_options(job)
-            continue
         job.epilog = _READY
         job.add_argument("--config", metavar="FILE", required=name != "fit", type=Path, help="YAML file of the run")
         add_overrides(job, "", "optimizer.steps=100")
@@ -64,26 +52,6 @@ def parser(called: str | None = None) -> argparse.ArgumentParser:
     return top
 
 
-def _add_condition_options(job: argparse.ArgumentParser) -> None:
-    job.add_argument("--artifact", metavar="FOLDER", required=True, type=Path, help="its folder")
-    job.add_argument(
-        "--labels",
-        metavar="FILE",
-        type=Path,
-        help="JSON Lines, CSV or Parquet file of rows with labels, all it is to learn from",
-    )
-    job.add_argument(
-        "--label-field", metavar="NAME", default="label", help="field of a row that has its label (default: label)"
-    )
-    job.add_argument("--groups", metavar="NAME", help="field whose value rows share that belong together")
-    job.add_argument(
-        "--out", metavar="FOLDER", type=Path, help="folder of the new version (default: in the artifact's place)"
-    )
-    job.add_argument("--force", action="store_true", help="write it although it answers worse")
-    job.add_argument("--undo", action="store_true", help="put the artifact back as it was packaged")
-    job.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-
-
 @warnings_said(say)
 def main(arguments: list[str] | None = None, called: str | None = None) -> int:
     """Run one job and return the exit status: 0 done, 1 refused with a reason, 130 interrupted.
@@ -94,16 +62,12 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
     options = parser(called).parse_args(arguments)
     name = "check" if getattr(options, "check", False) else options.job
     try:
-        if name not in _SHARED:
+        if name == "check":
             alone(name)
         request = adapter_fit.request_of(options) if name == "fit" else None
-        if name == "suggest":
-            job(name)(suggestion.request_of(options))
-        elif request is not None:
+        if request is not None:
             alone("fit --adapter")
             job("fit_adapter")(request)
-        elif name == "condition":
-            job(name)(_condition_request(options))
         else:
             job(name)(load_config(options.config, options.overrides))
     except LaploraError as error:
@@ -123,12 +87,6 @@ def _leave() -> None:
     from training.workspace.processes import leave
 
     leave()
-
-
-def _condition_request(options: argparse.Namespace) -> object:
-    from training.condition import ConditionRequest
-
-    return ConditionRequest(**{name: getattr(options, name) for name in ConditionRequest.__dataclass_fields__})
 
 
 def job(name: str) -> Callable[[Any], object]:

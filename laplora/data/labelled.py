@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from laplora.data.records import Record, RowError, each, read_records
+from laplora.data.records import Record, RowError, each
 from laplora.errors import DataError
 from laplora.prompts.examples import Example
 from laplora.prompts.groups import question_of
@@ -142,30 +141,10 @@ def labelled_example(
     groups: str | None = None,
 ) -> Example:
     """Return one record as an example; arguments as of ``examples_of``. RowError: it is none."""
-    with _on_line(record):
-        name = _id(record, place)
-        options: dict[str, Any] = {"several": several, "groups": groups}
-        return example_of(record.values, name, task.template, task.labels, label_field, label_map, **options)
-
-
-def read_inputs(path: Path, task: Task) -> tuple[Example, ...]:
-    """Return a file's rows as examples without a label (-1), otherwise as ``examples_of`` does."""
-
-    def unlabelled(record: Record) -> Example:
-        with _on_line(record):
-            return example_of(record.values, _id(record, path), task.template, task.labels)
-
-    return tuple(each(path, read_records(path), unlabelled))
-
-
-def _id(record: Record, place: Path | str) -> str:
     name = place.name if isinstance(place, Path) else place
-    return row_id(record.values, f"{name}:{record.line}")
-
-
-@contextmanager
-def _on_line(record: Record) -> Iterator[None]:
+    options: dict[str, Any] = {"several": several, "groups": groups}
     try:
-        yield
+        identity = row_id(record.values, f"{name}:{record.line}")
+        return example_of(record.values, identity, task.template, task.labels, label_field, label_map, **options)
     except DataError as error:
         raise RowError(record.line, str(error)) from None

@@ -12,11 +12,7 @@ from laplora.errors import ConfigError, DataError
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
-from laplora.prompts.templates import PromptTemplate
 from laplora.selection.information import information
-
-#: Field beside those of a row's template that says why the row was suggested.
-SUGGESTED = "suggested"
 
 Item = TypeVar("Item")
 
@@ -149,15 +145,6 @@ def most_telling(
     order = sorted(free, key=lambda i: -gains[i])[:count]
     chosen = tuple(SuggestedRow(i, gains[i], predictions[i]) for i in order)
     return Suggestion(chosen, first.count(False), first.count(True) - len(free))
-
-
-def check_fields(template: PromptTemplate) -> None:
-    """Raise ConfigError where a template has the field that says why a row was suggested."""
-    if SUGGESTED in template.fields:
-        raise ConfigError(
-            f"template {template.name!r} has a field {SUGGESTED!r}, in which a suggested row says why it was: it would "
-            "be lost. Name the template's field otherwise and fit again"
-        )
 
 
 def _first_of_each(rows: Sequence[EncodedRow]) -> list[bool]:

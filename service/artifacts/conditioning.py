@@ -239,5 +239,5 @@ def examples_of(model: Model, rows: Sequence[LabelledRow], field: str) -> list[E
 def _not_writable() -> ArtifactNotWritableError:
     return ArtifactNotWritableError(
         "the folder that the artifact lies in cannot be written to: let the server write to it, or condition the "
-        "artifact offline by 'python -m training condition'"
+        "artifact offline by laplora.condition"
     )

@@ -106,8 +106,8 @@ def test_a_job_of_one_process_says_so(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(processes, "leave", lambda: None)
-    assert main(["suggest", "--artifact", "none", "--pool", "none.jsonl", "--n", "1"]) == 1
-    assert "error in process 1: suggest runs in one process, and 2 were started" in capsys.readouterr().err
+    assert main(["run", "--check", "--config", "none.yaml"]) == 1
+    assert "error in process 1: check runs in one process, and 2 were started" in capsys.readouterr().err
 
 
 def test_processes_take_the_gpus_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
