@@ -8,7 +8,9 @@
 
 FOLDER holds the data sets as their authors publish them (``benchmarks.evidence.rows``). Adapters, the arrays of every
 pass and each method's answers are kept in --runs, so a stopped call continues. Several calls can run side by side on
-other cells. Figures are made of answers whenever they are published, by the rules of the day.
+other cells. A method that docs/results/evidence.json has is not run again, so the study can go on with an empty --runs
+on another machine; the two methods that all are compared with are run beside a new one. To run everything again, move
+that file away.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +48,13 @@ from benchmarks.evidence.plan import (
     planned,
     unreported,
 )
-from benchmarks.evidence.scores import RESULTS, Answers, Record, Unit, read, scored, write
+from benchmarks.evidence.scores import REFERENCE, RESULTS, SERVED, Answers, Record, Unit, read, scored, write
 from benchmarks.evidence.tasks import TASKS
 from laplora.errors import LaploraError, NonFiniteError
 from laplora.files.atomic import file_sha256, write_tensors, write_whole
 
 RUNS = Path("runs") / "evidence"
+_COMPARED = (REFERENCE, SERVED)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -97,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     methods = [name for name in options.method if name not in options.without]
     trains = not options.no_training
-    if failed := sum(run(cell, options.data, methods, options.draw, trains=trains) for cell in chosen):
+    known = {place_of(record) for record in read()}
+    if failed := sum(run(cell, options.data, methods, options.draw, known, trains=trains) for cell in chosen):
         sys.exit(f"{failed} methods failed: run them again, or see above why")
 
 
@@ -114,20 +119,34 @@ def _chosen(options: argparse.Namespace, seed: int) -> list[Training]:
     ]
 
 
-def run(cell: Cell, data: Path, methods: Sequence[str], draws: Sequence[int], *, trains: bool = True) -> int:
-    """Answer with every method that a cell has no answers of, keep them, and return how many failed."""
-    missing = [
-        (draw, name)
-        for draw in draws
-        for name in methods
-        if draw < METHODS[name].draws and not cell.answers(draw, name).is_file()
-    ]
+def run(
+    cell: Cell,
+    data: Path,
+    methods: Sequence[str],
+    draws: Sequence[int],
+    known: Container[tuple[object, ...]] = (),
+    *,
+    trains: bool = True,
+) -> int:
+    """Answer with every method that a cell has no answers of, keep them, and return how many failed.
+
+    Args:
+        known: the places of published records, which are not run again; but the methods that all are compared with
+            are, beside another one.
+    """
+    missing = list[tuple[int, str]]()
+    for draw in draws:
+        published = {name for name in METHODS if (*astuple(_unit(cell, draw)), name) in known}
+        planned = [name for name in methods if draw < METHODS[name].draws and METHODS[name].planned(cell)]
+        names = [name for name in planned if name not in published and not cell.answers(draw, name).is_file()]
+        again = [name for name in _COMPARED if name in published and not cell.answers(draw, name).is_file()]
+        missing += [(draw, name) for name in (*again, *names)] if names else []
     if not missing:
         return 0
     passes, failed = Passes(cell, cell.rows(data), lambda line: _say(f"{cell} {line}"), trains), 0
     for draw, name in missing:
         method = METHODS[name]
-        if not (method.planned(cell) and all(map(passes.has, method.sources(cell.task)))):
+        if not all(map(passes.has, method.sources(cell.task))):
             continue
         try:
             if trains or not method.trains:
@@ -152,29 +171,35 @@ def figures(cell: Cell, data: Path) -> list[Record]:
             parts |= {HALVED: other | (test != 0), DOUBLED: other | (test == 0)}
         for end, rows in parts.items():
             some = {name: one.of_test(rows) for name, one in answers.items() if not end or name in MOVED}
-            records += scored(Unit(of.task + end, of.base, of.budget, of.seed, draw), some, labels, test[rows])
+            records += scored(replace(_unit(cell, draw), task=of.task + end), some, labels, test[rows])
     return records
 
 
 def publish(made: Sequence[Record], results: Path = RESULTS, page: Path = PAGE) -> None:
-    """Put figures in their place among the committed ones, and write the page and the picture of all."""
-
-    def place(record: Record) -> tuple[object, ...]:
-        return tuple(record[name] for name in ("task", "base", "budget", "seed", "draw", "method"))
-
+    """Put figures that are new beside the committed ones, and write the page and the picture of all."""
     kept = {
-        place(record): dict(record)
-        for record in (*read(results), *made)
+        place_of(record): dict(record)
+        for record in (*made, *read(results))
         if "forwards" in record and record["method"] in METHODS
     }
     skilled = {name: has_skill(one.methods) for name, one in places_of(list(kept.values())).items()}
     order = {name: number for number, name in enumerate(METHODS)}
-    records = sorted(kept.values(), key=lambda record: (*place(record)[:-1], order[record["method"]]))
+    records = sorted(kept.values(), key=lambda record: (*place_of(record)[:-1], order[record["method"]]))
     for record in records:
         record["skill"] = skilled[record["task"], record["base"], record["budget"]]
     write(records, results)
     write_whole(page, render(records))
     write_whole(page.with_name("frontier.svg"), picture(records))
+
+
+def _unit(cell: Cell, draw: int) -> Unit:
+    of = cell.training
+    return Unit(of.task, of.base, of.budget, of.seed, draw)
+
+
+def place_of(record: Record) -> tuple[object, ...]:
+    """Return the task, base, budget, seed, draw and method of a record."""
+    return tuple(record[name] for name in ("task", "base", "budget", "seed", "draw", "method"))
 
 
 def pack(chosen: Sequence[Cell], data: Path, folder: Path) -> None:

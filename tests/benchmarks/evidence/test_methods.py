@@ -77,6 +77,12 @@ def test_from_training_to_figures_and_nothing_again(
     for draw, one in enumerate(mine):
         assert one["vs_temperature"] == pytest.approx(records[draw, "map"]["vs_temperature"], abs=2e-3)
 
+    for name in ("temperature", "map", "zero_shot"):
+        cell.answers(0, name).unlink()
+    known = {command.place_of(records[0, name]) for name in ("temperature", "map")}
+    command.run(cell, tmp_path, HERE, [0], known)
+    redone = {name for name in HERE if cell.answers(0, name).is_file()}
+    assert redone == {*HERE} - {"map"}, "what is published is not run again, but the reference of what is new"
     cell.answers(0, "logistic_last").unlink()
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     command.run(cell, tmp_path, HERE, [0, 1])
