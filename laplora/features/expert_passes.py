@@ -111,10 +111,10 @@ def expert_passes(
             "experts: the base below a trained head may have been trained too, and its states then know the labels of "
             "the training rows: name encoder alone"
         )
-    if classifier.template.answered and (classifier.is_trained or "corrected" not in names):
+    if classifier.template.answered and (classifier.is_trained or not {"rescaled", "corrected"} & set(names)):
         raise ConfigError(
             "experts: another model's answers are corrected by heads on a model as it is, without an adapter or a "
-            "trained head, corrected among them"
+            "trained head, rescaled or corrected among them"
         )
     loaded = None
     if "encoder" in names:

@@ -154,6 +154,7 @@ def judged(
     best, rate = choice.name, wanted.unfamiliar_rate
     if nothing := nothing_accepted(best, records[best].thresholds, scores[best]):
         warn(nothing.message)
+    familiar = {name: familiarity_of(of) for name, of in experts.items() if rate and reads_states(of.source)}
     return FittedHeads(
         labelled,
         experts,
@@ -163,10 +164,8 @@ def judged(
         records,
         calibration_record(wanted, labelled.groups, OUT_OF_FOLD),
         scores,
-        {name: familiarity_of(expert) for name, expert in experts.items() if reads_states(expert.source)}
-        if rate
-        else {},
-        false_alarms(rate, len(labelled)) if rate else 0.0,
+        familiar,
+        false_alarms(rate, len(labelled)) if familiar else 0.0,
     )
 
 
@@ -180,7 +179,8 @@ def fit_heads(
     """Return heads of labelled rows with everything that their held-out answers decide; errors as ``fit_experts``."""
     zero_shot = as_given("zero_shot", outputs, labelled) if "zero_shot" in outputs.log_probs else None
     experts = fit_experts(names, outputs, labelled, settings.seed, progress)
-    pool = fit_pool(_members(experts, zero_shot), labelled) if len(experts) > 1 else None
+    members = _members(experts, zero_shot)
+    pool = fit_pool(members, labelled) if len(members) > 1 else None
     return judged(labelled, experts, zero_shot, pool, settings)
 
 

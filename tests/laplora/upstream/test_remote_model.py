@@ -76,7 +76,8 @@ def test_heads_correct_a_model_that_knows_nothing(model: DecisionServer, tmp_pat
     assert answer.familiarity is not None
 
 
-def test_a_model_that_is_right_is_left_as_it_is(model: DecisionServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [(), ("corrected",), ("rescaled",)])
+def test_a_model_that_is_right_is_left_as_it_is(names: tuple[str, ...], model: DecisionServer, tmp_path: Path) -> None:
     draw = random.Random(0)
     rows = labelled(60)
     for row in rows:  # it is sure, and right in 19 of 20
@@ -85,12 +86,15 @@ def test_a_model_that_is_right_is_left_as_it_is(model: DecisionServer, tmp_path:
         if draw.random() < 0.05:
             row["label"] = "no" if row["label"] == "yes" else "yes"
     remote = remote_model(model.url, QUESTION, encoder=encoder(tmp_path))
-    found = laplora.fit(remote.classifier("perfect-1", "cpu"), rows, progress=False)
+    settings = laplora.FitSettings.model_validate({"experts": {"names": names}})
+    found = laplora.fit(remote.classifier("perfect-1", "cpu"), rows, settings=settings, progress=False)
     assert isinstance(found, HeadsPosterior)
     assert not model.bodies
     nll = found.heads.choice.nll
     assert found.recommended == min(nll, key=lambda name: nll[name])
     assert nll["pooled"] < nll["map"] + 0.05  # the pool holds the model's own answer, and falls back to it
+    loaded = laplora.load(found.save(tmp_path / "artifact", base=remote.encoder))
+    assert loaded.predict(rows[:1])[0].probs == pytest.approx(found.predict(rows[:1])[0].probs, abs=1e-5)
 
 
 def test_a_wrong_scale_is_mended_whatever_the_text_says(model: DecisionServer, tmp_path: Path) -> None:
@@ -195,7 +199,7 @@ def test_what_no_model_can_have_answered(tmp_path: Path) -> None:
     remote = remote_model("http://host", QUESTION, encoder=encoder(tmp_path))
     settings = laplora.FitSettings.model_validate({"experts": {"names": ["frozen"]}})
     rows = [{**row, MODEL_PROBS: {"no": 0.5, "yes": 0.5}} for row in labelled(30)]
-    with pytest.raises(ConfigError, match="corrected among them"):
+    with pytest.raises(ConfigError, match="rescaled or corrected among them"):
         laplora.fit(remote.classifier("m", "cpu"), rows, settings=settings, progress=False)
 
 
