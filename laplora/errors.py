@@ -143,7 +143,13 @@ class StoreUnreachableError(DownloadError):
 
 
 class UpstreamError(LaploraError):
-    """A decision model elsewhere that gives no usable answer. The message holds neither its URL nor what it sent."""
+    """A decision model elsewhere that gives no usable answer. The message holds neither its URL nor what it sent.
+
+    ``place``: of the state, where it was one of several; ``field``: of its input, where the model answers others.
+    """
+
+    place: int | None = None
+    field: str | None = None
 
 
 class UpstreamUnavailableError(UpstreamError):

@@ -60,7 +60,8 @@ def calibrate(
 ) -> None:
     """Correct a decision model's answers by your own labels, and write an artifact for each question.
 
-    The model is asked once for each row and question. Heads on a small sentence encoder, which runs here, learn where
+    The model is asked once for each row and question, and its answers are kept: if the command stops, the same command
+    asks for the others. Heads on a small sentence encoder, which runs here, learn where
     it is wrong. Every row trains them, and is measured by heads that do not know it. An artifact holds no key, no URL
     and no state.
     """
@@ -90,10 +91,13 @@ def calibrate(
     }
     remote = {name: remote_model(url, question, **of_model) for name, question in asked.items()}
     labelled = {name: labelled_rows(records, name, of, group, alone=len(asked) == 1) for name, of in remote.items()}
+    answers = dict[str, tuple[list[dict[str, Any]], str]]()
     for name, of in remote.items():
-        console.say(f"{name}: asking the model about {len(labelled[name])} rows ...")
-        answered, its_name = of.answered(labelled[name])
-        classifier = of.classifier(its_name)
+        keep = out / f"{name}.answers.jsonl"
+        console.say(f"{name}: asking the model about {len(labelled[name])} rows; {keep} keeps its answers ...")
+        answers[name] = of.answered(labelled[name], keep=keep)
+    for name, (answered, its_name) in answers.items():
+        classifier = remote[name].classifier(its_name)
         posterior = fit(classifier, answered, settings=settings, groups="group", progress=Bars())
         assert isinstance(posterior, HeadsPosterior)
         posterior.save(out / name, base=encoder)

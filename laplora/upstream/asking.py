@@ -6,6 +6,7 @@ The protocol is that of ``laplora.prompts.questions``. Nothing here writes or lo
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 import random
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 from laplora.errors import (
     ConfigError,
     UpstreamAnswerError,
+    UpstreamError,
     UpstreamRefusedError,
     UpstreamUnavailableError,
     needs,
@@ -79,6 +81,11 @@ class Upstream:
             raise ConfigError("the decision model's URL must be http://HOST or https://HOST")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ConfigError("the decision model's URL must be without a name, a password or a query: give the key")
+
+    def digest(self, state: Any, question: AnsweredQuestion, model: str | None = None) -> str:
+        """Return the SHA-256 of what is asked, in hexadecimal: the URL, the model's name, the question, the state."""
+        asked = [self.endpoint, model or self.model, _body(question), state]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     @property
     def endpoint(self) -> str:
@@ -187,23 +194,27 @@ class Asking:
         self,
         states: Sequence[Any],
         question: AnsweredQuestion,
+        answers: dict[int, UpstreamAnswer],
         *,
         model: str | None = None,
         deadline: float = math.inf,
-        told: Callable[[], object] = lambda: None,
-    ) -> list[UpstreamAnswer]:
-        """Return an answer for each state, in order; ``told`` is called after each. The first error ends all.
+        told: Callable[[int, UpstreamAnswer], object] = lambda place, answer: None,
+    ) -> None:
+        """Add an answer for each state that has none, by place. The first error ends all; its ``place`` says whose.
 
-        The others, and errors, are those of ``ask``.
+        ``told`` is called after each. The others, and errors, are those of ``ask``.
         """
-        answers: dict[int, UpstreamAnswer] = {}
-        waiting = iter(enumerate(states))
+        waiting = iter([(place, state) for place, state in enumerate(states) if place not in answers])
 
         async def work() -> None:
             for place, state in waiting:
-                found = await self.ask(state, {_ID: question}, model=model, deadline=deadline)
+                try:
+                    found = await self.ask(state, {_ID: question}, model=model, deadline=deadline)
+                except UpstreamError as error:
+                    error.place = place
+                    raise
                 answers[place] = found[_ID]
-                told()
+                told(place, found[_ID])
 
         working = [asyncio.ensure_future(work()) for _ in range(min(self.upstream.at_once, len(states)))]
         try:
@@ -212,7 +223,6 @@ class Asking:
             for one in working:
                 one.cancel()
             await asyncio.gather(*working, return_exceptions=True)
-        return [answers[place] for place in range(len(states))]
 
 
 def as_state(text: str) -> Any:

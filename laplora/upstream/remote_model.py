@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from laplora.classifier import MAX_TOKENS, Classifier
@@ -19,6 +21,7 @@ from laplora.execution.progress import Progress, shown_by
 from laplora.prompts.questions import STATE, AnsweredQuestion, as_text, question_of_body
 from laplora.prompts.templates import MODEL_PROBS
 from laplora.upstream.asking import ANY_MODEL, Asking, Upstream, UpstreamAnswer, asked_state
+from laplora.upstream.kept_answers import KeptAnswers
 
 #: The sentence encoder that stands in for the model's states.
 ENCODER = "all-minilm-l6-v2"
@@ -43,25 +46,31 @@ class RemoteModel:
         return self.question.labels
 
     def answered(
-        self, rows: Sequence[Mapping[str, Any]], progress: bool | Progress = True
+        self, rows: Sequence[Mapping[str, Any]], progress: bool | Progress = True, keep: Path | None = None
     ) -> tuple[list[dict[str, Any]], str]:
         """Return rows with the model's probabilities as ``model_probs``, and the name that it gives itself.
 
         Args:
             rows: with ``state``, any JSON value, which becomes a text. If you have answers already, give rows with
                 ``model_probs``, a probability for each label, and call nothing.
+            keep: file that answers are kept in, and of which those to the same question, by the same model, are used.
 
         Raises:
             DataError: a row without a state.
             UpstreamChangedError: the model's name changed between two rows.
-            UpstreamError: as ``Upstream.ask``.
+            UpstreamError: as ``Upstream.ask``; OSError: of the file.
         """
         absent = [number for number, row in enumerate(rows) if not as_text(row.get(STATE) or "").strip()]
         if absent:
             raise DataError(f"row {absent[0]} has no {STATE!r}, and {len(absent) - 1} more: what should be asked about")
         texts = [{STATE: as_text(row[STATE])} for row in rows]
-        with ThreadPoolExecutor(1) as thread:  # a notebook has an event loop of its own
-            answers = thread.submit(asyncio.run, self._asked(texts, shown_by(progress))).result()
+        loop = asyncio.new_event_loop()
+        asking = loop.create_task(self._asked(texts, shown_by(progress), keep))
+        with closing(loop), ThreadPoolExecutor(1) as thread:  # a notebook has an event loop of its own
+            try:
+                answers = thread.submit(loop.run_until_complete, asking).result()
+            finally:  # Ctrl-C ends it
+                loop.call_soon_threadsafe(asking.cancel)
         names = list(dict.fromkeys(answer.model for answer in answers))
         if len(names) > 1:
             raise UpstreamChangedError(
@@ -73,16 +82,38 @@ class RemoteModel:
         ]
         return with_answers, names[0] if names else self.upstream.model
 
-    async def _asked(self, texts: Sequence[Mapping[str, str]], shown: Progress) -> list[UpstreamAnswer]:
-        states = [asked_state(text, self.question) for text in texts]
-        steps, asking = shown.track(range(len(states)), "asking the model"), Asking(self.upstream)
-        next(steps, None)
+    async def _asked(
+        self, texts: Sequence[Mapping[str, str]], shown: Progress, keep: Path | None
+    ) -> list[UpstreamAnswer]:
+        states, asking = [asked_state(text, self.question) for text in texts], Asking(self.upstream)
+        kept = None if keep is None else KeptAnswers(keep, self.upstream, self.question)
+        answers = {} if kept is None else kept.among(states)
+        first = next((place for place in range(len(states)) if place not in answers), 0)
+        steps = shown.track(range(len(states) - len(answers)), "asking the model")
+
+        def told(place: int, answer: UpstreamAnswer) -> None:
+            next(steps, None)
+            if kept is not None:
+                kept.add(states[place], answer)
+
         try:
-            return await asking.ask_all(states, self.question, told=lambda: next(steps, None))
+            if answers:  # the model may be another by now
+                answers.pop(first, None)
+                now = dict[int, UpstreamAnswer]()
+                await asking.ask_all(states[first : first + 1], self.question, now)
+                told(first, now[0])
+                answers = {place: one for place, one in answers.items() if one.model == now[0].model}
+                shown.say(f"{len(answers)} of {len(states)} answers are from {keep}, the model is asked for the others")
+                answers[first] = now[0]
+            next(steps, None)
+            await asking.ask_all(states, self.question, answers, told=told)
         finally:
             for _ in steps:  # the bar ends
                 pass
             await asking.close()
+            if kept is not None:
+                kept.close()
+        return [answers[place] for place in range(len(states))]
 
     def classifier(self, name: str, device: str = "auto") -> Classifier:
         """Return the classifier that ``laplora.fit`` takes with rows of ``answered``.

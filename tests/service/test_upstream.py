@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -193,20 +194,52 @@ async def test_odd_inputs_are_refused_and_not_asked_about(
         assert "was not told where the model 'letters-1' is" in untold.json()["error"]["message"]
 
 
+async def job(client: httpx.AsyncClient, lines: list[dict[str, Any]], *wanted: str) -> dict[str, Any]:
+    """Return a job of lines once its status is one of these."""
+    upload = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    begun = await client.post("/evaluate/jobs", content=upload, headers={"content-type": "application/x-ndjson"})
+    assert begun.status_code == 202, begun.text
+    return await until(client, begun.json()["id"], *wanted)
+
+
+async def until(client: httpx.AsyncClient, name: str, *wanted: str) -> dict[str, Any]:
+    async with asyncio.timeout(GIVE_UP_S):
+        while (found := (await client.get(f"/evaluate/jobs/{name}")).json())["status"] not in wanted:
+            await asyncio.sleep(0.02)
+    return dict(found)
+
+
 async def test_a_job_asks_too(model: DecisionServer, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [{"state": row["text"], "label": row["label"]} for row in letter_rows(12, 3, shortest=3)]
     lines[0] |= {MODEL_PROBS: {"no": 0.5, "yes": 0.5}}
+    model.trick = lambda handler, body: send(handler, 500, {})
     async with served(artifact, monkeypatch, upstream_url=model.url) as client:
-        upload = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
-        job = await client.post("/evaluate/jobs", content=upload, headers={"content-type": "application/x-ndjson"})
-        assert job.status_code == 202, job.text
-        place = f"/evaluate/jobs/{job.json()['id']}"
-        async with asyncio.timeout(GIVE_UP_S):
-            while (found := (await client.get(place)).json())["status"] not in ("done", "failed", "cancelled"):
-                await asyncio.sleep(0.02)
-        assert found["status"] == "done", found
+        paused = await job(client, lines, "paused", "done", "failed")  # it is down altogether
+        assert paused["paused"]["code"] == "upstream_unavailable"
+        model.trick, model.bodies = None, []
+        found = await until(client, paused["id"], "done", "failed", "cancelled")
+        assert (found["status"], found["bad_rows"]) == ("done", []), found
         assert len(model.bodies) == 11
         assert set(found["result"]["methods"]) >= {"map", "pooled"}
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "asked"),
+    [(500, "upstream_unavailable", 12), (200, "upstream_failed", 1), (422, "invalid_input", 1)],
+)
+async def test_a_job_leaves_out_a_row_that_the_model_never_answers(
+    status: int, code: str, asked: int, model: DecisionServer, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.trick = lambda handler, body: "z" in body["state"] and send(handler, status, {})
+    async with served(artifact, monkeypatch, upstream_url=model.url) as client:
+        lines = [{"state": f"a {'z' if i == 5 else i}", "label": "yes" if i % 2 else "no"} for i in range(20)]
+        found = await job(client, lines, "done", "failed", "cancelled")
+        assert found["status"] == "done", found
+        assert [(row["line"], row["code"]) for row in found["bad_rows"]] == [(6, code)]
+        states = Counter(body["state"] for body in model.bodies)
+        assert states.pop("a z") == asked
+        assert set(states) - {"test"} == {line["state"] for line in lines} - {"a z"}
+        assert states.total() < 19 + 3 + 8  # answers are kept, but for those under way at the error
 
 
 async def test_a_job_that_the_model_refuses_fails_with_its_reason(
@@ -214,11 +247,7 @@ async def test_a_job_that_the_model_refuses_fails_with_its_reason(
 ) -> None:
     model.trick = lambda handler, body: send(handler, 401, {})
     async with served(artifact, monkeypatch, upstream_url=model.url) as client:
-        upload = b'{"state": "a b"}\n' * 20
-        job = await client.post("/evaluate/jobs", content=upload, headers={"content-type": "application/x-ndjson"})
-        async with asyncio.timeout(GIVE_UP_S):
-            while (found := (await client.get(f"/evaluate/jobs/{job.json()['id']}")).json())["status"] != "failed":
-                await asyncio.sleep(0.02)
+        found = await job(client, [{"state": "a b"}] * 20, "failed")
         assert found["error"]["code"] == "upstream_failed"
         assert len(model.bodies) <= 8  # not row by row
 

@@ -142,7 +142,7 @@ async def score_chunk(
         lost = isinstance(error, DeviceFaultError) and not tools.scorer.backend.failed
         if row is None and refused and not lost and not isinstance(error, DeviceMemoryError):
             raise
-        if isinstance(error, UpstreamError):  # whatever the row
+        if isinstance(error, UpstreamError) and row is None:  # whatever the row
             raise
         raise RowError(row, error) from error
     rows: list[ScoredRow] = []

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 
+from laplora.errors import UpstreamUnavailableError
 from service import errors
 from service.errors import ArtifactNotLoadedError, BatchTooLargeError, kind_of
 from service.jobs.running.absence import Absence
@@ -32,6 +34,8 @@ _CHUNK_ROWS = 256
 _READ_TRIES = 4
 #: How often a lone row is tried again whose scorers were lost: others may have been why.
 _LOST_TRIES = 1
+#: How often, after pauses, a row is tried that the model elsewhere has no answer to while it answers others.
+_UPSTREAM_TRIES = 3
 #: Parts in which a chunk whose scorers were lost is gone through, and then the part that loses more. Each loss costs
 #: scorers, and a part that goes through costs nothing: so many small parts, and not halves.
 _PARTS = 16
@@ -45,6 +49,7 @@ class Run:
         chunks: of the next rows, in order; finishing: the job's end.
         alone: the last chunk ahead got no room, so the next one waits for those before it.
         losses: how often scorers were lost with the next row alone.
+        unanswered: by row, how often the model elsewhere had no answer to it.
         careful: parts in which a row has lost scorers, the smaller ones last: the row before which each ends, and the
             most rows of a chunk until there. Chunks go one by one meanwhile.
         not_before: ``time.monotonic`` of the next try.
@@ -59,7 +64,7 @@ class Run:
         self.chunks: list[asyncio.Task[None]] = []
         self.finishing: asyncio.Task[None] | None = None
         self.alone = self.stopped = False
-        self.losses = 0
+        self.losses, self.unanswered = 0, Counter[int]()
         self.careful: list[tuple[int, int]] = []
         self.not_before = 0.0
         self.unread: Exception | None = None
@@ -202,6 +207,9 @@ class Run:
         half, few = max(1, len(chunk.items) // 2), len(chunk.items) <= 1
         lost = isinstance(error, RowError) and isinstance(cause, errors.DeviceFaultError)
         again = not lost or (few and self.losses < _LOST_TRIES)
+        if row is not None and isinstance(cause, UpstreamUnavailableError):
+            self.unanswered[row] += 1
+            again = self.unanswered[row] < _UPSTREAM_TRIES
         if isinstance(cause, BatchTooLargeError) and not few:
             self.rows = self.most_rows = half
         elif again and self.pauses.waits_out(cause):
@@ -221,6 +229,7 @@ class Run:
             self.rows = half
         else:
             self.losses = 0
+            self.pauses.over()
             self._leave_out({chunk.items[0].row if row is None else row: cause})
 
     async def _pause(self, error: Exception) -> None:

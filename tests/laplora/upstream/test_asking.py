@@ -184,15 +184,21 @@ def test_refusals_and_redirects(model: DecisionServer, status: int) -> None:
 def test_so_many_at_once_and_in_order(model: DecisionServer) -> None:
     states = ["a" * count for count in range(20)]
     model.hold_s = 0.02
-    found = asking(model, lambda asked: asked.ask_all(states, TEAM), at_once=3)
-    assert [answer.probs["ads"] for answer in found] == [round((1 + n) / (2 + n), 4) for n in range(20)]
+    found = {3: UpstreamAnswer("known", {})}
+    asking(model, lambda asked: asked.ask_all(states, TEAM, found), at_once=3)
+    assert found.pop(3).model == "known"
+    assert {n: answer.probs["ads"] for n, answer in found.items()} == {
+        n: round((1 + n) / (2 + n), 4) for n in range(20) if n != 3
+    }
+    assert len(model.bodies) == 19
     assert 1 < model.most <= 3
 
 
 def test_the_first_error_ends_all(model: DecisionServer) -> None:
     model.trick = lambda handler, body: "b" in body["state"] and send(handler, 422, {})
-    with pytest.raises(UpstreamError):
-        asking(model, lambda asked: asked.ask_all(["a", "b", *["a"] * 50], TEAM), at_once=2)
+    with pytest.raises(UpstreamError) as raised:
+        asking(model, lambda asked: asked.ask_all(["a", "b", *["a"] * 50], TEAM, {}), at_once=2)
+    assert raised.value.place == 1
     assert len(model.bodies) < 10
 
 

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import signal
+import stat
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from decision_server import DecisionServer, decision_server
+from decision_server import DecisionServer, decision_server, send
 from head_artifacts import letter_rows, letters
 from tiny_sentence_encoder import sentence_encoder_folder
 from typer.testing import CliRunner
 
 import laplora
 from laplora.commands.app import app
-from laplora.errors import ConfigError, DataError, InvalidInputError, UpstreamChangedError
+from laplora.errors import ConfigError, DataError, InvalidInputError, UpstreamChangedError, UpstreamRefusedError
 from laplora.fitting.entry import _declared
 from laplora.fitting.heads import HeadsPosterior
 from laplora.prompts.model_answers import LEAST, model_log_probs
 from laplora.prompts.templates import MODEL_PROBS, PromptTemplate
+from laplora.upstream.asking import Upstream
 from laplora.upstream.remote_model import RemoteModel, remote_model
 
 QUESTION = {
@@ -151,6 +157,48 @@ def test_later_labels_are_learned_and_forgotten(model: DecisionServer, tmp_path:
         assert one.probs == pytest.approx(other.probs, abs=1e-4)
 
 
+def test_answers_are_kept_and_the_same_command_goes_on(model: DecisionServer, tmp_path: Path) -> None:
+    kept, rows = tmp_path / "kept" / "answers.jsonl", labelled(40)
+    remote = remote_model(model.url, QUESTION, key=KEY, at_once=2)
+
+    def dies(handler: Any, body: Any) -> bool:
+        return len(model.bodies) > 21 and send(handler, 401, {})
+
+    def interrupts(handler: Any, body: Any) -> bool:
+        if body["state"] == rows[5]["state"]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    def ask(of: RemoteModel, stops: type[BaseException] | None = None) -> int:
+        """Return how often the model is asked."""
+        model.bodies = []
+        with nullcontext() if stops is None else pytest.raises(stops):
+            answered, _ = of.answered(rows, progress=False, keep=kept)
+            assert answered == of.answered(rows, progress=False)[0]
+            return len(model.bodies) - len(rows)
+        return len(model.bodies)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs behind it ignore Ctrl-C
+    model.hold_s, model.trick = 0.05, interrupts
+    assert ask(remote, KeyboardInterrupt) < 10
+    model.hold_s, model.trick = 0.0, dies
+    ask(remote, UpstreamRefusedError)
+    held = kept.read_text()
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert not any(text in held for text in (KEY, model.url, "alphabet", *(row["state"] for row in rows)))
+    kept.write_text(held[:-20])  # it was killed in the middle of a line
+    model.trick = None
+    assert 10 < ask(remote) < 20
+    assert ask(remote) == 1  # for its name
+    with decision_server() as elsewhere:
+        assert ask(replace(remote, upstream=Upstream(elsewhere.url))) == -40
+        assert len(elsewhere.bodies) == 80
+    assert ask(replace(remote, upstream=Upstream(model.url, "letters-1"))) == 40
+    assert ask(remote_model(model.url, {**QUESTION, "instructions": "Another?"})) == 40
+    model.name = "letters-2"
+    assert ask(remote) == 40
+
+
 def test_a_model_that_changes_between_two_rows(model: DecisionServer, tmp_path: Path) -> None:
     def rename(handler: Any, body: Any) -> bool:
         model.name = f"letters-{1 + len(model.bodies) // 5}"
@@ -226,6 +274,7 @@ def test_the_command(model: DecisionServer, tmp_path: Path, monkeypatch: pytest.
     assert f"--also-load spam --upstream-url {model.url}" in done.stdout
     assert KEY not in done.output
     assert len(model.bodies) == 80 + 60
+    assert (out / "spam.answers.jsonl").exists()
     assert set(model.keys) == {f"Bearer {KEY}"}
     assert laplora.read_artifact(out / "spam").manifest.labels == ("false", "true")
     assert not laplora.read_artifact(out / "spam").manifest.calibration.ordered
