@@ -27,9 +27,9 @@ help:
 	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT), to this machine alone and without API keys"
 	@echo "make images [ARGS=...]        build both images with buildah, without a daemon, and try them: docker/README.md"
 	@echo "make wheel                    build the distributions into dist/, as an index would have them"
-	@echo "make check                    format, lint, types, import rules, the generated client, English, known vulnerabilities"
+	@echo "make check                    format, lint, types, import rules, English, known vulnerabilities"
 	@echo "make count                    lines and words by room, beside the most that there may be"
-	@echo "make format                   format, fix what ruff can fix, write the generated client"
+	@echo "make format                   format, and fix what ruff can fix"
 	@echo "make clean                    remove .venv and run results"
 
 setup: $(VENV)/.installed
@@ -101,7 +101,6 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python .ci/unasync.py --check
 	$(BIN)/python .ci/english.py
 	$(BIN)/python .ci/audit.py
 
@@ -111,7 +110,6 @@ count:
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/python .ci/unasync.py
 
 clean:
 	rm -rf $(VENV) runs build dist site *.egg-info

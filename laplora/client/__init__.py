@@ -9,9 +9,9 @@
 ``Client`` may be used from several threads. ``AsyncClient`` has the same methods to await, on one event loop; a
 cancelled call closes its requests in flight, and the service drops their inputs that still wait. Neither loads torch.
 
-Start with ``asynchronous``: ``.ci/unasync.py`` makes ``blocking`` of it, and ``tasks`` and ``threads`` hold what they
-do differently. ``requests`` and ``responses`` know the contract, ``answers`` and ``jobs`` have the types, ``retries``
-and ``failures`` say what happens when no answer comes, ``progress`` draws the bar.
+Start with ``asynchronous``; ``blocking`` runs it in a thread. ``requests`` and ``responses`` know the contract,
+``answers`` and ``jobs`` have the types, ``retries`` and ``failures`` say what happens when no answer comes,
+``progress`` draws the bar.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import httpx
 
-from laplora.client import changes, jobs, requests, responses, tasks
+from laplora.client import changes, jobs, requests, responses
 from laplora.client.answers import (
     Answers,
     Artifact,
@@ -30,6 +31,7 @@ from laplora.client.failures import (
 from laplora.client.jobs import Inputs, Job, JobRow
 from laplora.client.progress import Advance, advancing
 from laplora.client.retries import Retries
+from laplora.client.tasks import each
 
 Row = TypeVar("Row")
 Part = TypeVar("Part")
@@ -127,7 +129,7 @@ class AsyncClient:
                 return responses.predicted(response, len(batch))
 
             in_halves = partial(self._in_halves, answer)
-            parts = await tasks.each(in_halves, requests.batches(rows, self._batch_size), self._in_flight)
+            parts = await each(in_halves, requests.batches(rows, self._batch_size), self._in_flight)
         return responses.joined([part for halves in parts for part in halves])
 
     async def _in_halves(self, send: Callable[[Sequence[Row]], Awaitable[Part]], rows: Sequence[Row]) -> list[Part]:
@@ -380,7 +382,7 @@ class AsyncClient:
             yield state
             if state.finished:
                 return
-            await tasks.sleep(wait_s)
+            await asyncio.sleep(wait_s)
             wait_s, tried = min(jobs.LONGEST_POLL_S, 1.5 * wait_s), 0
 
     async def artifacts(self) -> tuple[ServedArtifact, ...]:
@@ -446,8 +448,6 @@ class AsyncClient:
         """Ask for a change once, however often it is sent; return what it came to, or one part of that."""
         end, path = time.monotonic() + timeout_s, changes.artifact_path(name, change)
         response = await self._send("POST", path, headers=changes.new_key(), **request)
-        if response.status_code == 200:  # an older service answers when it is done
-            return responses.parsed(kind, response, part)
         begun = responses.parsed(changes.Change, response)
         async for state in self._states(changes.Change, changes.path_of(begun.id)):
             if not state.finished and time.monotonic() >= end:
@@ -470,7 +470,7 @@ class AsyncClient:
         while not await self.ready():
             if time.monotonic() >= end:
                 raise ServiceUnavailableError(f"the service was not ready for {timeout_s:g} s", code="not_ready")
-            await tasks.sleep(0.2)
+            await asyncio.sleep(0.2)
 
     async def _send(
         self, method: str, path: str, *, upload: Path | None = None, once: bool = False, **request: Any
@@ -504,7 +504,7 @@ class AsyncClient:
         wait_s = (retries or self._retries).wait_s(failure, tried)
         if wait_s is None:
             raise failure
-        await tasks.sleep(wait_s)
+        await asyncio.sleep(wait_s)
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""Waiting and several calls at a time, by tasks. ``threads`` has the same functions for the blocking client."""
+"""Several calls at a time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-sleep = asyncio.sleep
 
 
 async def each(call: Callable[[Item], Awaitable[Result]], items: Iterable[Item], in_flight: int) -> list[Result]:

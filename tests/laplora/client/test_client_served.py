@@ -1,4 +1,4 @@
-"""laplora.client, blocking and asynchronous, against a real server process over a fake predictor."""
+"""laplora.client against a real server process over a fake predictor."""
 
 from __future__ import annotations
 
