@@ -6,7 +6,7 @@ neither the event loop nor memory ever holds them as Python's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ class Answered:
     Attributes:
         head: all of it but the predictions; inputs, predictions, ids: of each input, no ids where none are kept.
         shown: which fields of a prediction are sent.
+        said: of each input, what the other model said that the artifact corrects; None without one.
     """
 
     head: PredictResponse
@@ -45,6 +46,7 @@ class Answered:
     predictions: Sequence[Prediction]
     ids: Sequence[str]
     shown: Shown
+    said: Sequence[Mapping[str, float] | None]
 
     @property
     def numbers(self) -> int:

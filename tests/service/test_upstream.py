@@ -96,6 +96,11 @@ async def test_it_answers_its_question_in_the_protocol(
         (predicted,) = (await predict(client, {"state": "a b c d"})).json()["predictions"]
         assert answer["probabilities"] == pytest.approx(predicted["probs"], abs=1e-6)
         assert answer["x_laplora"]["uncorrected"] == pytest.approx(predicted["map_probs"], abs=1e-6)
+        sure = {"question": {"type": "choice", "probabilities": {"no": 0, "yes": 0.99}}}
+        model.trick = lambda handler, body: send(handler, 200, {"model": "letters-1", "answers": sure})
+        answer = (await client.post("/v1/systemone", json=body)).json()["answers"]["q"]
+        assert answer["x_laplora"]["uncorrected"] == {"no": 0, "yes": 0.99}  # its own words
+        model.trick = None
         refused = await client.post("/v1/systemone", json={"state": "a", "questions": {"q": OTHER}})
         assert refused.status_code == 422
         structured = await client.post("/v1/systemone", json={**body, "state": {"a": ["b", 1]}})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from laplora.answers.explaining import reason_for
+from laplora.prompts.templates import MODEL_PROBS
 from service.feedback.labels import FeedbackStore
 from service.http.answers import Answered, check_finite
 from service.http.body import JsonBodyRoute
@@ -83,7 +84,9 @@ class Predicting:
                 recommended, reason = manifest.recommended.predictive, reason_for(manifest, predictive)
                 ref = PredictiveRef(name=predictive, recommended=recommended, reason=reason)
                 head |= {"predictive": ref, "target_risk": target_risk, "timing_ms": timing}
-            return Answered(PredictResponse(**head, predictions=[]), planning.inputs, answers, ids, shown)
+            corrects = manifest.template.answered is not None
+            said = [fields[MODEL_PROBS] if corrects else None for fields in plan.inputs]
+            return Answered(PredictResponse(**head, predictions=[]), planning.inputs, answers, ids, shown, said)
 
 
 async def _predicting(

@@ -199,8 +199,8 @@ def _response(
     for group, one in zip(groups, answered, strict=True):
         if one.head.artifact.digest != group[0].artifact.digest:
             raise NotReadyError("an artifact was replaced while it was asked: try again")
-        for asked, item, (prediction, its_id) in zip(group, one.inputs, one.rows(), strict=True):
-            found[asked.id] = _answer(asked, written_answer(prediction, item.template_fields), prediction, its_id)
+        for asked, item, (prediction, its_id), said in zip(group, one.inputs, one.rows(), one.said, strict=True):
+            found[asked.id] = _answer(asked, written_answer(prediction, item.template_fields), prediction, its_id, said)
     names = {group[0].artifact.name for group in groups}
     return SystemOneResponse(
         model=names.pop() if len(names) == 1 else min(ALIASES),
@@ -210,7 +210,11 @@ def _response(
 
 
 def _answer(
-    asked: _Asked, written: Mapping[str, Any], prediction: Prediction, its_id: str | None
+    asked: _Asked,
+    written: Mapping[str, Any],
+    prediction: Prediction,
+    its_id: str | None,
+    said: Mapping[str, float] | None,
 ) -> NoulAnswer | ChoiceAnswer | ScoreAnswer:
     keys, labels = asked.answers.keys(asked.criteria), prediction.labels
     named = dict(zip(labels, keys, strict=True))
@@ -225,7 +229,7 @@ def _answer(
         "flags": written["flags"],
         "probs_std": None if stds is None else dict(zip(keys, stds.values(), strict=True)),
         "uncertainty": written["uncertainty"],
-        "uncorrected": _uncorrected(asked, keys, written),
+        "uncorrected": None if said is None else {named[label]: said[label] for label in labels},
         "prediction_id": its_id,
     }
     most = asked.artifact.manifest.most_options
@@ -233,12 +237,6 @@ def _answer(
         reason = f"the question has {len(keys)} options, and a row of the fit had {most} at most"
         details |= {"decision": "review", "decision_reason": reason, "flags": [*written["flags"], "more_options"]}
     return _shaped(asked.answers.asked.type, probs, asked.criteria, SystemOneDetails.model_validate(details))
-
-
-def _uncorrected(asked: _Asked, keys: Sequence[str], written: Mapping[str, Any]) -> dict[str, float] | None:
-    """Return the other model's own probabilities by option, of an artifact that corrects one."""
-    own = written["map_probs"] if asked.artifact.manifest.template.answered is not None else None
-    return None if own is None else dict(zip(keys, own.values(), strict=True))
 
 
 def _passed(
