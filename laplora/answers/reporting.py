@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from laplora.answers.evaluation import questions, right_answers
 from laplora.answers.explaining import NothingAccepted, reason_for
 from laplora.answers.labels import LabelNames, Truth
+from laplora.prompts.questions import as_text
 
 if TYPE_CHECKING:
     from laplora.artifact.manifest import Manifest
@@ -70,7 +71,7 @@ def measured_report(
     """Return the report of rows that an artifact answered.
 
     Args:
-        taken: at least one row; manifest: of the artifact, which has what it promises.
+        taken: at least one row; manifest: of the artifact, which has what it promises, and names its models.
         methods: metrics by method, as of POST /evaluate.
         names: the artifact's labels.
         predictive: the one that answered; averaged: whether over two orders of the choices.
@@ -115,8 +116,17 @@ def measured_report(
         unfamiliar=unfamiliar,
         questions=names.questions,
         notes=[*notes, *([several] if names.several else ())],
-        provenance=provenance,
+        provenance={**_models(manifest), **provenance},
     )
+
+
+def _models(manifest: Manifest) -> dict[str, str]:
+    """Return the models of an artifact, by what they are; and the question, if it corrects a model elsewhere."""
+    base, question = f"{manifest.base_model}, {manifest.quantization}", manifest.answers
+    if manifest.template.answered is None or question is None:
+        return {"base model": base}
+    asked = f"{question.asked.type}: {as_text(question.asked.instructions or '')} ({', '.join(question.labels)})"
+    return {"corrected model": manifest.template.answered, "question": asked, "sentence encoder": base}
 
 
 def _rows(

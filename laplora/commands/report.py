@@ -101,10 +101,8 @@ def _page(measured: Evaluated, data: Path, how: How, texts: bool) -> bytes:
 def _provenance(artifact: Artifact, data: Path, how: How) -> dict[str, str]:
     from laplora.files.atomic import file_sha256
 
-    manifest = artifact.manifest
     return {
         "artifact": f"{artifact.name}, {artifact.digest}",
-        "base model": f"{manifest.base_model}, {manifest.quantization}",
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": f"{data.name}, sha256:{file_sha256(data).removeprefix('sha256:')}",
         "options": ", ".join(f"{name} {value}" for name, value in vars(how).items() if value is not None),

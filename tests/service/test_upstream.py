@@ -226,6 +226,10 @@ async def test_a_job_asks_too(model: DecisionServer, artifact: Path, monkeypatch
         assert (found["status"], found["bad_rows"]) == ("done", []), found
         assert len(model.bodies) == 11
         assert set(found["result"]["methods"]) >= {"map", "pooled"}
+        page = (await client.get(f"/evaluate/jobs/{found['id']}/report")).text
+        assert all(said in page for said in ("letters-1", "choice: Early? (no, yes)", "sentence encoder"))
+        (listed,) = (await client.get("/artifacts")).json()["artifacts"]
+        assert listed["corrects"] == "letters-1"
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,7 @@ def _summary(
         memory_bytes=None if place is None else place.size_bytes,
         labels=list(item.manifest.labels),
         fields=template_fields(item),
+        corrects=item.manifest.template.answered,
         question=question_out(item.manifest),
         predictives=list(item.manifest.servable),
         recommended=RecommendedOut.model_validate(item.manifest.recommended.model_dump()),

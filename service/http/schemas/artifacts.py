@@ -126,6 +126,8 @@ class ArtifactSummary(Answer):
     """How the base model's weights are stored: nf4, or none; null when it cannot be read."""
     labels: list[str] | None = Field(description="Its label words, in order.", examples=[["negative", "positive"]])
     fields: list[str] | None = Field(description="Names of its template's fields.", examples=[["text"]])
+    corrects: str | None = Field(examples=[None])
+    """Name of the decision model whose answers it corrects; null: none's, or it cannot be read."""
     question: QuestionOut | None
     """The question that it answers in POST /v1/systemone; null: none, or it cannot be read."""
     predictives: list[str] | None = Field(examples=[["map", "laplace"]])

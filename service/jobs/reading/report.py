@@ -125,7 +125,6 @@ def _provenance(job: Job) -> dict[str, str]:
 
     return {
         "artifact": f"{about.artifact.name}, {about.artifact.digest}",
-        "base model": f"{about.artifact.base_model}, {about.artifact.quantization}",
         "job": job.id,
         "uploaded": at(about.created_at),
         "measured": at(job.finished_at),

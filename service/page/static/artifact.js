@@ -16,8 +16,13 @@ const METRICS = [
 ];
 
 function identity(artifact) {
+  const base = `${artifact.base_model}${artifact.quantization === "none" ? "" : `, ${artifact.quantization}`}`;
+  const { type, instructions } = artifact.question ?? {};
+  const asked = `${type}: ${typeof instructions === "string" ? instructions : JSON.stringify(instructions)}`;
   return facts([
-    ["Base model", `${artifact.base_model}${artifact.quantization === "none" ? "" : `, ${artifact.quantization}`}`],
+    ...(artifact.corrects
+      ? [["Corrects", `${artifact.corrects}, a model elsewhere`], ["Its question", asked], ["Sentence encoder", base]]
+      : [["Base model", base]]),
     ["Trained", isTuned(artifact) ? "an adapter (fine-tuned)" : "heads alone; nothing is fine-tuned"],
     ["Labels", listed(artifact.labels)],
     ["Fields of an input", artifact.fields.join(", ")],
