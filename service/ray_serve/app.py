@@ -64,7 +64,7 @@ def build(args: Cluster) -> Application:
             }
         }
     # Any other setting would restart the replica that gets it.
-    own_arguments = _Own(args.settings, args.library, args.artifacts_per_scorer, args.artifact_bytes_per_scorer)
+    own_arguments = _Own(args.settings, args.library)
     leave_s = settings.request_timeout_s + settings.drain_s
     scorer = _SCORER.options(
         **scale,
@@ -89,8 +89,6 @@ class _Own:
 
     settings: dict[str, Any]
     library: str
-    artifacts_per_scorer: int | None
-    artifact_bytes_per_scorer: int | None
 
 
 class _ScorerReplica:
@@ -99,8 +97,7 @@ class _ScorerReplica:
     def __init__(self, args: _Own) -> None:
         settings = _start(args)
         name = serve.get_replica_context().replica_id.unique_id
-        most, most_bytes = args.artifacts_per_scorer, args.artifact_bytes_per_scorer
-        self._scorer = Scorer(settings, _library(args), name, artifacts=most, artifact_bytes=most_bytes)
+        self._scorer = Scorer(settings, _library(args), name)
         self._scorer.load_first()
         exempt_from_collection()
 
@@ -145,8 +142,7 @@ class _IngressReplica:
         metrics: Metrics,
         on_batch: Sequence[Callable[[BatchReport], None]],
     ) -> Replicas:
-        most = self._args.artifacts_per_scorer
-        replicas = Replicas(settings, library, self._calls, on_batch=on_batch, artifacts_per_replica=most)
+        replicas = Replicas(settings, library, self._calls, on_batch=on_batch)
         metrics.registry.register(ReplicaGauges(lambda: replicas.statuses))
         return replicas
 

@@ -23,11 +23,6 @@ class Sizes(BaseModel):
     """Scorers, or the fewest of them."""
     max_scorers: int | None = Field(None, ge=1)
     """Most scorers; unset: as many as scorers, and nothing is scaled."""
-    artifacts_per_scorer: int | None = Field(None, ge=1)
-    """Most artifacts that one scorer has loaded; unset: all, as max_artifacts bounds them."""
-    artifact_bytes_per_scorer: int | None = Field(None, ge=1)
-    """Most bytes of adapters and posteriors that one scorer has loaded, which its batches leave free; unset: as many as
-    max_artifact_bytes lets all have together."""
     scorer_cpus: float = Field(1.0, ge=0)
     """CPU cores of a scorer."""
     ingress_cpus: float = Field(1.0, ge=0)

@@ -2,7 +2,7 @@
 
 Read in this order: ``messages`` (what travels), ``scorer`` (a replica with a device), ``held`` and ``wanted`` (what it
 has loaded, and loads unasked), ``present`` and ``router`` (which replicas there are, and how one is addressed),
-``placement`` (which replica is to hold what), ``replicas`` (the backend: who gets which ticket, and what is tried
+``placement`` (what a replica is to hold), ``replicas`` (the backend: who gets which ticket, and what is tried
 again), ``autoscaling`` (how many replicas).
 ``service.ray_serve`` puts them into an application of Ray Serve.
 """

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,6 @@ from weakref import WeakSet
 from service.artifacts.predictors import Library
 from service.artifacts.token_budget import CPU_BATCH_TOKENS
 from service.backends.ray.held import InUseError
-from service.backends.ray.in_line import InLine
 from service.backends.ray.messages import Facts, Reply, Status
 from service.backends.ray.placement import Placement, Places
 from service.backends.ray.remote_model import RemoteModel
@@ -124,7 +123,6 @@ class Replicas:
 
     Args:
         on_batch: each is called with each batch that a replica ran.
-        artifacts_per_replica: most artifacts that one replica is to hold; None: all that are loaded.
     """
 
     def __init__(
@@ -134,7 +132,6 @@ class Replicas:
         calls: Calls,
         *,
         on_batch: Sequence[Callable[[BatchReport], None]] = (),
-        artifacts_per_replica: int | None = None,
     ) -> None:
         self._settings, self._library, self._calls, self._on_batch = settings, library, calls, on_batch
         self._admission = Admission(self._limits(1), client_share=settings.client_share)
@@ -143,8 +140,7 @@ class Replicas:
         self._replicas: dict[str, _Replica] = {}
         self._models: WeakSet[RemoteModel] = WeakSet()
         self._bases: dict[object, object] = {}
-        self._places = Places(artifacts_per_replica or settings.max_artifacts)
-        self._line = InLine()
+        self._places = Places()
         self._name = uuid.uuid4().hex
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -228,7 +224,6 @@ class Replicas:
 
     async def submit(self, entry: Entry, ticket: Ticket) -> list[Prediction]:
         model = self._model(ticket.digest)
-        self._places.used(ticket.digest)
         if entry.reservation is not None:
             with self._lock:
                 self._admission.correct(entry.reservation, Amount(len(ticket.rows), ticket.tokens))
@@ -260,7 +255,7 @@ class Replicas:
 
         Raises:
             LaploraError: it cannot be served.
-            ShelfFullError: for ``request_timeout_s`` what is in use left it no place.
+            ShelfFullError: for ``request_timeout_s`` what is in use left it no room.
             DeviceFaultError: the replicas that were to load it were lost.
         """
         enter("loading", "reading the artifact")
@@ -344,12 +339,6 @@ class Replicas:
 
     async def _answered(self, method: str, ticket: Ticket, model: RemoteModel) -> Reply:
         """Return a replica's reply to a ticket; a replica that is gone is replaced by another one."""
-        with self._line.of(ticket.digest) as turn:
-            return await self._answered_in_turn(method, ticket, model, turn)
-
-    async def _answered_in_turn(
-        self, method: str, ticket: Ticket, model: RemoteModel, turn: Callable[[float], Awaitable[None]]
-    ) -> Reply:
         trial, deadline = _Trial(), time.monotonic() + ticket.left_s
         while True:
             name = await self._choose(ticket.digest, trial.tried)
@@ -368,7 +357,8 @@ class Replicas:
                 self._note_held(reply)
                 return reply
             if isinstance(error, InUseError) and (left_s := deadline - time.monotonic()) > 0:
-                await turn(left_s)  # all that it holds is in use: an artifact goes once its requests are answered
+                # All that it holds is in use: an artifact goes once its requests are answered.
+                await asyncio.sleep(min(LOOK_S, left_s))
                 continue
             trial.tried.update((name, reply.replica))
             if isinstance(error, DeviceFaultError):

@@ -24,7 +24,6 @@ from service.artifacts.predictors import Library
 from service.backends.local import Local
 from service.backends.ray.held import Held
 from service.backends.ray.messages import Facts, Reply, Status
-from service.backends.ray.placement import likeliest
 from service.backends.ray.wanted import Wanted
 from service.errors import ArtifactChangedError, DeviceFaultError, DeviceStalledError, LoadTimeoutError
 from service.exit_status import ExitStatus
@@ -53,37 +52,26 @@ class Scorer:
     Args:
         settings: the server's; callers' shares are the ingress's matter.
         replica: its name.
-        artifacts, artifact_bytes: most that it holds, and of their adapters and posteriors; None: as the settings let a
-            server hold.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        library: Library,
-        replica: str,
-        *,
-        artifacts: int | None = None,
-        artifact_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, library: Library, replica: str) -> None:
         self._replica, self._settings, self._library = replica, settings, library
         self._batches = _Batches()
         # Room for what one ingress sends to all replicas: it is the one that refuses.
         whole = {"client_share": 1.0, "max_queue_rows": 2**31, "max_queue_tokens": 2**40}
-        most_bytes = artifact_bytes or settings.max_artifact_bytes  # also what batches leave free
-        own_settings = settings.model_copy(update={**whole, "max_artifact_bytes": most_bytes})
-        self.local = Local(own_settings, library, on_batch=(self._batches.add,))
-        self._most = artifacts or settings.max_artifacts
-        most_s = settings.load_timeout_s
-        self._held = Held(most=self._most, most_bytes=most_bytes, most_load_s=most_s, on_load=self._changed)
+        self.local = Local(settings.model_copy(update=whole), library, on_batch=(self._batches.add,))
+        self._held = Held(
+            most=settings.max_artifacts,
+            most_bytes=settings.max_artifact_bytes,
+            most_load_s=settings.load_timeout_s,
+            on_load=self._changed,
+        )
         self._wanted, self._using = Wanted(), threading.Lock()
         self._known: WeakSet[Predictor] = WeakSet()  # all that were held and are in memory
         self.local.start()
 
     def load_first(self) -> None:
         """Load and verify what the settings name: a replica that is new answers at once.
-
-        If not all fit, those that are likeliest to have their place here.
 
         Raises:
             LaploraError: it cannot be served.
@@ -96,8 +84,7 @@ class Scorer:
         first = folder_of(settings.artifact, settings.artifact_path)
         others = [folder_of(name, settings.artifacts_root / name) for name in settings.also_load]
         folders = {self._library.read(folder).digest: folder for folder in (first, *others)}
-        for digest in likeliest(folders, self._replica, self._most):
-            folder = folders[digest]
+        for digest, folder in folders.items():
             with self._held.lease(digest, partial(self._load, folder)):
                 pass
 

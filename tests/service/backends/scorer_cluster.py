@@ -23,12 +23,11 @@ from service.backends.ray.scorer import Scorer
 class Cluster:
     """Scorers by name, each with predictors of its own, called as over a network: what goes and comes is pickled.
 
-    Each has ``artifacts`` on its disk, and holds at most ``most`` of them, where that is given.
+    Each has ``artifacts`` on its disk.
     """
 
     folder: Path
     artifacts: tuple[str, ...] = ("first", "second")
-    most: int | None = None
     scorers: dict[str, Scorer] = field(default_factory=dict)
     predictors: dict[str, FakePredictor] = field(default_factory=dict)
     by_artifact: dict[str, dict[str, FakePredictor]] = field(default_factory=dict)
@@ -54,7 +53,7 @@ class Cluster:
             loads.append(path.name)
             return known.load(path, *more)
 
-        self.scorers[name] = Scorer(own, replace(known, load=load), name, artifacts=self.most)
+        self.scorers[name] = Scorer(own, replace(known, load=load), name)
         self.scorers[name].load_first()
         return predictors[1]
 
@@ -123,7 +122,7 @@ async def serving(
     made: list[Replicas] = []
 
     def backend(own: Any, its: Any, metrics: Any, on_batch: Any) -> Replicas:
-        made.append(Replicas(own, its, cluster, on_batch=on_batch, artifacts_per_replica=cluster.most))
+        made.append(Replicas(own, its, cluster, on_batch=on_batch))
         return made[0]
 
     app = create_app(settings(**values), backend=backend, library=known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 import httpx
 import pytest
-from scorer_cluster import Cluster, Flow, predict, serving, until
+from scorer_cluster import Cluster, Flow, serving, until
 from serving import FakePredictor, artifacts_in, changed, code, settings
 
 from laplora.errors import GoldenMismatchError
@@ -72,14 +72,12 @@ class Disk:
         return Library(load=load, read=read, encoder=encoder)
 
 
-def cluster_of(
-    folder: Path, names: str, *, most: int | None = None, circles: bool = False
-) -> tuple[Cluster, dict[str, Disk]]:
-    cluster, disks = Cluster(folder, most=most), {name: Disk(folder / name) for name in names}
+def cluster_of(folder: Path, names: str, *, circles: bool = False) -> tuple[Cluster, dict[str, Disk]]:
+    cluster, disks = Cluster(folder), {name: Disk(folder / name) for name in names}
     for name, disk in disks.items():
         disk.circles = circles
         own = settings(artifact="first", artifacts_root=disk.root)
-        cluster.scorers[name] = Scorer(own, disk.library, name, artifacts=most)
+        cluster.scorers[name] = Scorer(own, disk.library, name)
         cluster.scorers[name].load_first()
     return cluster, disks
 
@@ -141,22 +139,6 @@ async def test_one_that_cannot_be_served_leaves_the_cluster_as_it_was(tmp_path: 
     assert {disk.most_bases for disk in disks.values()} == {1}
 
 
-async def test_what_the_one_that_goes_ahead_has_alone_comes_to_another_first(tmp_path: Path) -> None:
-    """Three scorers with a place each, and two artifacts: those that stay have both before one leaves its own."""
-    cluster, disks = cluster_of(tmp_path, "abc", most=1)
-    async with server(cluster, disks) as client:
-        assert (await changed(client, "again/load")).status_code == 200
-        await until(
-            lambda: {*map(frozenset, map(cluster.holds, "abc"))} == {frozenset({n}) for n in ("first", "again")}
-        )
-        async with activating(client, disks) as ahead:
-            others = [name for name in "abc" if name != ahead]
-            assert sorted(one for name in others for one in cluster.holds(name)) == ["again", "first"]
-            for artifact in ("first", "again"):
-                assert (await predict(client, artifact=artifact)).status_code == 200
-    assert {disk.most_bases for disk in disks.values()} == {1}
-
-
 async def test_a_single_scorer_answers_while_it_loads_the_other_base_beside(tmp_path: Path) -> None:
     cluster, disks = cluster_of(tmp_path, "a")
     async with server(cluster, disks) as client:
@@ -169,12 +151,10 @@ async def test_a_single_scorer_answers_while_it_loads_the_other_base_beside(tmp_
 
 
 @contextmanager
-def scorer_on(
-    disk: Disk, name: str = "a", *, limits: Mapping[str, int] | None = None, meter: Any = meter_of, **values: Any
-) -> Iterator[Scorer]:
+def scorer_on(disk: Disk, *, meter: Any = meter_of, **values: Any) -> Iterator[Scorer]:
     """Yield a scorer of its own, which has loaded what it loads first."""
     own = settings(artifact="first", artifacts_root=disk.root, **values)
-    scorer = Scorer(own, replace(disk.library, meter=meter), name, **(limits or {}))
+    scorer = Scorer(own, replace(disk.library, meter=meter), "a")
     try:
         scorer.load_first()
         yield scorer
@@ -189,7 +169,7 @@ async def test_what_goes_leaves_the_memory_though_it_was_left_out_of_collections
 ) -> None:
     disk = Disk(tmp_path / "a")
     disk.circles = True
-    with scorer_on(disk, limits={"artifacts": most}) as scorer:
+    with scorer_on(disk, max_artifacts=most) as scorer:
         gc.freeze()
         try:
             folder = str(disk.root / "again")
@@ -219,29 +199,3 @@ async def test_batches_are_measured_again_once_the_former_base_is_gone(
         monkeypatch.setattr(held, "UNWANTED_S", 0.0)
         await until(lambda: scorer.status({"sha256:second": folder}).digests == {"sha256:second"})
         await until(lambda: scorer.local.batch_tokens == 1000)
-
-
-def test_a_new_scorer_loads_what_is_likeliest_to_have_its_place_there(tmp_path: Path) -> None:
-    loaded = set[str]()
-    for name in "abcdefgh":
-        disk = Disk(tmp_path / name)
-        with scorer_on(disk, name, limits={"artifacts": 1}, also_load=["again"]):
-            loaded.update(disk.loads)
-            assert len(disk.loads) == 1
-    assert loaded == {"first", "again"}
-
-
-def test_batches_leave_free_what_one_scorer_may_have_of_artifacts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reserved = list[int]()
-
-    def measured(*arguments: Any, reserved_bytes: int, **more: Any) -> TokenBudget:
-        reserved.append(reserved_bytes)
-        return TokenBudget(1000, "of a test")
-
-    monkeypatch.setattr("service.backends.loading.measure_budget", measured)
-    limits = {"artifact_bytes": FakePredictor.own_bytes + 300}
-    with scorer_on(Disk(tmp_path / "a"), limits=limits, batch_tokens=None, also_load=["again"]) as scorer:
-        assert reserved == [300, 300]
-        assert len(scorer.status({}).digests) == 1, "two are more bytes"

@@ -108,7 +108,7 @@ def test_replicas_that_are_killed_or_lose_the_device_lose_no_request_of_others_a
 @contextmanager
 def update(served: Engine, **changes: Any) -> Iterator[None]:
     """Put the application in the place of the one that runs, with changes; it goes on after the block."""
-    settings = json.loads((served.folder / "cluster.json").read_text())["settings"]
+    settings = json.loads((served.folder / "cluster.json").read_text())["settings"] | changes.pop("settings", {})
     file, environment = cluster_file(served.folder, settings, **changes), cluster_environment(served)
     command = [sys.executable, "-m", "service.ray_serve", str(file)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -120,7 +120,7 @@ def update(served: Engine, **changes: Any) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"artifacts_per_scorer": 7, "max_surge_percent": 100}, {"scorer_cpus": 0.11}],
+    [{"settings": {"max_inputs": 15}, "max_surge_percent": 100}, {"scorer_cpus": 0.11}],
     ids=["of all, the new ones first", "of the scorers, each old one first"],
 )
 def test_an_update_fails_no_request(served: Engine, changes: dict[str, Any]) -> None:
