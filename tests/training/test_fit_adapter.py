@@ -17,7 +17,6 @@ from tiny_runs import FinishedRun, write_rows
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ConfigError, ModelError
 from laplora.execution.terminal import program
-from laplora.fitting.passes import RowPass
 from laplora.predictor import Predictor
 from training.__main__ import main
 from training.workspace.given_adapter import given_adapter
@@ -37,35 +36,6 @@ def fit(*arguments: Any) -> int:
     overrides = [f"--set={override}" for override in SMALL]
     options = ["--dtype", "float32", "--device", "cpu", "--template", "sentiment", "--max-tokens", "64"]
     return main(["fit", *overrides, *options, *map(str, arguments)])
-
-
-def test_a_fit_that_was_stopped_goes_on(
-    sentiment_run: FinishedRun, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the batch that it was kept at, to the same posterior; other rows begin anew."""
-    out, seen, last = tmp_path / "tiny", list[int](), 0
-    given = ("--adapter", sentiment_run.config.run_dir / "adapter", "--calibration", files["calibration"], "--out", out)
-    added = RowPass._added
-
-    def stopping(one: RowPass, state: Any, index: list[int], add: Any) -> Any:
-        if len(seen) == last:
-            raise KeyboardInterrupt
-        seen.append(len(index))
-        return added(one, state, index, add)
-
-    monkeypatch.setattr("laplora.fitting.passes.SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr(RowPass, "_added", stopping)
-    last = 3
-    assert fit(*given, "--data", files["train"]) == 130
-    last = 10**6
-    assert fit(*given, "--data", files["train"]) == 0
-    again = len(seen) - 3
-    assert not list(tmp_path.glob(".tiny.fit")), "what was kept goes with the end"
-    whole = read_artifact(sentiment_run.artifact).manifest.files
-    assert read_artifact(out).manifest.files["posterior.safetensors"] == whole["posterior.safetensors"]
-    seen.clear()
-    assert fit(*given, "--data", files["train"]) == 0
-    assert len(seen) == again + 3
 
 
 def test_the_posterior_is_that_of_the_run_it_was_taken_from(

@@ -114,26 +114,6 @@ def test_rows_like_the_labelled_ones_are_as_familiar(names: tuple[str, ...]) -> 
     assert float((familiar <= 0.1).double().mean()) < 0.2
 
 
-@pytest.mark.parametrize("offset", [False, True])
-def test_a_label_that_is_learned_and_forgotten_was_never_there(offset: bool) -> None:
-    outputs, labelled = problem()
-    first = torch.arange(ROWS) < 30
-    expert = fitted(outputs.take(first), labelled.take(first), offset=offset)
-    learned = expert.learn(outputs.take(~first), labelled.take(~first))
-    assert len(learned.held_out) == ROWS
-    assert torch.equal(learned.held_out.isnan().any(1), ~labelled.honest if offset else torch.zeros(ROWS).bool())
-    assert not torch.allclose(learned.log_probs(outputs), expert.log_probs(outputs), atol=1e-3)
-    places = torch.arange(30, ROWS)
-    for one, other in ((learned.forget(places), expert), (expert.forget(places[:0]), expert)):
-        torch.testing.assert_close(one.log_probs(outputs), other.log_probs(outputs), rtol=0, atol=1e-6)
-        torch.testing.assert_close(one.held_out, other.held_out, rtol=0, atol=1e-6, equal_nan=True)
-    some = torch.tensor([2, 17, 33])
-    kept = torch.ones(ROWS, dtype=torch.bool).index_fill(0, some, False)
-    forgotten = learned.forget(some)
-    assert len(forgotten.held_out) == ROWS - 3
-    assert torch.equal(forgotten.held_out.isnan().any(1), learned.held_out.isnan().any(1)[kept])
-
-
 def test_a_model_as_given_is_honest_where_nothing_trained_it() -> None:
     outputs, labelled = problem("bernoulli")
     adapter, base = (as_given(name, outputs, labelled) for name in ("adapter", "zero_shot"))

@@ -165,27 +165,6 @@ def test_answers_are_those_of_the_head_with_its_spread_beside_the_bases_own(post
     assert posterior.predict([]) == []
 
 
-def test_what_decides_are_the_answers_of_heads_without_the_row(posterior: laplora.HeadsPosterior) -> None:
-    assert "tensor" not in repr(posterior.experts)
-    record, scores = posterior.heads.predictives["frozen"], posterior.heads.scores["frozen"]
-    frozen, own = posterior.experts["frozen"], posterior.experts["zero_shot"]
-    assert record.nll == pytest.approx(float(posterior.losses["frozen"].mean()))
-    assert posterior.heads.calibration.split == "out_of_fold"
-    assert (posterior.heads.calibration.rows, posterior.heads.calibration.folds) == (60, 5)
-    wrong = frozen.held_out.argmax(1) != posterior.heads.labelled.labels
-    assert record.thresholds.errors == int(wrong.sum()) == int(scores.error.sum())
-    probs = frozen.held_out.exp()
-    torch.testing.assert_close(scores.score, -(probs * frozen.held_out).sum(1))
-    assert not frozen.held_out.isnan().any()
-    assert not own.held_out.isnan().any()
-    measured = posterior.evaluate(labelled(40, seed=9))
-    assert list(measured.evaluations) == ["map", "frozen"]
-    assert measured.recommended == "frozen"
-    assert measured["frozen"].nll < measured["map"].nll
-    assert "frozen *" in str(measured)
-    assert 0.5 < measured.sets["frozen"].coverage <= 1
-
-
 def test_no_label_moves_the_answer_to_its_own_row_or_its_twin(posterior: laplora.HeadsPosterior) -> None:
     """Equal prompts, up to case and white space, and rows of a user's group are of one fold."""
     rows = labelled(60)

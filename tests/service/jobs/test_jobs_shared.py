@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from job_calls import ServedJobs, rows, serve, stopped_job
+from job_calls import rows, serve, stopped_job
 from serving import FakePredictor, artifacts_in
 from sqlalchemy import update
 from stored_jobs import Stores, kept_rows
 
 from service.errors import JobsUnavailableError
-from service.jobs.store.job_tables import JobTables
-from service.jobs.store.schema import JOBS, SERVERS
+from service.jobs.store.schema import JOBS
 from service.jobs.store.sharing import BackOffs
 
 pytestmark = pytest.mark.anyio
@@ -29,58 +27,6 @@ Start = Callable[..., Any]
 def start(url: str, tmp_path: Path) -> Start:
     """Return what starts a server that shares jobs, and uploads unless it has another folder."""
     return partial(serve, jobs_url=url, jobs_dir=tmp_path / "common", batch_tokens=40, job_look_s=0.02)
-
-
-# Taken over while the first is at a write, which comes too late
-
-
-async def seem_dead(served: ServedJobs, store: JobTables) -> None:
-    """Let a server say no more that it lives, nor learn what others do, while its jobs go on."""
-    served.state.jobs._keeper.cancel()
-    with store.database.transaction() as db:
-        mine = update(SERVERS).where(SERVERS.c.id == served.state.jobs.ledger.disk.server)
-        db.execute(mine.values(heard_at=SERVERS.c.heard_at - 3600))
-
-
-@pytest.mark.parametrize("write", ["set_begun", "set_paused", "add_rows", "end"])
-async def test_a_write_that_comes_too_late_is_refused_and_every_row_is_answered_once(
-    write: str, start: Start, stores: Stores, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, _ = stores
-    reached, go, items = threading.Event(), threading.Event(), rows(COUNT)
-    async with start() as first:
-        first.predictor.hold()
-        job_id = await first.submit(items)
-        job, board, tables = first.held(job_id), first.state.jobs, first.state.jobs.ledger.disk.tables
-        await first.until(first.predictor.entered.is_set)
-        if write in ("set_begun", "set_paused"):
-            # Both come before a batch: it lets go of the job, and claims it once more.
-            await board._runner.give_up(job)
-        written = getattr(tables, write)
-
-        def late(*arguments: Any, **named: Any) -> Any:
-            reached.set()
-            go.wait()
-            return written(*arguments, **named)
-
-        monkeypatch.setattr(tables, write, late)
-        if not job.mine:
-            await board.ledger.sharing.release(job)
-        first.predictor.released.set()
-        await first.until(reached.is_set)
-        await seem_dead(first, store)
-        async with start() as second:
-            done = await second.ended(job_id)
-            go.set()
-            await first.until(lambda: not board._runner._runs)
-            await board.fresh()
-            assert (done["status"], done["rows_done"], done["result"]["rows"]) == ("done", COUNT, COUNT)
-            assert done["result"]["methods"] == await second.methods(items)
-            for served in (first, second):
-                assert await served.get(job_id) == done
-                assert [one["input"] for one in await served.answers(job_id)] == items
-    (stored,) = store.reads.jobs()
-    assert kept_rows(store, stored.number) == list(range(COUNT))
 
 
 # Cancelled, and ended
