@@ -44,38 +44,30 @@ class Backend(Protocol):
     @property
     def batch_tokens(self) -> int:
         """Most padded tokens of a batch."""
-        ...
 
     @property
     def backlog(self) -> Backlog:
         """The work that waits now."""
-        ...
 
     @property
     def requests(self) -> int:
         """Requests that have entered and have no answer yet."""
-        ...
 
     @property
     def failed(self) -> bool:
         """Whether it answers nothing any more, and only a new process helps."""
-        ...
 
     def start(self) -> None:
         """Begin to take requests."""
-        ...
 
     def look(self) -> None:
         """Notice what nobody tells, such as a run that does not end; called ten times a second."""
-        ...
 
     def drain(self) -> None:
         """Let no more requests enter; those that have are still answered."""
-        ...
 
     def stop(self, *, join_timeout_s: float = 0.0) -> None:
         """Fail what still waits with ``DrainingError``, and end."""
-        ...
 
     def require_open(self) -> None:
         """Return if new work is taken.
@@ -83,7 +75,6 @@ class Backend(Protocol):
         Raises:
             DeviceFaultError, DrainingError: it is not.
         """
-        ...
 
     def require_responsive(self) -> None:
         """Return if new requests are to be sent here, as far as devices go.
@@ -91,11 +82,9 @@ class Backend(Protocol):
         Raises:
             DeviceFaultError, DeviceStalledError: they are not.
         """
-        ...
 
     def check_room(self, caller: str) -> None:
         """Check that one short row of a caller would find room: see ``Admission.check_room``."""
-        ...
 
     def enter(self, entry: Entry, expected: Amount, *, fewest_tokens: int) -> None:
         """Reserve room for a request that is not tokenised yet; it is given back when the entry's future is done.
@@ -104,7 +93,6 @@ class Backend(Protocol):
             DrainingError: nothing enters any more.
             BatchTooLargeError, ClientQueueFullError, QueueFullError: as ``Admission.reserve``.
         """
-        ...
 
     async def submit(self, entry: Entry, ticket: Ticket) -> list[Prediction]:
         """Return one prediction for each row of a ticket, in order. Cancelling this frees what waits.
@@ -114,7 +102,6 @@ class Backend(Protocol):
             BatchTooLargeError, ClientQueueFullError, QueueFullError: as ``Admission.correct``.
             DeadlineError, UnscorableInputError, DeviceMemoryError, DeviceFaultError, DrainingError: there is no answer.
         """
-        ...
 
     def load(self, folder: Path, enter: Enter) -> Model:
         """Return the artifact in a folder, loaded and verified: golden answers replayed. Takes as long as it takes.
@@ -122,15 +109,12 @@ class Backend(Protocol):
         Raises:
             LaploraError: it cannot be served.
         """
-        ...
 
     def budget_of(self, model: Model) -> TokenBudget:
         """Return how large a loaded artifact's batches may be."""
-        ...
 
     def use(self, model: Model, loaded: Sequence[Model]) -> None:
         """Be told that a loaded artifact answers from now on, and which ones are loaded."""
-        ...
 
     def make_version(
         self,
@@ -145,4 +129,3 @@ class Backend(Protocol):
         Args:
             go_on: raises where nobody waits for it any more.
         """
-        ...

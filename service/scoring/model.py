@@ -53,64 +53,50 @@ class Model(Protocol):
     @property
     def class_count(self) -> int:
         """Number of labels."""
-        ...
 
     @property
     def max_tokens(self) -> int:
         """Longest prompt, in tokens."""
-        ...
 
     @property
     def token_bounds(self) -> TokenBounds:
         """Bounds on a prompt's tokens that are known before it is tokenised."""
-        ...
 
     @property
     def recommended(self) -> PredictiveName:
         """The predictive that answers unless a request names another."""
-        ...
 
     @property
     def predictives(self) -> tuple[PredictiveName, ...]:
         """The predictives that a request can name."""
-        ...
 
     @property
     def base(self) -> object:
         """Stands for the base model in memory: the same object for artifacts that share it."""
-        ...
 
     @property
     def own_bytes(self) -> int:
         """Bytes of adapters and posteriors; the base model is not counted."""
-        ...
 
     @property
     def weights(self) -> HeldWeights:
         """How the base's weights are held, and why."""
-        ...
 
     @property
     def reverse_pass(self) -> ReversePass | None:
         """How Jacobians are computed, and why; None without an adapter."""
-        ...
 
     def encode(self, inputs: Mapping[str, object], *, truncate: bool) -> EncodedRow:
         """Return one input as a row."""
-        ...
 
     def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> tuple[EncodedRow, EncodedRow]:
         """Return one question's rows, one for each order of its options."""
-        ...
 
     def average_orders(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """Return an answer per question, of those of its rows in order."""
-        ...
 
     def decided(self, predictions: Sequence[Prediction], target_risk: float | None) -> tuple[list[Prediction], float]:
         """Return predictions with the decisions for a target risk, and that risk."""
-        ...
 
     def nothing_accepted(self, predictive: str, target_risk: float | None) -> NothingAccepted | None:
         """Return that a predictive accepts nothing at a target risk; None where it does."""
-        ...

@@ -68,7 +68,6 @@ class Calls(Protocol):
 
     def present(self) -> frozenset[str]:
         """Return the names of the replicas that there are."""
-        ...
 
     async def call(self, replica: str, method: str, *arguments: Any) -> Any:
         """Return what a method of a replica returns; an empty name is any. Cancelling this cancels the call.
@@ -76,7 +75,6 @@ class Calls(Protocol):
         Raises:
             ReplicaGoneError: it is gone, or cannot be reached.
         """
-        ...
 
 
 @dataclass
