@@ -61,7 +61,7 @@ class Job(Record):
         rows_done: finished rows; rows_bad: those of them that could not be scored.
         bad_rows: the latter, each with its error; None in lists, and in answers to an upload or a cancel.
         rows_per_second: over the last seconds; None while the job does not run.
-        rows_labelled: how many rows have a label; None of servers that answer no others.
+        rows_labelled: how many rows have a label.
         partial: accuracy, NLL (nats) and ECE of the finished rows with a label, by predictive.
         answered: what the answers say so far; None before the first.
         paused, error: code and message of what it waits for, or failed with.
@@ -72,7 +72,7 @@ class Job(Record):
     status: Literal["queued", "running", "paused", "done", "failed", "cancelled"]
     artifact: Artifact
     rows: int
-    rows_labelled: int | None = None
+    rows_labelled: int
     rows_done: int
     rows_bad: int = 0
     bad_rows: tuple[BadRow, ...] | None = None

@@ -49,7 +49,7 @@ def submit(
         raise ConfigError(f"{data.name}: a job takes JSON Lines; laplora predict and evaluate read {data.suffix} files")
     with _client(url, key_file) as client:
         job = client.submit_job(data, artifact=artifact, truncate=truncate)
-        say(f"job {job.id}: {job.rows} rows, {_labelled(job)} with a label")
+        say(f"job {job.id}: {job.rows} rows, {job.rows_labelled} with a label")
         if wait:
             client.wait_for_job(job, progress=sys.stderr.isatty())
             job = client.job(job)
@@ -172,10 +172,6 @@ def _client(url: str, key_file: Path | None) -> Iterator[Client]:
         raise ConfigError("\n".join([*shown, *rest])) from None
 
 
-def _labelled(job: Job) -> int:
-    return job.rows if job.rows_labelled is None else job.rows_labelled
-
-
 def _progress(job: Job) -> str:
     parts = [f"{job.status:<9}", f"{job.rows_done}/{job.rows} rows"]
     if job.rows_bad:
@@ -204,7 +200,7 @@ def _show(job: Job, as_json: bool) -> None:
             parts += [] if so_far.unfamiliar is None else [f"unfamiliar {so_far.unfamiliar:.1%}"]
             write("  ".join([f"  {'answers':<24}", *parts]))
         if job.partial:
-            write(f"metrics of rows with a label, of which there are {_labelled(job)}:")
+            write(f"metrics of rows with a label, of which there are {job.rows_labelled}:")
         for name, of in (job.partial or {}).items():
             write("  ".join([f"  {name:<24}", *(f"{metric} {value:.3f}" for metric, value in of.items())]))
     if job.status == "failed":

@@ -87,7 +87,7 @@ class Taking:
             received += len(chunk)
             self._quota.check_size(received)
             content.update(chunk)
-        if job.about.content not in (None, content.hexdigest()):
+        if job.about.content != content.hexdigest():
             raise IdempotencyConflictError(
                 "a job with this Idempotency-Key has other rows: send another key for another job",
                 field="idempotency-key",

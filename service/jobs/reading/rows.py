@@ -49,7 +49,7 @@ class AnsweredRow:
 
     @cached_property
     def answer(self) -> dict[str, Any] | None:
-        """The answer, as of POST /predict, without logits or an older job's reason; None of a row without a score."""
+        """The answer, as of POST /predict, without logits; None of a row without a score."""
         if self.scored is None or self.scored.answer is None:
             return None
         answer = read_answer(self.scored.answer, self.about.labels)
@@ -57,8 +57,7 @@ class AnsweredRow:
         choices = self.columns.get("choices") if "choices" in self.about.fields else None
         label = answer["label"]
         answer["label_text"] = choices[self.about.labels.index(label)] if isinstance(choices, list) else label
-        if self.about.review_rule is not None:
-            answer["decision_reason"] = decision_reason(answer, self.about.review_rule)
+        answer["decision_reason"] = decision_reason(answer, self.about.review_rule)
         return answer
 
 

@@ -102,16 +102,15 @@ class Answered(BaseModel, extra="allow"):
 class Sums(BaseModel, extra="allow"):
     """Sums over the first rows of a job that have a label, by method; of each so many ``LabelNames.questions``.
 
-    ``answered`` is of rows without a label too; None before the first row, and of a job that began on a server which
-    counted nothing of them. ``unfamiliar`` is how many of them are flagged so; None where the artifact does not tell of
-    every row.
+    ``answered`` is of rows without a label too; ``unfamiliar`` is how many of them are flagged so, None where the
+    artifact does not tell of every row.
     """
 
     rows: int = 0
     questions: int = 1
     methods: dict[str, MethodSums] = {}
     unfamiliar: int | None = None
-    answered: Answered | None = None
+    answered: Answered = Answered()
 
     def plus(self, rows: Sequence[ScoredRow], *, labels: LabelNames, bins: int) -> Sums:
         """Return the sums with more rows in them, at least one.
@@ -135,13 +134,12 @@ class Sums(BaseModel, extra="allow"):
                 "gaps": [a + b for a, b in zip(before.gaps, gaps, strict=True)],
             }
             methods[name] = before.model_copy(update=sums)
-        answered = self.answered if self.rows else self.answered or Answered()
         new_sums = {
             "rows": self.rows + len(labelled),
             "questions": labels.questions,
             "methods": methods,
             "unfamiliar": self._flagged(rows),
-            "answered": answered and answered.plus([row.written for row in rows if row.written is not None]),
+            "answered": self.answered.plus([row.written for row in rows if row.written is not None]),
         }
         return self.model_copy(update=new_sums)
 
@@ -159,7 +157,7 @@ class Sums(BaseModel, extra="allow"):
     @property
     def scored(self) -> int:
         """Rows that have an answer."""
-        return self.rows if self.answered is None else self.answered.rows
+        return self.answered.rows
 
     def metrics(self) -> dict[str, dict[str, float]] | None:
         """Return accuracy, NLL (nats) and ECE by method, as of ``laplora.metrics.scores``; None without a row."""
@@ -210,14 +208,14 @@ class About(BaseModel):
     Attributes:
         labels: the artifact's, in order; several: whether several of an input's may be right.
         answer_bytes: that their answers take in the database at most, as the upload was told.
-        rows: of the upload; labelled: those that have a label, None: all; tokens: of all its prompts.
+        rows: of the upload; labelled: those that have a label; tokens: of all its prompts.
         created_at: seconds since the epoch.
         keep_rows: whether rows and their answers are kept with the result.
         upload_bytes: size of the upload as it is kept.
         fields: of the artifact's template: what of a row its prompt is made of.
         columns: names of the upload's columns, in the order in which they came.
-        content: digest of the upload as it came, unpacked; None of a job from before there was one.
-        rule: of the predictive that answers, by which decisions are made (``ReviewRule``); None likewise.
+        content: digest of the upload as it came, unpacked.
+        rule: of the predictive that answers, by which decisions are made (``ReviewRule``).
     """
 
     artifact: ArtifactVersion
@@ -225,21 +223,21 @@ class About(BaseModel):
     several: bool = False
     options: JobOptions
     rows: int
-    labelled: int | None = None
-    answer_bytes: int = 0
+    labelled: int
+    answer_bytes: int
     tokens: int
     created_at: float
     keep_rows: bool
     upload_bytes: int
     fields: tuple[str, ...]
     columns: tuple[str, ...]
-    content: str | None = None
-    rule: dict[str, Any] | None = None
+    content: str
+    rule: dict[str, Any]
 
     @cached_property
-    def review_rule(self) -> ReviewRule | None:
+    def review_rule(self) -> ReviewRule:
         """The rule, read once for all rows; a newer server may have kept more of it."""
-        return None if self.rule is None else ReviewRule.model_validate(self.rule, extra="ignore")
+        return ReviewRule.model_validate(self.rule, extra="ignore")
 
     @property
     def label_names(self) -> LabelNames:

@@ -22,6 +22,7 @@ def new_job(name: str = "a" * 32, rows: int = 6, key: str | None = None, **more:
     values: dict[str, Any] = {
         "artifact": ARTIFACT, "labels": ("n", "p"), "options": JobOptions(), "rows": rows, "tokens": 4 * rows,
         "created_at": 1e9, "keep_rows": False, "upload_bytes": 1, "fields": ("text",), "columns": ("text", "label"),
+        "labelled": rows, "answer_bytes": 0, "content": "", "rule": {},
     }  # fmt: skip
     return Job(name, "ann", key, About(**values | more))
 
