@@ -15,9 +15,8 @@ ROOT = Path(__file__).parent.parent
 PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
 #: The most lines of what users install, of benchmarks and of tests, and words of pages. Benchmarks have a limit
 #: of their own since the study has 30 rivals: nothing that a user installs grew for them. Pages have 60,000 words, so
-#: that a user reads them. The product may grow by the protocol of decision models, by the layer over a remote model,
-#: and by labels that are probabilities or have an order.
-LIMITS = {"product": 61_500, "benchmarks": 9_000, "tests": 45_400, "pages": 60_000}
+#: that a user reads them. Product and tests have 100 lines to spare beyond what is there: they are to become fewer.
+LIMITS = {"product": 60_730, "benchmarks": 9_000, "tests": 44_920, "pages": 60_000}
 
 
 def tracked(suffix: str) -> list[Path]:
