@@ -89,7 +89,7 @@ function others() {
   const rows = known().map((one) => [
     one.name,
     one.error === null ? (one.active ? "answers where a request names none" : one.loaded ? "loaded" : "not loaded") : one.error,
-    one.base_model ?? "–",
+    one.corrects ? `${one.base_model}, for ${one.corrects}` : (one.base_model ?? "–"),
   ]);
   return make("div", {}, make("h2", {}, "All artifacts"), table("All artifacts of this server", ["Name", "State", "Base model"], rows));
 }

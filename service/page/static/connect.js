@@ -17,22 +17,29 @@ const curl = (path, body) => asCurl(body, path);
 
 function commandLine(artifact) {
   const server = address("").href.replace(/\/$/, "");
-  const line = JSON.stringify({ ...shownInput(artifact), label: artifact.labels[0] });
+  const input = shownInput(artifact);
+  const row = (fields) => quoted(JSON.stringify({ ...fields, label: artifact.labels[0] }));
+  // Without a server nobody asks the model that is corrected.
+  const even = Number((1 / artifact.labels.length).toFixed(4));
+  const whole = artifact.corrects ? { ...input, model_probs: Object.fromEntries(artifact.labels.map((label) => [label, even])) } : input;
   return [
-    `echo ${quoted(line)} > rows.jsonl`,
+    `echo ${row(input)} > rows.jsonl`,
     "# on this server, in the background; then every row's answer, and the report",
     `${hasKey() ? "export LAPLORA_API_KEY=YOUR_KEY\n" : ""}export LAPLORA_URL=${quoted(server)}`,
     "laplora jobs submit rows.jsonl --wait",
     "laplora jobs list",
-    "# without a server; FOLDER is the artifact's",
-    "laplora predict -a FOLDER < rows.jsonl > answers.jsonl",
+    `# without a server; FOLDER is the artifact's${artifact.corrects ? `, model_probs what ${artifact.corrects} said` : ""}`,
+    `echo ${quoted(JSON.stringify(whole))} | laplora predict -a FOLDER`,
+    ...(artifact.corrects ? [`echo ${row(whole)} > rows.jsonl`] : []),
     "laplora evaluate -a FOLDER --data rows.jsonl --fail-if 'accuracy<0.8'",
-    "laplora report -a FOLDER --out report.html",
+    "laplora report -a FOLDER --data rows.jsonl --out report.html",
   ].join("\n");
 }
 
 // Returns a request of the artifact's own question, as clients of decision models send it.
-function asked(artifact, { choices, ...state }) {
+function asked(artifact, { choices, ...fields }) {
+  const texts = Object.values(fields);
+  const state = texts.length === 1 ? texts[0] : fields;
   const { type, instructions, criteria } = artifact.question;
   const options = criteria ?? Object.fromEntries(choices.map((choice) => [choice, null]));
   return { model: artifact.name, state, questions: { mine: { type, instructions, criteria: options } } };

@@ -25,6 +25,8 @@ const shows = {
 
 function showCurrent() {
   if (current() !== "jobs") leaveJobs();
+  const model = chosen()?.corrects;
+  byId("goes-to").textContent = model ? `, which asks the model ${model} elsewhere about it` : " alone";
   shows[current()]();
 }
 

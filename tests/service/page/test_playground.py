@@ -170,5 +170,7 @@ def test_the_command_line_is_one_that_works(
     words = shlex.split(next(line for line in lines if line.startswith("echo ")))
     assert set(json.loads(words[1])) == {"text", "label"}
     Path(words[3]).write_text(words[1] + "\n")
+    assert "laplora report -a FOLDER --data rows.jsonl --out report.html" in lines
+    assert """echo '{"text":""" in next(line for line in lines if "laplora predict" in line)
     asked = [line for line in lines if line.startswith("laplora jobs")]
     assert [main(shlex.split(line)[1:]) for line in asked] == [0, 0]
