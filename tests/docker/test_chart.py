@@ -17,39 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "docker" / "kubernetes" / "laplora"
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
-
-#: Every branch of the templates is in one of these.
-RELEASES: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "cpu": {"device": "cpu", "keys": {"secret": ""}, "networkPolicy": {"enabled": False}},
-    "several": {
-        "autoscaling": {"enabled": True},
-        "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
-        "artifact": {"name": "mine", "claim": "artifacts"},
-        "cache": {"claim": "models"},
-        "secretEnv": ["laplora-jobs", "hub"],
-        "settings": {"batch_tokens": 4096, "max_kept_job_bytes": 8589934592, "conditioning": False},
-        "networkPolicy": {"from": [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}], "egressPorts": []},
-        "service": {"annotations": {"a/b": "c"}},
-        "image": {"digest": "sha256:" + "0" * 64, "pullSecrets": ["registry"]},
-    },
-    "one": {
-        "state": {"claim": "state"},
-        "cache": {"baked": True},
-        "drain": {"preStopSeconds": 10},
-        "gpu": {"runtimeClassName": "nvidia", "resource": "nvidia.com/mig-3g.40gb"},
-        "serviceAccountName": "laplora",
-        "podAnnotations": {"a": "b"},
-        "podLabels": {"team": "reviews"},
-        "nodeSelector": {"pool": "gpu"},
-        "tolerations": [{"key": "team", "operator": "Exists"}],
-        "affinity": {"nodeAffinity": {}},
-        "disruptionBudget": {"enabled": False},
-        "monitoring": {"enabled": True, "alerts": False, "dashboard": False},
-    },
+#: Of the chart's values files, as chart-testing names them: every value and every branch of the templates is in one.
+RELEASES: dict[str, dict[str, Any]] = {"defaults": {}} | {
+    path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(CHART.glob("ci/*.yaml"))
 }
-#: Of Prometheus's operator, which Kubernetes' schemas do not know.
-OPERATOR = {"ServiceMonitor", "PrometheusRule"}
+#: Of Prometheus's operator and the Gateway API, which Kubernetes' schemas do not know.
+BESIDE = {"ServiceMonitor", "PrometheusRule", "HTTPRoute"}
 
 
 @pytest.fixture(params=RELEASES)
@@ -74,13 +47,14 @@ def test_kubernetes_schemas_take_every_document(release: Any, version: str) -> N
     """Strictly: a field that they do not have is an error, as are a form or a value that they do not allow."""
     checked = 0
     for (kind, _), document in release.items():
-        if kind not in OPERATOR:
+        if kind not in BESIDE:
             assert kubernetes_validate.validate(document, version, strict=True) == version
             checked += 1
     assert checked >= 2
 
 
 def test_the_rules_and_the_dashboard_are_those_of_the_monitoring_folder(render: Callable[..., Any]) -> None:
+    assert not [path for path in CHART.rglob("*") if path.is_symlink()], "Flux leaves links out"
     documents = render({"monitoring": {"enabled": True}})
     monitoring = ROOT / "docker" / "monitoring"
     files = [monitoring / name for name in ("alerts.yaml", "calibration-alerts.yaml")]
@@ -91,8 +65,7 @@ def test_the_rules_and_the_dashboard_are_those_of_the_monitoring_folder(render: 
     # up{job="laplora"}: the operator takes the label job from the Service's label that the monitor names.
     label = documents["ServiceMonitor", "laplora"]["spec"]["jobLabel"]
     assert documents["Service", "laplora"]["metadata"]["labels"][label] == "laplora"
-    without_keys = render({"keys": {"secret": ""}, "monitoring": {"enabled": True}})
-    (endpoint,) = without_keys["ServiceMonitor", "laplora"]["spec"]["endpoints"]
+    (endpoint,) = render(RELEASES["cpu-values"])["ServiceMonitor", "laplora"]["spec"]["endpoints"]
     assert "authorization" not in endpoint
 
 
@@ -101,24 +74,29 @@ def test_all_select_the_servers_pods(release: Any) -> None:
     pods = deployment["template"]["metadata"]["labels"]
     wanted = deployment["selector"]["matchLabels"]
     assert wanted.items() <= pods.items()
+    (port,) = release["Service", "laplora"]["spec"]["ports"]
     for (kind, name), document in release.items():
         spec = document.get("spec", {})
         if kind == "Service":
             assert spec["selector"] == wanted
-        elif kind == "NetworkPolicy":
-            assert spec["podSelector"]["matchLabels"] == wanted
-        elif kind == "PodDisruptionBudget":
-            assert spec["selector"]["matchLabels"] == wanted
+        elif kind in ("NetworkPolicy", "PodDisruptionBudget"):
+            assert spec["podSelector" if kind == "NetworkPolicy" else "selector"]["matchLabels"] == wanted
         elif kind == "ServiceMonitor":  # it selects Services
             assert spec["selector"]["matchLabels"].items() <= release["Service", name]["metadata"]["labels"].items()
         elif kind == "HorizontalPodAutoscaler":
             assert (spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"]) == ("Deployment", name)
+        elif kind == "Ingress":
+            assert [rule["host"] for rule in spec["rules"]] == spec["tls"][0]["hosts"]
+            for path in (path for rule in spec["rules"] for path in rule["http"]["paths"]):
+                assert path["backend"] == {"service": {"name": name, "port": {"name": port["name"]}}}
+        elif kind == "HTTPRoute":
+            assert spec["rules"][0]["backendRefs"] == [{"name": name, "port": port["port"]}]
 
 
 def test_two_releases_of_one_namespace_do_not_meet(helm: Any) -> None:
     names = {}
     for name in ("blue", "laplora-green"):
-        done = helm("template", name, values=RELEASES["several"])
+        done = helm("template", name, values=RELEASES["several-values"])
         documents = [document for document in yaml.safe_load_all(done.stdout) if document]
         names[name] = {(document["kind"], document["metadata"]["name"]) for document in documents}
     assert not names["blue"] & names["laplora-green"]
@@ -134,6 +112,16 @@ def test_two_releases_of_one_namespace_do_not_meet(helm: Any) -> None:
         ({"cache": {"claim": "a", "baked": True}}, "cache.claim would hide"),
         ({"cache": {"baked": True}, "artifact": {"name": "s3://models/reviews"}}, "cache.baked leaves no room"),
         ({"autoscaling": {"enabled": True, "minReplicas": 5}}, "maxReplicas is below"),
+        ({"jobs": {"url": "postgresql://laplora@database/laplora"}, "replicas": 2}, "uploads need a place"),
+        ({"jobs": {"url": "postgresql://laplora:secret@database/laplora"}}, "/jobs/url"),
+        ({"jobs": {"passwordSecret": "a"}}, "jobs.url, which is empty"),
+        ({"jobs": {"ca": {"secret": "a", "configMap": "b"}}}, "one is enough"),
+        ({"gpu": {"count": 2}, "device": "cpu"}, "gpu.count above 1"),
+        ({"gpu": {"count": 2, "resource": "nvidia.com/mig-3g.40gb"}}, "gpu.count above 1"),
+        ({"strategy": {"rollingUpdate": {"maxSurge": "0%"}}}, "a rollout could not start"),
+        ({"ingress": {"enabled": True}}, "needs ingress.hosts"),
+        ({"httpRoute": {"enabled": True}}, "needs httpRoute.parentRefs"),
+        ({"extraEnv": [{"name": "LAPLORA_PORT", "value": "9000"}]}, "/extraEnv/0/name"),
         ({"autoscaling": {"enable": True}}, "additional properties 'enable' not allowed"),
         ({"settings": {"port": 9000}}, "'port'"),
         ({"settings": {"batch-tokens": 1}}, "'batch-tokens'"),
@@ -149,18 +137,19 @@ def test_values_that_cannot_work_are_refused_by_name(helm: Any, values: dict[str
     assert said in done.stderr
 
 
-def test_the_schema_knows_every_value_and_no_other_and_every_default_can_be_given_again(helm: Any) -> None:
+def test_the_schema_knows_every_value_and_no_other_and_each_is_tried_and_can_be_given_again(helm: Any) -> None:
     Draft7Validator.check_schema(SCHEMA)
     Draft7Validator(SCHEMA).validate(VALUES)
 
-    def names(values: dict[str, Any], schema: dict[str, Any]) -> None:
+    def names(values: dict[str, Any], schema: dict[str, Any], releases: list[dict[str, Any]]) -> None:
         known = schema.get("properties", {})
         if known:
             assert set(values) == set(known) - {"global"}, schema
             assert schema["additionalProperties"] is False
+            assert set(values) <= {name for release in releases for name in release}, "each is in a values file"
             for name, value in values.items():
                 if isinstance(value, dict):
-                    names(value, known[name])
+                    names(value, known[name], [release[name] for release in releases if name in release])
 
-    names(VALUES, SCHEMA)
+    names(VALUES, SCHEMA, list(RELEASES.values()))
     assert helm("template", "laplora", values=VALUES).stdout == helm("template", "laplora").stdout

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
+from postgres import GUEST, postgres
+from server_process import until
 from test_docker import environment, parse, settings_of
 
 from benchmarks.harness.provenance import ARTIFACT
 from service.app import create_app
+from service.errors import JobsUnavailableError
+from service.jobs.store.database import Database
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = environment(parse("service.Dockerfile")[1][-1])
+JOBS = "postgresql://laplora@database/laplora"
 
 
 def pod(documents: Any) -> dict[str, Any]:
@@ -25,14 +33,14 @@ def pod(documents: Any) -> dict[str, Any]:
 
 
 def server(documents: Any) -> dict[str, Any]:
-    """Return its one container."""
-    (container,) = pod(documents)["containers"]
+    """Return the server's container."""
+    (container,) = [one for one in pod(documents)["containers"] if one["name"] == "server"]
     return dict(container)
 
 
 def variables(documents: Any) -> dict[str, str]:
     """Return the environment that the image and the pod make together."""
-    return IMAGE | {entry["name"]: entry["value"] for entry in server(documents)["env"]}
+    return IMAGE | {entry["name"]: entry["value"] for entry in server(documents)["env"] if "value" in entry}
 
 
 @pytest.fixture
@@ -55,7 +63,8 @@ def test_the_server_obeys_the_values(settings: Callable[..., Settings]) -> None:
     service = ("laplora", "laplora.default", "laplora.default.svc", "laplora.default.svc.cluster.local")
     assert chosen.allowed_hosts == service
     outside = {"allowed_hosts": "laplora.example,box"}
-    assert settings(keys={"secret": ""}, settings=outside).allowed_hosts == (*service, "laplora.example", "box")
+    routes = {"ingress": {"enabled": True, "hosts": ["*.b.example", "a.example"]}, "settings": outside}
+    assert settings(keys={"secret": ""}, **routes).allowed_hosts == (*service, "a.example", "laplora.example", "box")
     assert (chosen.device, chosen.artifact, chosen.auth) == ("cpu", "s3://models/reviews", "off")
     assert (chosen.drain_delay_s, chosen.drain_s) == (7, 60)
     assert (chosen.max_kept_job_bytes, chosen.client_share) == (8589934592, 0.25)
@@ -64,7 +73,8 @@ def test_the_server_obeys_the_values(settings: Callable[..., Settings]) -> None:
 
 def test_no_value_of_the_chart_is_also_a_setting(render: Callable[..., Any], helm: Any) -> None:
     """What the chart sets itself cannot be set twice: the later line would win without a word."""
-    ours = {name.removeprefix("LAPLORA_").lower() for name in variables(render()) if name.startswith("LAPLORA_")}
+    shown = variables(render({"gpu": {"count": 2}, "jobs": {"url": JOBS, "passwordSecret": "jobs"}}))
+    ours = {name.removeprefix("LAPLORA_").lower() for name in shown if name.startswith("LAPLORA_")}
     from_image = {name.removeprefix("LAPLORA_").lower() for name in IMAGE if name.startswith("LAPLORA_")}
     for name in (ours - from_image) | {"port", "host", "keys"}:
         assert helm("template", "laplora", values={"settings": {name: "1"}}).returncode != 0, name
@@ -100,7 +110,11 @@ def test_a_pod_has_the_time_that_its_server_takes_to_drain(render: Any, settings
 
 @pytest.mark.parametrize(
     "values",
-    [{}, {"cache": {"baked": True}}, {"cache": {"claim": "models"}, "artifact": {"claim": "artifacts"}}],
+    [
+        {"jobs": {"url": JOBS, "passwordSecret": "jobs", "ca": {"secret": "authorities"}}},
+        {"cache": {"baked": True}},
+        {"cache": {"claim": "models"}, "artifact": {"claim": "artifacts"}},
+    ],
     ids=["plain", "baked", "claims"],
 )
 def test_what_the_server_writes_is_a_volume(render: Any, settings: Any, values: dict[str, Any]) -> None:
@@ -146,7 +160,7 @@ def test_the_server_has_no_rights_and_a_service_called_laplora_sets_nothing(
         Settings()
 
 
-def test_a_gpu_is_asked_for_where_one_is_used(render: Any) -> None:
+def test_gpus_are_asked_for_where_they_are_used(render: Any, settings: Any) -> None:
     gpu, cpu = render(), render({"device": "cpu"})
     assert server(gpu)["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert {toleration["key"] for toleration in pod(gpu)["tolerations"]} == {"nvidia.com/gpu"}
@@ -154,6 +168,9 @@ def test_a_gpu_is_asked_for_where_one_is_used(render: Any) -> None:
     assert "tolerations" not in pod(cpu)
     slice_of = render({"gpu": {"resource": "nvidia.com/mig-3g.40gb"}})
     assert server(slice_of)["resources"]["limits"]["nvidia.com/mig-3g.40gb"] == 1
+    several = settings(gpu={"count": 4, "deviceMap": '{"": 0}'})
+    assert (several.device, several.device_map, settings().device_map) == ("auto", '{"": 0}', None)
+    assert server(render({"gpu": {"count": 4}}))["resources"]["limits"]["nvidia.com/gpu"] == 4
 
 
 def test_the_network_policy_leaves_open_what_is_used(render: Any) -> None:
@@ -161,12 +178,12 @@ def test_the_network_policy_leaves_open_what_is_used(render: Any) -> None:
     (requests,) = policy["ingress"]
     assert requests["from"] == [{"podSelector": {}}], "the same namespace, not everybody"
     assert [port["port"] for port in policy["egress"][0]["ports"]] == [53, 53, 443]
-    watched = render({"monitoring": {"enabled": True}, "networkPolicy": {"egressPorts": [5432]}})
+    route = {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}, "jobs": {"url": JOBS}}
+    watched = render({"monitoring": {"enabled": True}, "networkPolicy": {"egressPorts": [80]}, **route})
     (policy,) = [document["spec"] for (kind, _), document in watched.items() if kind == "NetworkPolicy"]
-    _, scrapes = policy["ingress"]
-    (peer,) = scrapes["from"]
-    assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "monitoring"}
-    assert [port["port"] for port in policy["egress"][0]["ports"]] == [53, 53, 5432]
+    peers = [peer["namespaceSelector"]["matchLabels"] for rule in policy["ingress"][1:] for peer in rule["from"]]
+    assert peers == [{"kubernetes.io/metadata.name": name} for name in ("ingress-nginx", "monitoring")]
+    assert [port["port"] for port in policy["egress"][0]["ports"]] == [53, 53, 80, 5432]
     assert all(
         port["port"] == server(watched)["ports"][0]["name"] for rule in policy["ingress"] for port in rule["ports"]
     )
@@ -186,3 +203,43 @@ def test_the_autoscaler_has_the_replicas_to_itself_and_a_metric_of_the_servers(r
     (rule,) = yaml.safe_load((ROOT / "docker/kubernetes/prometheus-adapter.yaml").read_text())["rules"]["custom"]
     assert rule["name"] == {"as": name}
     assert rule["seriesQuery"].startswith(f"{name}{{")
+
+
+def test_the_jobs_database_is_reached_by_its_certificate_and_a_password_from_a_secret(
+    render: Any, settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A real PostgreSQL with a certificate of its own; the pod's mounts are folders here."""
+    authorities, other, word = tmp_path / "ca.crt", tmp_path / "other.crt", tmp_path / "password"
+    for file in (authorities, other):
+        made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+        command = f"{made} -addext subjectAltName=DNS:localhost -keyout {file}.key -out {file}".split()
+        subprocess.run(command, check=True, capture_output=True)
+    with postgres() as address, psycopg.connect(address, autocommit=True) as admin:
+        (data,) = admin.execute("SHOW data_directory").fetchone()  # type: ignore[misc]
+        for name, file in (("server.crt", authorities), ("server.key", Path(f"{authorities}.key"))):
+            shutil.copy(file, Path(data) / name)
+            (Path(data) / name).chmod(0o600)
+            shutil.chown(Path(data) / name, Path(data).owner())
+        admin.execute(f"CREATE ROLE {GUEST} LOGIN SUPERUSER PASSWORD 'of a secret'")
+        admin.execute("ALTER SYSTEM SET ssl = on")
+        admin.execute("SELECT pg_reload_conf()")
+        word.write_text("of a secret\n")
+        url = address.replace("laplora@127.0.0.1", f"{GUEST}@localhost")
+        values = {"jobs": {"url": url, "passwordSecret": "jobs", "ca": {"secret": "authorities"}}}
+        told, given = variables(render(values)), settings(**values)
+        mounts = {mount["mountPath"] for mount in server(render(values))["volumeMounts"]}
+        assert {str(given.jobs_password_file.parent), str(Path(told["PGSSLROOTCERT"]).parent)} <= mounts
+        monkeypatch.setenv("PGSSLMODE", told["PGSSLMODE"])
+        monkeypatch.setenv("PGSSLROOTCERT", str(authorities))
+        until(lambda: admin.execute("SHOW ssl").fetchone() == ("on",))
+        opened = Database.at_url(given.jobs_url.get_secret_value(), word)
+        with opened.transaction() as db:
+            assert db.exec_driver_sql("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").scalar()
+        opened.close()
+        with pytest.raises(JobsUnavailableError):  # not the name in the certificate
+            Database.at_url(url.replace("localhost", "127.0.0.1"), word)
+        public = variables(render({"jobs": {"url": url}}))["PGSSLROOTCERT"]
+        for unknown in (str(other), public):
+            monkeypatch.setenv("PGSSLROOTCERT", unknown)
+            with pytest.raises(JobsUnavailableError):
+                Database.at_url(url, word)

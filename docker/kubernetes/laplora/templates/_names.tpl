@@ -11,7 +11,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "laplora.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{- define "laplora.image" -}}
@@ -28,6 +28,29 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 {{- if and .Values.cache.baked (contains "://" .Values.artifact.name) }}
 {{- fail "cache.baked leaves no room for an artifact from elsewhere: leave it off, and the pod fetches both, or mount the artifact" }}
+{{- end }}
+{{- if and .Values.jobs.url (or .Values.autoscaling.enabled (gt (int .Values.replicas) 1)) (not (or .Values.settings.jobs_files_url .Values.settings.jobs_dir)) }}
+{{- fail "jobs.url with several servers: uploads need a place that all reach, settings.jobs_files_url or settings.jobs_dir" }}
+{{- end }}
+{{- if and .Values.jobs.ca.secret .Values.jobs.ca.configMap }}
+{{- fail "jobs.ca.secret and jobs.ca.configMap are both set: one is enough" }}
+{{- end }}
+{{- if and (not .Values.jobs.url) (or .Values.jobs.passwordSecret .Values.jobs.ca.secret .Values.jobs.ca.configMap) }}
+{{- fail "jobs.passwordSecret and jobs.ca are for jobs.url, which is empty" }}
+{{- end }}
+{{- if and (gt (int .Values.gpu.count) 1) (or (ne .Values.device "cuda") (contains "/mig-" .Values.gpu.resource)) }}
+{{- fail "gpu.count above 1 is for device cuda and whole cards: a process sees one MIG slice" }}
+{{- end }}
+{{- with .Values.strategy.rollingUpdate }}
+{{- if and (has (toString .maxSurge) (list "0" "0%")) (has (toString .maxUnavailable) (list "0" "0%")) }}
+{{- fail "strategy.rollingUpdate: maxSurge and maxUnavailable are both 0, so a rollout could not start" }}
+{{- end }}
+{{- end }}
+{{- if and .Values.ingress.enabled (not .Values.ingress.hosts) }}
+{{- fail "ingress.enabled needs ingress.hosts" }}
+{{- end }}
+{{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) }}
+{{- fail "httpRoute.enabled needs httpRoute.parentRefs, the Gateway" }}
 {{- end }}
 {{- if and .Values.autoscaling.enabled (lt (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas)) }}
 {{- fail "autoscaling.maxReplicas is below autoscaling.minReplicas" }}
