@@ -206,7 +206,7 @@ def test_the_autoscaler_has_the_replicas_to_itself_and_a_metric_of_the_servers(r
 
 
 def test_the_jobs_database_is_reached_by_its_certificate_and_a_password_from_a_secret(
-    render: Any, settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    render: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A real PostgreSQL with a certificate of its own; the pod's mounts are folders here."""
     authorities, other, word = tmp_path / "ca.crt", tmp_path / "other.crt", tmp_path / "password"
@@ -226,8 +226,9 @@ def test_the_jobs_database_is_reached_by_its_certificate_and_a_password_from_a_s
         word.write_text("of a secret\n")
         url = address.replace("laplora@127.0.0.1", f"{GUEST}@localhost")
         values = {"jobs": {"url": url, "passwordSecret": "jobs", "ca": {"secret": "authorities"}}}
-        told, given = variables(render(values)), settings(**values)
-        mounts = {mount["mountPath"] for mount in server(render(values))["volumeMounts"]}
+        documents = render(values)
+        told, given = variables(documents), settings_of(variables(documents), monkeypatch)
+        mounts = {mount["mountPath"] for mount in server(documents)["volumeMounts"]}
         assert {str(given.jobs_password_file.parent), str(Path(told["PGSSLROOTCERT"]).parent)} <= mounts
         monkeypatch.setenv("PGSSLMODE", told["PGSSLMODE"])
         monkeypatch.setenv("PGSSLROOTCERT", str(authorities))
