@@ -75,7 +75,8 @@ def scored(unit: Unit, answers: Mapping[str, Answers], labels: torch.Tensor, tes
     error over test rows; None where that method has no answers. ``vs_frequent`` is the accuracy less that of the test
     rows' most frequent class, and its standard error. ``accepted`` and ``accepted_error`` are at the first of
     ``TARGETS``, with ``_10`` at the second; an error is None where nothing is accepted. ``unlike`` is the share of the
-    test rows that go to a person as unlike the labelled ones, None where nothing says so.
+    test rows that go to a person as unlike the labelled ones, None where nothing says so. ``left`` is the NLL of
+    ``held_out`` as a share of the labels' entropy.
 
     Args:
         answers: by method; labels: (labelled,) int64; test_labels: (test,) int64.
@@ -111,9 +112,11 @@ def _figures(one: Answers, labels: torch.Tensor, test_labels: torch.Tensor) -> d
         accepted[f"accepted{end}"] = float(rows.double().mean())
         accepted[f"accepted_error{end}"] = float(wrong[rows].double().mean()) if rows.any() else None
     unlike = None if one.test_entropies is None else float(of_test.isinf().double().mean())
+    left = row_nll(held_out, labels[honest]).mean() / entropy(labels.bincount()[None].double() / len(labels))
     quality = evaluate_probs(test, test_labels, of_test.clamp(max=_LAST), resamples=0)
     return {
         "honest": int(honest.sum()),
+        "left": float(left) if honest.any() else None,
         **{name: getattr(quality, name) for name in ("nll", "accuracy", "brier", "ece", "aurc")},
         "ece_perfect": calibrated_ece(test.amax(1)).mean,
         **{**accepted, "unlike": unlike, "seconds": one.seconds, "forwards": one.passes or 1},

@@ -6,14 +6,17 @@ python tests/docs/evidence_page.py      # writes them anew
 from __future__ import annotations
 
 import json
-import operator
 import re
+from functools import cache
 from statistics import fmean
 from typing import Any
 
 from documents import ROOT, read, row
 
-from benchmarks.experts.records import cells_of, compared, error_among_accepted
+from benchmarks.before_after import measured
+from benchmarks.evidence.noise import VERDICTS, has_skill, interval
+from benchmarks.evidence.page import RIVALS, TITLES, Place, accepted_and_error, figure, over, points
+from benchmarks.evidence.scores import SERVED
 from benchmarks.harness.provenance import ARTIFACT
 
 PAGES = ("docs/evidence.md", "README.md")
@@ -68,79 +71,83 @@ def at_its_word() -> str:
     return f"{100 * word['rows'] / rows:.1f} % accepted, {100 * word['wrong'] / word['rows']:.1f} % of them wrong"
 
 
-def _experts() -> dict[tuple[str, str], list[Any]]:
-    return cells_of(json.loads(read("benchmarks/experts/results.json")))
+#: What the study's methods are called where a reader meets them first.
+_SHORT = {
+    "temperature": "a LoRA adapter, with temperature scaling",
+    "logistic_mean": "logistic regression on the base's states",
+    "logistic_encoder": "logistic regression on sentence embeddings",
+    "served": "**laplora**, by default: nothing is trained",
+    "pool": "**laplora**, with the adapter",
+}
 
 
-def _mean_accepted(tasks: list[list[Any]]) -> tuple[float, float]:
-    """Return the mean share of accepted answers over tasks, and how many of all of these are wrong, %."""
-    shares = [fmean(record["accepted"] for record in records) for records in tasks]
-    errors = [error_among_accepted(records) or 0.0 for records in tasks]
-    return 100 * fmean(shares), 100 * sum(map(operator.mul, shares, errors)) / sum(shares)
+@cache
+def _study() -> list[Place]:
+    return measured()
+
+
+def _names(places: list[Place]) -> str:
+    return ", ".join(place.title for place in places) or "none"
 
 
 def gains() -> str:
-    """Return in three lines what the pools gain over temperature scaling of the adapter, and what they cost."""
-    by_cell = _experts()
-    costs = {r["name"]: f"{r['value']:.1f}" for r in json.loads(read("benchmarks/results.json"))}
+    """Return in a few lines what is accepted, and how often that beats temperature scaling in NLL."""
     lines = [
-        "| answers by | better | tied | worse | accepted at 5 % | cost of an answer |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
+        "| answers by | NLL better | tied | worse | accepted at 5 %, in brackets errors among them, % | passes |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for method, title, cost in (
-        ("temperature", "the adapter, with temperature scaling", "1 pass"),
-        ("pool_unadapted", "laplora, nothing trained", "frozen and encoder, no adapter"),
-        ("pool", "laplora, with the adapter", "adapter, conditioned, frozen, encoder"),
-    ):
-        records = [of for (name, _), of in by_cell.items() if name == method]
-        same = [by_cell["temperature", task] for name, task in by_cell if name == method]
-        (accepted, wrong), (before, _) = (_mean_accepted(some) for some in (records, same))
-        verdicts = [compared(of)[1] for of in records] if method != "temperature" else []
-        counts = [str(verdicts.count(one)) if verdicts else "" for one in ("better", "tied", "worse")]
-        share = f"{accepted:.0f} %{f' instead of {before:.0f} %' if verdicts else ''} ({wrong:.1f} % wrong)"
-        paid = f"{costs[f'pool: {cost}, nf4, 1 x 60 tokens']} passes" if verdicts else cost
-        lines.append(f"| {' | '.join([title, *counts, share, paid])} |")
+    places = [one for one in _study() if _SHORT.keys() <= one.methods.keys()]
+    for name, title in _SHORT.items():
+        verdicts = [place.verdict(name) for place in places]
+        counts = [str(verdicts.count(one)) if any(verdicts) else "" for one in VERDICTS]
+        passes = f"{over(places, name, figure('forwards')):.3g}"
+        lines.append(f"| {' | '.join([title, *counts, accepted_and_error(places, 0.05, name), passes])} |")
     return "\n\n" + "\n".join(lines) + "\n\n"
+
+
+def tasks() -> str:
+    """Return how many tasks the lines of ``gains`` are means of."""
+    return COUNTS[sum(_SHORT.keys() <= one.methods.keys() for one in _study())]
 
 
 def worth() -> str:
-    """Return by task what temperature scaling and the pools have, for readers who meet none of the others."""
-    by_cell = _experts()
-    lines = [
-        "| task | temperature | pooled, nothing trained | pooled, with the adapter |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for task in dict.fromkeys(task for _, task in by_cell):
-        cells = [task]
-        for method in ("temperature", "pool_unadapted", "pool"):
-            records = by_cell.get((method, task))
-            if records is None:
-                cells.append("")
-                continue
-            nll, accepted = (fmean(record[figure] for record in records) for figure in ("nll", "accepted"))
-            error = error_among_accepted(records)
-            wrong = "" if error is None else f" ({100 * error:.1f} % wrong)"
-            verdict = "" if method == "temperature" else f", {compared(records)[1]}"
-            cells.append(f"{nll:.3f}{verdict}; {100 * accepted:.0f} %{wrong}")
-        lines.append(f"| {' | '.join(cells)} |")
+    """Return by task the NLL, and what is accepted, of some methods."""
+    lines = [f"| | {' | '.join(place.title for place in _study())} |", f"| --- |{' ---: |' * len(_study())}"]
+    for name, title in _SHORT.items():
+        cells = [
+            f"{place.nll_and_verdict(name)}; {accepted_and_error([place], 0.05, name)}" if name in place.methods else ""
+            for place in _study()
+        ]
+        lines.append(f"| {' | '.join([title, *cells])} |")
     return "\n\n" + "\n".join(lines) + "\n\n"
 
 
-def pools_in_short() -> str:
-    """Return on how many tasks the pools beat temperature scaling, and the shares that they accept."""
-    by_cell, said = _experts(), []
-    for method, title in (("pool", "the pool with the adapter"), ("pool_unadapted", "the pool without any training")):
-        records = [of for (name, _), of in by_cell.items() if name == method]
-        verdicts = [compared(of)[1] for of in records]
-        assert "worse" not in verdicts
-        said.append(f"{title} was better on {COUNTS[verdicts.count('better')]} of {COUNTS[len(verdicts)]} tasks")
-    tasks = [task for name, task in by_cell if name == "pool"]
-    old, new = (
-        fmean(fmean(record["accepted"] for record in by_cell[name, task]) for task in tasks)
-        for name in ("temperature", "pool")
+def served_in_short() -> str:
+    """Return on how many tasks the default beats temperature scaling, and what of the plan's targets is met."""
+    by_verdict = {one: [place for place in _study() if place.verdict(SERVED) == one] for one in VERDICTS}
+    counts = ", ".join(f"{one} on {COUNTS[len(of)]}" for one, of in by_verdict.items())
+    met = [number for number, of in enumerate(points(_study()), 1) if of]
+    return (
+        f"its NLL is {counts} of {COUNTS[len(_study())]} tasks. Of the four targets that were set before, "
+        f"{COUNTS[len(met)]} {'is' if len(met) == 1 else 'are'} met"
     )
-    shares = f"The first accepted {100 * new:.0f} % in place of {100 * old:.0f} %"
-    return f"{said[0]}, {said[1]}, and neither was worse on any. {shares}"
+
+
+def where_not() -> str:
+    """Return the tasks where the default helps little, and the rivals that beat it beyond noise."""
+    places = _study()
+    beaten = []
+    for place in places:
+        paired = {name: interval(place.methods.get(name, ()), f"vs_{SERVED}") for name in RIVALS}
+        names = [TITLES[name] for name, found in paired.items() if found and found.verdict == "better"]
+        beaten += [f"{place.title} ({', '.join(names)})"] if names else []
+    few = [place for place in places if (place.mean(SERVED, figure("accepted")) or 0.0) < 0.1]
+    return (
+        f"no skill: {_names([one for one in places if not has_skill(one.methods)])}. Worse than temperature scaling: "
+        f"{_names([one for one in places if one.verdict(SERVED) == 'worse'])}. Not better: "
+        f"{_names([one for one in places if one.verdict(SERVED) == 'tied'])}. Less than a tenth accepted: "
+        f"{_names(few)}. A rival is better, beyond noise: {'; '.join(beaten) or 'nowhere'}"
+    )
 
 
 def shift() -> str:

@@ -16,8 +16,8 @@ from benchmarks import before_after
 from benchmarks.harness.provenance import ARTIFACT
 
 
-def test_the_picture_is_of_the_table_of_experts() -> None:
-    drawn = before_after.picture(before_after.accepted_by_task())
+def test_the_picture_is_of_the_study() -> None:
+    drawn = before_after.picture(before_after.measured())
     assert before_after.PICTURE.read_text(encoding="utf-8") == drawn, "run python -m benchmarks.before_after"
 
 

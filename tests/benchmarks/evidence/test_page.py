@@ -20,7 +20,7 @@ NLL = {"temperature": 0.5, "served": 0.4, "pool": 0.42, "words": 0.6, "all_label
 
 @pytest.fixture(autouse=True)
 def few_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "_RIVALS", ["temperature", "words", "all_labels"])
+    monkeypatch.setattr(page, "RIVALS", ["temperature", "words", "all_labels"])
 
 
 def made_up(**changed: dict[str, Any]) -> list[dict[str, Any]]:
@@ -37,6 +37,7 @@ def made_up(**changed: dict[str, Any]) -> list[dict[str, Any]]:
                         "seconds": 12,
                         "forwards": 2,
                         "honest": 150,
+                        "left": 0.5,
                         "vs_frequent": [0.3 if task != "hate" else 0.01, 0.02],
                     },
                     **{"vs_temperature": [nll - 0.5, 0.01], "vs_served": [nll - 0.4, 0.01]},
@@ -113,7 +114,7 @@ def test_a_rival_that_nobody_measured_or_a_noisy_best_one_does_not_let_a_point_b
     assert "(no verdict; 0 better)" in render(one_seed)
     assert "**Missed.**" in line(render(one_seed), "2. ")
     assert "**Met.**" in line(render(made_up()), "2. ")
-    monkeypatch.setattr(page, "_RIVALS", ["words", "setfit"])
+    monkeypatch.setattr(page, "RIVALS", ["words", "setfit"])
     assert "**Missed.**" in line(render(made_up()), "2. ")
     assert f"snips {page.TITLES['words']} (worse; 0 better), not measured: setfit" in render(made_up())
 

@@ -90,6 +90,8 @@ def test_differences_are_paired_by_row(tmp_path: Path) -> None:
     reference, served = scored(UNIT, answers, truth, truth)
     by_row = np.array([0, math.log(0.5 / 0.8), math.log(0.5 / 0.4), math.log(0.2 / 0.9)])
     assert served["vs_temperature"] == pytest.approx([by_row.mean(), by_row.std(ddof=1) / 2], rel=1e-3)
+    entropy = -sum(share * math.log(share) for share in (0.25, 0.75))
+    assert served["left"] == pytest.approx(served["nll"] / entropy, rel=1e-3)
     assert served["vs_served"] == reference["vs_temperature"] == [0, 0]
     assert reference["vs_served"] == pytest.approx([-by_row.mean(), by_row.std(ddof=1) / 2], rel=1e-3)
     # Right are rows 0, 1 and 3; class 0 alone would be right in rows 0, 1 and 2.
@@ -100,4 +102,4 @@ def test_differences_are_paired_by_row(tmp_path: Path) -> None:
     assert read(tmp_path / "absent.json") == []
     lines = (tmp_path / "results.json").read_text().splitlines()
     assert json.loads(lines[1].rstrip(",")) == reference
-    assert max(map(len, lines)) < 400
+    assert max(map(len, lines)) < 420

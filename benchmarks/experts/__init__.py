@@ -1,1 +1,0 @@
-"""Experts alone and together on the development tasks: a record."""
