@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.decision_models import __main__ as decision_models
+from benchmarks.evidence import page as evidence
+from benchmarks.evidence import scores
 from benchmarks.familiarity import __main__ as familiarity
 from benchmarks.familiarity.page import render as familiarity_page
 from benchmarks.harness import page as speed
@@ -35,6 +38,8 @@ MADE: list[tuple[Path, Callable[[str], str]]] = [
     (overload.PAGE, overload.with_figures),
     (ROOT / "docs" / "reproduction.md", reproduction),
     (familiarity.FOLDER / "RESULTS.md", lambda _: familiarity_page(json.loads(familiarity.RESULTS.read_bytes()))),
+    (evidence.PAGE, lambda _: evidence.render(scores.read())),
+    (decision_models.PAGE, lambda _: decision_models.page(scores.read(decision_models.RESULTS))),
     (
         peers.PAGE,
         lambda page: fill(page, "peers", page_tables(json.loads((peers.FOLDER / "results.json").read_bytes()))),

@@ -14,12 +14,13 @@ from typing import Any
 from documents import ROOT, read, row
 
 from benchmarks.before_after import measured
+from benchmarks.decision_models.__main__ import GROUPS, against
 from benchmarks.evidence.noise import VERDICTS, has_skill, interval
 from benchmarks.evidence.page import RIVALS, TITLES, Place, accepted_and_error, figure, over, points
 from benchmarks.evidence.scores import SERVED
 from benchmarks.harness.provenance import ARTIFACT
 
-PAGES = ("docs/evidence.md", "README.md")
+PAGES = ("docs/evidence.md", "README.md", "docs/decision-models.md")
 STUDY = "benchmarks/evidence/EARLIER.md"
 CURVES = "benchmarks/curves/RESULTS.md"
 COUNTS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
@@ -147,6 +148,22 @@ def where_not() -> str:
         f"{_names([one for one in places if one.verdict(SERVED) == 'worse'])}. Not better: "
         f"{_names([one for one in places if one.verdict(SERVED) == 'tied'])}. Less than a tenth accepted: "
         f"{_names(few)}. A rival is better, beyond noise: {'; '.join(beaten) or 'nowhere'}"
+    )
+
+
+def decisions() -> str:
+    """Return how often labels correct a decision model beyond noise, and how often the encoder gains."""
+    records = json.loads(read("benchmarks/decision_models/results.json"))
+
+    def said(rival: str) -> str:
+        (better, tied, worse), _ = against(records, sum(GROUPS.values(), ()), rival)
+        return f"better on {better}, tied on {tied} and worse on {worse}"
+
+    _, lost = against(records, sum(GROUPS.values(), ()), "temperature")
+    return (
+        f"Against temperature scaling at equal labels its NLL was {said('temperature')} of the cells of a task and a "
+        f"number of labels (25 to 500), and worse in {100 * (lost or 0.0):.0f} % of the single draws; against the same "
+        f"correction without the encoder {said('rescaled')}"
     )
 
 
