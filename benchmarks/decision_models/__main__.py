@@ -5,7 +5,7 @@
     python -m benchmarks.decision_models --tables        # measures nothing: RESULTS.md again
 
 ``make peers`` installs the model (sparrow-decider), the tickets (sys1bench) and the rivals. FOLDER holds the data sets
-of ``benchmarks.evidence``, whose adapters and passes are read from --runs, and made there where they are missing.
+of ``benchmarks.evidence``.
 """
 
 from __future__ import annotations
@@ -73,13 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, help="folder with the data sets of benchmarks.evidence")
-    parser.add_argument("--runs", type=Path, default=Path("runs") / "evidence", help="the study's folder")
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the page again")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     records = read(RESULTS)
     known = {(one["task"], one["budget"], one["seed"]) for one in records}
-    for task, rows_of in () if options.tables else _tasks(options.data, options.runs):
+    for task, rows_of in () if options.tables else _tasks(options.data):
         for seed in SEEDS:
             for budget in LABELS:
                 if (task, budget, seed) not in known:
@@ -89,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     PAGE.write_text(page(records), encoding="utf-8")
 
 
-def _tasks(data: Path | None, runs: Path) -> Iterator[tuple[str, RowsOf]]:
+def _tasks(data: Path | None) -> Iterator[tuple[str, RowsOf]]:
     """Yield each task with what gives its rows of a seed."""
     for name in QUESTIONS:
         for apart in (False, True):
@@ -99,7 +98,7 @@ def _tasks(data: Path | None, runs: Path) -> Iterator[tuple[str, RowsOf]]:
         for model in MODELS:
             yield (
                 f"{name}, {model}",
-                lru_cache(lambda seed, name=name, model=model: own_rows(name, model, seed, data, runs)),
+                lru_cache(lambda seed, name=name, model=model: own_rows(name, model, seed, data)),
             )
 
 

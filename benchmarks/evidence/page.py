@@ -74,7 +74,7 @@ The plan's points are of `served`, over the tasks with skill: {names}. There MAP
 
 1. **{}.** NLL better than the reference's on at least two thirds of tasks, worse on none: {counts} of {count}.
 2. **{}.** NLL at least as good as the best single rival's, within noise, on all tasks but one: the rival is better, has
-   no verdict, or some rival was not measured, on {lost} of {count}. Of each task the best rival, and how many rivals
+   no verdict, or some rival was not measured, on {lost} of {count}. The best rival of each task, and how many rivals
    are better than `served` beyond noise: {rivals}.
 3. **{}.** Accepted share at 5 % at least 1.5 times the reference's, with a mean error of at most 5.5 %: {share} against
    {of_reference}, with an error of {error}.
@@ -111,7 +111,7 @@ at 5 %, as above. docs/results/evidence.json has the other methods.
 """
 _SHIFT = """## Where new rows differ from the labelled ones
 
-Nothing is promised here: a threshold rests on rows like the labelled ones. *Official* tasks are fitted on their data
+Nothing is guaranteed here: a threshold rests on rows like the labelled ones. *Official* tasks are fitted on their data
 set's training part (sentiment: its validation part, of earlier years) and tested on its test part. In the last columns
 every other test row of the first label is left out, or every other one of the other labels; figures are means over
 tasks. Figures are accepted share (error) at 5 %, and of `served` the share that is flagged as unlike the labelled rows.

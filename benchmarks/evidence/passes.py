@@ -192,11 +192,11 @@ class Passes:
         return {**outputs.features[source], **answer, "class_mask": outputs.class_mask}  # type: ignore[index]
 
 
-def notes_of(path: Path, made_from: str) -> dict[str, str]:
+def notes_of(path: Path, made_from: str, name: str = "made_from") -> dict[str, str]:
     """Return the notes of a kept file; DataError for one of other rows, or of another prompt."""
     with safe_open(path, framework="pt") as handle:
         notes = dict(handle.metadata() or {})
-    if notes.get("made_from") != made_from:
+    if notes.get(name) != made_from:
         raise DataError(f"{path} was made of other rows or another prompt: delete it")
     return notes
 

@@ -15,8 +15,10 @@ from documents import ROOT, read, row
 
 from benchmarks.before_after import measured
 from benchmarks.decision_models.__main__ import GROUPS, against
+from benchmarks.evidence.methods import METHODS as STUDIED
 from benchmarks.evidence.noise import VERDICTS, has_skill, interval
 from benchmarks.evidence.page import RIVALS, TITLES, Place, accepted_and_error, figure, over, points
+from benchmarks.evidence.plan import REPORTED, SEEDS
 from benchmarks.evidence.scores import SERVED
 from benchmarks.harness.provenance import ARTIFACT
 
@@ -129,8 +131,8 @@ def served_in_short() -> str:
     counts = ", ".join(f"{one} on {COUNTS[len(of)]}" for one, of in by_verdict.items())
     met = [number for number, of in enumerate(points(_study()), 1) if of]
     return (
-        f"its NLL is {counts} of {COUNTS[len(_study())]} tasks. Of the four targets that were set before, "
-        f"{COUNTS[len(met)]} {'is' if len(met) == 1 else 'are'} met"
+        f"its NLL is {counts} of {COUNTS[len(_study())]} tasks. It meets {COUNTS[len(met)]} of the four targets that "
+        f"were set before"
     )
 
 
@@ -145,10 +147,22 @@ def where_not() -> str:
     few = [place for place in places if (place.mean(SERVED, figure("accepted")) or 0.0) < 0.1]
     return (
         f"no skill: {_names([one for one in places if not has_skill(one.methods)])}. Worse than temperature scaling: "
-        f"{_names([one for one in places if one.verdict(SERVED) == 'worse'])}. Not better: "
+        f"{_names([one for one in places if one.verdict(SERVED) == 'worse'])}. Tied with it: "
         f"{_names([one for one in places if one.verdict(SERVED) == 'tied'])}. Less than a tenth accepted: "
-        f"{_names(few)}. A rival is better, beyond noise: {'; '.join(beaten) or 'nowhere'}"
+        f"{_names(few)}. A rival that was measured is better, beyond noise: {'; '.join(beaten) or 'nowhere'}"
     )
+
+
+def not_yet() -> str:
+    """Return which rivals of the plan are not measured on all of these tasks, and which tasks are missing."""
+    places = _study()
+    names = [
+        TITLES[name]
+        for name in RIVALS
+        if any(STUDIED[name].planned(one.cell) and len(one.methods.get(name, ())) < len(SEEDS) for one in places)
+    ]
+    missing = [task.replace("_", " ") for task in REPORTED if task not in {one.name[0] for one in places}]
+    return f"Planned and not yet measured on all tasks: {', '.join([*missing, *names]) or 'nothing'}"
 
 
 def decisions() -> str:
@@ -162,8 +176,8 @@ def decisions() -> str:
     _, lost = against(records, sum(GROUPS.values(), ()), "temperature")
     return (
         f"Against temperature scaling at equal labels its NLL was {said('temperature')} of the cells of a task and a "
-        f"number of labels (25 to 500), and worse in {100 * (lost or 0.0):.0f} % of the single draws; against the same "
-        f"correction without the encoder {said('rescaled')}"
+        f"number of labels. It was worse in {100 * (lost or 0.0):.0f} % of the single draws. Against the same "
+        f"correction without the encoder it was {said('rescaled')}"
     )
 
 
