@@ -192,13 +192,14 @@ def render(records: Sequence[Record], tasks: Sequence[str] = REPORTED) -> str:
     parts += [_MEANS, _means(main)]
     sections = {_BUDGETS: [(SMALL, size) for size in BUDGETS], _BASES: [(base, LABELS) for base in BASES]}
     for section, names in sections.items():
-        parts.append(section)
+        tables = list[str]()
         for task in tasks:
             known = some(*((task, *name) for name in names))
             of = [(f"{one.name[2]:,}" if section is _BUDGETS else one.name[1], one) for one in known]
             columns: list[Column] = [(name, one.nll_and_verdict) for name, one in of]
             columns += [(name, partial(accepted_and_error, [one], 0.05)) for name, one in of]
-            parts += [f"### {task.replace('_', ' ')}\n", _table(columns, SOME)] * (len(of) > 1)
+            tables += [f"### {task.replace('_', ' ')}\n", _table(columns, SOME)] * (len(of) > 1)
+        parts += [section, *tables] if tables else [section.partition("\n")[0], "\nNot measured yet.\n"]
     parts += [_AUTO, _auto([one for one in places.values() if one.name[0] in tasks and one.name[1] == SMALL])]
     parts += [_SHIFT, _shifted(places), "## Fewer seeds or draws than planned\n", _listed(_missing(places))]
     return "\n".join([*parts, "## Departures from the plan\n", _listed(DEPARTURES)])

@@ -13,7 +13,8 @@ from laplora.metrics.groups import mean_and_error
 
 #: Share of the labels' entropy that heads leave where an adapter gained, and the fewest rows a label. Below, heads
 #: know nearly everything; above, nothing does. Nine development tasks with 450 labels chose it: the three inside gained
-#: .023 to .127 nats, the six outside -.032 to .011.
+#: .023 to .127 nats, the six outside -.032 to .011. Seven tasks that chose nothing gained nothing beyond noise: those
+#: inside 0 to .033, those outside -.004 to .004 (benchmarks/evidence/RESULTS.md).
 LEFT, ROWS_A_LABEL = (0.25, 0.75), 20
 
 
