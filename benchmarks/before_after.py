@@ -7,7 +7,7 @@ Target error rate 5 %, means over seeds and draws of docs/results/evidence.json,
 
 from __future__ import annotations
 
-from benchmarks.evidence.page import Place, figure, places_of
+from benchmarks.evidence.page import Place, figure, places_of, wrongly
 from benchmarks.evidence.plan import LABELS, REPORTED, SEEDS, SMALL
 from benchmarks.evidence.scores import REFERENCE, SERVED, read
 from benchmarks.harness.provenance import ROOT
@@ -46,12 +46,12 @@ def picture(tasks: list[Place]) -> str:
         top = _TOP + number * _STEP
         parts.append(f'<text class="name end" x="{_LEFT - 8}" y="{top + 21}">{place.title}</text>')
         for line, kind in enumerate(name for name in BARS if name in place.methods):
-            share, error = (place.mean(kind, figure(name)) or 0.0 for name in ("accepted", "accepted_error"))
+            share, wrong = (place.mean(kind, value) or 0.0 for value in (figure("accepted"), wrongly()))
             y, width = top + line * _BAR, _WIDTH * share
             for of, x, wide in (
                 ("rest", _LEFT, float(_WIDTH)),
-                (kind, _LEFT, width * (1 - error)),
-                ("wrong", _LEFT + width * (1 - error), width * error),
+                (kind, _LEFT, width - _WIDTH * wrong),
+                ("wrong", _LEFT + width - _WIDTH * wrong, _WIDTH * wrong),
             ):
                 parts.append(f'<rect class="{of}" x="{x:.1f}" y="{y}" width="{wide:.1f}" height="{_BAR - 1}"/>')
         parts.append(f'<text x="{_LEFT + _WIDTH + 8}" y="{top + 21}">{_change(place)}</text>')

@@ -181,15 +181,31 @@ def against(records: Sequence[Record], names: tuple[str, ...], rival: str) -> tu
     return [of_rival.count(name) for name in ("worse", "tied", "better")], fmean(draws) if draws else None
 
 
+def _seeds(known: set[tuple[object, ...]], task: str) -> int:
+    return min(len({seed for name, of, seed in known if (name, of) == (task, budget)}) for budget in LABELS)
+
+
 def _in_short(records: Sequence[Record]) -> str:
     """Return how what is served compares with its rivals."""
     rows = []
+    missing = []
     for group, names in GROUPS.items():
+        if not any(str(one["task"]).startswith(names) for one in records):
+            missing.append(group.lower())
+            continue
         for rival in ("map", "temperature", "beta", "isotonic", "rescaled", "frozen"):
             counts, lost = against(records, names, rival)
             rows.append([group, TITLES[rival], *counts, "" if lost is None else f"{100 * lost:.0f} %"])
     head = ["", "served against", "better", "tied", "worse", "draws in which served is worse"]
-    said = "Cells are a task and a number of labels. Better and worse are beyond the 95 % interval over draws and rows."
+    known = {(one["task"], one["budget"], one["seed"]) for one in records}
+    few = [task for task in dict.fromkeys(str(one["task"]) for one in records) if _seeds(known, task) < len(SEEDS)]
+    said = (
+        "Cells are a task and a number of labels. Better and worse are beyond the 95 % interval over draws and rows. "
+    )
+    said += "Rows of a template are alike, so the interval is too narrow for new templates. "
+    said += (
+        f"Not measured yet: {', '.join(missing) or 'no group'}; less than three draws: {', '.join(few) or 'no task'}."
+    )
     return f"## In short\n\n{said}\n\n{markdown_table(head, rows)}"
 
 

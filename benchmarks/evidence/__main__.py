@@ -3,6 +3,7 @@
     python -m benchmarks.evidence --data FOLDER                    # everything that is missing
     python -m benchmarks.evidence --data FOLDER --task snips --seed 0 --labels 450 --base smollm2-135m-instruct
     python -m benchmarks.evidence --data FOLDER --publish          # runs nothing: figures and page of what there is
+    python -m benchmarks.evidence --publish                        # the page of the published figures alone
     python -m benchmarks.evidence --data FOLDER --pack FOLDER      # runs nothing: a file a task with all answers
     python -m benchmarks.evidence --add METHOD.py FILE [FILE ...]  # a method of one's own beside all others, untrained
 
@@ -86,6 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error("--add METHOD.py takes files of --pack too")
         for record in (record for file in options.files for record in added(options.add, file)):
             print(json.dumps(record))
+        return
+    if options.publish and options.data is None:
+        publish([])
         return
     if options.data is None:
         parser.error("--data FOLDER is needed")

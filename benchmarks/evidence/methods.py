@@ -90,7 +90,7 @@ class Method:
         started, before = time.process_time(), sum(passes.live)
         answers = self.answers(Given(rows, test, splits[0], labelled, splits[1], cell.training.seed, passes, kept))
         seconds += time.process_time() - started - (sum(passes.live) - before) + answers.seconds
-        return replace(answers, seconds=seconds, passes=answers.passes or self.passes)
+        return replace(answers, seconds=seconds, passes=self.passes if answers.passes is None else answers.passes)
 
 
 def _of(fitted: Expert, given: Given, seconds: float = 0.0) -> Answers:

@@ -4,8 +4,9 @@ Records here are those of one task, base, budget and method, over its seeds and 
 seeds, so that every training counts alike.
 
 The 95 % interval of a mean difference has two parts. The part of trainings and draws is Student's over the seeds'
-means. The part of test rows is the mean of the units' variances: units share their test rows, so the variance of their
-mean is at most that, and the interval is at most too wide. The half-width is the root of the sum of both squares.
+means. Seeds are dealt from one data set, so it may be too narrow. The part of test rows is the mean of the units'
+variances. Units share their test rows, so the variance of their mean is at most that. The half-width is the root of the
+sum of both squares.
 Percentiles of a bootstrap of three seeds would call every difference of one sign a verdict.
 """
 

@@ -119,7 +119,7 @@ def _figures(one: Answers, labels: torch.Tensor, test_labels: torch.Tensor) -> d
         "left": float(left) if honest.any() else None,
         **{name: getattr(quality, name) for name in ("nll", "accuracy", "brier", "ece", "aurc")},
         "ece_perfect": calibrated_ece(test.amax(1)).mean,
-        **{**accepted, "unlike": unlike, "seconds": one.seconds, "forwards": one.passes or 1},
+        **{**accepted, "unlike": unlike, "seconds": one.seconds, "forwards": 1 if one.passes is None else one.passes},
     }
 
 
