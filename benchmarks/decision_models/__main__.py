@@ -187,8 +187,7 @@ def _seeds(known: set[tuple[object, ...]], task: str) -> int:
 
 def _in_short(records: Sequence[Record]) -> str:
     """Return how what is served compares with its rivals."""
-    rows = []
-    missing = []
+    rows, missing = [], list[str]()
     for group, names in GROUPS.items():
         if not any(str(one["task"]).startswith(names) for one in records):
             missing.append(group.lower())
@@ -199,12 +198,11 @@ def _in_short(records: Sequence[Record]) -> str:
     head = ["", "served against", "better", "tied", "worse", "draws in which served is worse"]
     known = {(one["task"], one["budget"], one["seed"]) for one in records}
     few = [task for task in dict.fromkeys(str(one["task"]) for one in records) if _seeds(known, task) < len(SEEDS)]
+    absent, short = ", ".join(missing) or "no group", ", ".join(few) or "no task"
     said = (
         "Cells are a task and a number of labels. Better and worse are beyond the 95 % interval over draws and rows. "
-    )
-    said += "Rows of a template are alike, so the interval is too narrow for new templates. "
-    said += (
-        f"Not measured yet: {', '.join(missing) or 'no group'}; less than three draws: {', '.join(few) or 'no task'}."
+        "Rows of a template are alike, so the interval is too narrow for new templates. "
+        f"Not measured yet: {absent}; less than three draws: {short}."
     )
     return f"## In short\n\n{said}\n\n{markdown_table(head, rows)}"
 

@@ -193,7 +193,8 @@ def publish(made: Sequence[Record], results: Path = RESULTS, page: Path = PAGE) 
         record["skill"] = skilled[record["task"], record["base"], record["budget"]]
     write(records, results)
     write_whole(page, render(records))
-    write_whole(page.with_name("frontier.svg"), picture(records))
+    if drawn := picture(records):
+        write_whole(page.with_name("frontier.svg"), drawn)
 
 
 def _unit(cell: Cell, draw: int) -> Unit:

@@ -26,10 +26,15 @@ text { font: 13px sans-serif; fill: #3d4a57 } .title { font-weight: bold; fill: 
 
 
 def picture(records: Sequence[Record], tasks: Sequence[str] = REPORTED) -> str:
-    """Return the picture as SVG, with a panel for each task that has answers at more than one number of labels."""
+    """Return the picture as SVG, with a panel for each task that has answers at more than one number of labels.
+
+    Without such a task it is empty.
+    """
     places = sorted(places_of(records).values(), key=lambda place: place.name)
     by_task = {task: [place for place in places if place.name[0] == task] for task in tasks}
     panels = {task: of for task, of in by_task.items() if len({place.name[2] for place in of}) > 1}
+    if not panels:
+        return ""
     width = max(_LEFT + len(panels) * (_SIDE + _GAP), 700)
     parts, told = ['<text class="title" x="10" y="20">Answers accepted at a target error of 5 %</text>'], list[str]()
     for number, (task, of) in enumerate(panels.items()):

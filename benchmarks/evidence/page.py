@@ -184,7 +184,7 @@ def render(records: Sequence[Record], tasks: Sequence[str] = REPORTED) -> str:
         return [places[name] for name in wanted if name in places]
 
     main = some(*((task, SMALL, LABELS) for task in tasks))
-    parts = [_HEAD, in_short(main), "## NLL, nats (lower is better)\n", _table([(one.title, one.nll) for one in main])]
+    parts = [_HEAD, judged(main)[1], "## NLL, nats (lower is better)\n", _table([(one.title, one.nll) for one in main])]
     counts = ", ".join(VERDICTS), partial(_counts, main)
     parts += [_DIFFERENCES, _table([*((one.title, one.difference) for one in main), counts])]
     parts.append(_ACCEPTED)
@@ -252,13 +252,11 @@ def figure(name: str, target: float = 0.05) -> Value:
     return lambda record: record[name + TARGETS[target]]
 
 
-def points(main: Sequence[Place]) -> tuple[bool, ...]:
-    """Return which points of the plan's "What counts as won" are met, in its order."""
-    return tuple("**Met" in line for line in in_short(main).splitlines() if line[:1].isdigit())
+def judged(main: Sequence[Place]) -> tuple[tuple[bool, ...], str]:
+    """Return which points of the plan's "What counts as won" are met, in its order, and the section that says so.
 
-
-def in_short(main: Sequence[Place]) -> str:
-    """Return what came of the plan's "What counts as won"; without a task with skill, nothing is met."""
+    Without a task with skill, nothing is met.
+    """
     tasks = [one for one in main if {SERVED, REFERENCE} <= one.methods.keys() and has_skill(one.methods)]
     verdicts, rivals, lost = [one.verdict(SERVED) for one in tasks], list[str](), 0
     for one in tasks:
@@ -272,14 +270,15 @@ def in_short(main: Sequence[Place]) -> str:
     share, of_reference = (over(tasks, name, figure("accepted")) for name in (SERVED, REFERENCE))
     error, high = (over(tasks, SERVED, value) for value in (figure("accepted_error"), above(LIMIT, 0.05)))
     complete = tasks and all({SERVED, REFERENCE} <= one.methods.keys() for one in main)
-    met = (
+    won = (
         3 * verdicts.count("better") >= 2 * len(tasks) and "worse" not in verdicts,
         lost <= 1,
         error is not None and (share or 0.0) >= 1.5 * (of_reference or 0.0) and error <= 0.055,
         high is not None and high <= 0.15,
     )
-    return _SHORT.format(
-        *("Met" if one and complete else "Missed" for one in met),
+    met = tuple(bool(one and complete) for one in won)
+    return met, _SHORT.format(
+        *("Met" if one else "Missed" for one in met),
         names=", ".join(one.title for one in tasks) or "none",
         counts=", ".join(f"{name} on {verdicts.count(name)}" for name in VERDICTS),
         count=len(tasks),

@@ -55,7 +55,7 @@ class Client:
     """Talks to one service. A context manager, and safe to use from several threads.
 
     It has the methods of ``AsyncClient``, whose results need no ``await``. A function that is given as ``progress`` is
-    called in the client's own thread. Ctrl-C closes the requests in flight.
+    called in the client's own thread, and cannot call the client. Ctrl-C closes the requests in flight.
 
     Args:
         address: as of ``AsyncClient``, like the other arguments.
@@ -100,6 +100,9 @@ class Client:
             self._loop.close()
 
     def _result_of(self, work: Coroutine[Any, Any, Result]) -> Result:
+        if threading.current_thread() is self._thread or not self._thread.is_alive():
+            work.close()
+            raise RuntimeError("a client that is closed, or was made before a fork, or is called by its own progress")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()

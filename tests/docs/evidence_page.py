@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
+from operator import sub
 from statistics import fmean
 from typing import Any
 
@@ -16,8 +17,8 @@ from documents import ROOT, read, row
 from benchmarks.before_after import measured
 from benchmarks.decision_models.__main__ import GROUPS, against
 from benchmarks.evidence.methods import METHODS as STUDIED
-from benchmarks.evidence.noise import VERDICTS, above, has_skill, interval, worse
-from benchmarks.evidence.page import LIMIT, RIVALS, TITLES, Place, accepted_and_error, figure, over, points
+from benchmarks.evidence.noise import VERDICTS, above, by_seed, has_skill, interval, worse
+from benchmarks.evidence.page import LIMIT, RIVALS, TITLES, Place, accepted_and_error, figure, judged, over
 from benchmarks.evidence.plan import REPORTED, SEEDS
 from benchmarks.evidence.scores import SERVED
 from benchmarks.harness.provenance import ARTIFACT
@@ -121,7 +122,7 @@ def directly() -> str:
     return (
         f"Compared directly, the default is better than logistic regression on states on {counts[0]} tasks, tied on "
         f"{counts[1]} and worse on {counts[2]}. The adapter beside it gains beyond noise on "
-        f"{COUNTS[pool.count('better')]}. The default meets {COUNTS[sum(points(_study()))]} of the four targets set "
+        f"{COUNTS[pool.count('better')]}. The default meets {COUNTS[sum(judged(_study())[0])]} of the four targets set "
         f"before. Its error was above 5 % in {100 * high[0]:.0f} % of draws, and above 6 % in {100 * high[1]:.0f} %"
     )
 
@@ -142,11 +143,15 @@ def served_in_short() -> str:
     """Return on how many tasks the default beats temperature scaling, and what of the plan's targets is met."""
     by_verdict = {one: [place for place in _study() if place.verdict(SERVED) == one] for one in VERDICTS}
     counts = ", ".join(f"{one} on {COUNTS[len(of)]}" for one, of in by_verdict.items())
-    met = [number for number, of in enumerate(points(_study()), 1) if of]
+    met = sum(judged(_study())[0])
     return (
-        f"its NLL is {counts} of {COUNTS[len(_study())]} tasks. It meets {COUNTS[len(met)]} of the four targets that "
+        f"its NLL is {counts} of {COUNTS[len(_study())]} tasks. It meets {COUNTS[met]} of the four targets that "
         f"were set before"
     )
+
+
+def right(place: Place, method: str) -> list[float]:
+    return by_seed(place.methods[method], figure("accuracy"))
 
 
 def where_not() -> str:
@@ -157,6 +162,7 @@ def where_not() -> str:
         paired = {name: interval(place.methods.get(name, ()), f"vs_{SERVED}") for name in RIVALS}
         names = [TITLES[name] for name, found in paired.items() if found and found.verdict == "better"]
         beaten += [f"{place.title} ({', '.join(names)})"] if names else []
+    wrong = [one for one in places if max(map(sub, *(right(one, name) for name in (SERVED, "temperature")))) < 0]
     chances = [f"{one.title} {100 * of:.0f} %" for one in places if (of := one.mean(SERVED, worse))]
     few = [place for place in places if (place.mean(SERVED, figure("accepted")) or 0.0) < 0.1]
     return (
@@ -165,7 +171,7 @@ def where_not() -> str:
         f"{_names([one for one in places if one.verdict(SERVED) == 'tied'])}. Less than a tenth accepted: "
         f"{_names(few)}. A rival that was measured is better beyond the noise of three seeds: "
         f"{'; '.join(beaten) or 'nowhere'}. Draws in which the NLL is worse than temperature scaling's: "
-        f"{', '.join(chances) or 'none'}"
+        f"{', '.join(chances) or 'none'}. Right less often than the adapter in every seed: {_names(wrong)}"
     )
 
 

@@ -287,10 +287,13 @@ def test_the_key_and_only_stated_options_are_sent(connect: Connect, capsys: pyte
 
     with connect(handler, api_key="k") as client:
         client.predict(TEXTS * 3, target_risk=0.0, progress=True)
+        with pytest.raises(RuntimeError, match="its own progress"):
+            client.predict(TEXTS, progress=lambda _: client.ready())
         client.evaluate(LABELLED, timeout_s=1.5)
         client.submit_job(LABELLED, seed=0, truncate=True, artifact="a")
         client.predict(TEXTS)
-    assert sent == [{"target_risk": 0.0}, {"timeout_s": 1.5}, {"seed": "0", "truncate": "true", "artifact": "a"}, None]
+    job = {"seed": "0", "truncate": "true", "artifact": "a"}
+    assert sent == [{"target_risk": 0.0}, None, {"timeout_s": 1.5}, job, None]
     assert "3/3" in capsys.readouterr().err
 
 
