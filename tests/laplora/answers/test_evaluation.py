@@ -91,6 +91,7 @@ MANIFEST: Any = SimpleNamespace(
     predictives={"laplace": SimpleNamespace(thresholds=SimpleNamespace(review=REVIEW))},
     calibration=SimpleNamespace(coverage=0.9, rows=150),
     familiarity=None,
+    **{"base_model": "tiny", "quantization": "none", "answers": None, "template": SimpleNamespace(answered=None)},
 )
 
 
