@@ -42,12 +42,11 @@ def rows_of(
     batch_size: int,
     order: Sequence[int] | None = None,
     blocks: Sequence[Block] = (),
-    tokens: bool = False,
 ) -> list[Rows]:
     """Return the fast path's Jacobians of a task, by batch."""
     blocks = blocks or find_blocks(model, task.classes)
     return [
-        Rows(contrast_jacobians(model, batch, task.label_ids, blocks, tokens=tokens), batch.class_mask)
+        Rows(contrast_jacobians(model, batch, task.label_ids, blocks), batch.class_mask)
         for batch in task.batches(batch_size, order)
     ]
 

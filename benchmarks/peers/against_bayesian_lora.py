@@ -86,7 +86,7 @@ def which_tokens(subject: Subject, train: Dense, seeds: int) -> dict[str, float]
     exact = float(train.ggn().trace())
     traces = sampled_traces(subject, seeds)
     mean = statistics.mean(traces)
-    kinds = ("kfac_last", "kfac_expand", "kfac_reduce", "ekfac")
+    kinds = ("kfac_reduce", "ekfac")
     return {
         "bayesian-lora": mean * len(subject.train) / exact,
         **{kind: trace(fit_laplora(subject, kind)) / exact for kind in kinds},

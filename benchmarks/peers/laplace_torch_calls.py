@@ -16,12 +16,12 @@ from benchmarks.peers.subject import Subject, lora_parameters, plain_attention
 from laplora.models.readout import label_logits, last_hidden
 from laplora.prompts.rows import Batch, EncodedRow
 
-#: laplace-torch's Hessian structure and its options, by laplora's name.
-PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
+#: laplace-torch's Hessian structure and its options, by name; those of ``against_laplace.PAIRS`` are laplora's names.
+HESSIANS: dict[str, tuple[str, dict[str, Any]]] = {
     "diagonal": ("diag", {}),
     "kfac_expand": ("kron", {"asdl_fisher_kwargs": {"kfac_approx": "expand"}}),
     "kfac_reduce": ("kron", {"asdl_fisher_kwargs": {"kfac_approx": "reduce"}}),
-    "exact": ("full", {}),
+    "joint_core": ("full", {}),
 }
 
 
@@ -51,7 +51,7 @@ def fit_laplace(
     """Return laplace-torch's posterior of the training rows, ``size`` rows per batch."""
     from laplace import Laplace
 
-    hessian, options = PAIRS[structure]
+    hessian, options = HESSIANS[structure]
     lora_parameters(subject.model)
     if prior_mean is not None:
         options = options | {"prior_mean": prior_mean}

@@ -8,13 +8,12 @@ from typing import TypeVar
 import torch
 
 from benchmarks.peers.subject import Subject
-from benchmarks.structures.curvature import fit_posterior, needs_tokens
-from benchmarks.structures.curvature.diagonal import DiagonalPosterior
 from laplora.jacobians.blocks import ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.posterior.base import Posterior
 from laplora.posterior.eigen import EigenPosterior
 from laplora.posterior.passes import StructureSettings
+from laplora.posterior.structures import fit_posterior
 
 State = TypeVar("State")
 
@@ -22,17 +21,16 @@ State = TypeVar("State")
 def fit_laplora(subject: Subject, structure: str, *, size: int = 1) -> Posterior:
     """Return laplora's posterior of the training rows, no rank cut and nothing rounded; ``size``: rows per batch."""
     blocks = find_blocks(subject.model, len(subject.label_ids))
-    tokens = needs_tokens(structure)
 
     def run_pass(_title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]) -> State:
         state = empty
         for batch in subject.batches(subject.train, size):
-            jacobians = contrast_jacobians(subject.model, batch, subject.label_ids, blocks, tokens=tokens)
+            jacobians = contrast_jacobians(subject.model, batch, subject.label_ids, blocks)
             state = add(state, jacobians, batch.class_mask)
         return state
 
-    widest = max(b.wide for b in blocks)
-    settings = StructureSettings(structure=structure, rank=widest, oversampling=0, basis_dtype=torch.float64)
+    everything = {"rank": max(b.wide for b in blocks), "joint_rank": sum(b.wide * b.narrow for b in blocks)}
+    settings = StructureSettings(structure, **everything, oversampling=0, basis_dtype=torch.float64)
     return fit_posterior(settings, blocks, run_pass)
 
 
@@ -51,15 +49,6 @@ def covariances(subject: Subject, posterior: Posterior, precision: float, *, siz
 
 def trace(posterior: Posterior) -> float:
     """Return the trace of the curvature over all blocks."""
-    if isinstance(posterior, DiagonalPosterior):
-        return float(sum(d.sum() for d in posterior.diagonal))
     assert isinstance(posterior, EigenPosterior)
     flat = posterior.spectrum
     return float((flat.count * flat.curvature).sum())
-
-
-def log_determinant_ratio(posterior: Posterior, precision: float) -> float:
-    """Return the log determinant of the posterior's precision relative to the prior's, one for all, nats."""
-    if isinstance(posterior, DiagonalPosterior):
-        return float(sum((d / precision).log1p().sum() for d in posterior.diagonal))
-    return float(posterior.log_determinant_ratio(torch.full((len(posterior.blocks),), precision, dtype=torch.float64)))

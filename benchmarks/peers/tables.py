@@ -14,9 +14,12 @@ def page_tables(results: dict[str, Any]) -> dict[str, str]:
     tiny = results["laplace"]["tiny"]
     same = [
         ("`kron`, reduce", "`kfac_reduce`", "kfac_reduce, alone", ""),
-        ("`kron`, expand, rows of one length", "`kfac_expand`", "kfac_expand, equal lengths", ""),
-        ("`diag`", "`diagonal`", "diagonal, alone", "laplora rounds the diagonal to float32, as its file will"),
-        ("`full`", "`exact`", "exact, alone", "laplace-torch multiplies the GGN with a float32 identity"),
+        (
+            "`full`",
+            "`joint_core`, nothing left out",
+            "joint_core, alone",
+            "laplace-torch multiplies the GGN with a float32 identity",
+        ),
     ]
     heading = ["laplace-torch", "laplora", "covariance", "evidence", "what is left"]
     rows = [[theirs, ours, *(f"{tiny[key][of]:.0e}" for of in heading[2:4]), left] for theirs, ours, key, left in same]

@@ -15,7 +15,7 @@ def with_bias(block: Block, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def block_jacobian(
-    side: str, inputs: torch.Tensor, deltas: torch.Tensor, mask: torch.Tensor, runs: int, *, sums: bool, tokens: bool
+    side: str, inputs: torch.Tensor, deltas: torch.Tensor, mask: torch.Tensor, runs: int, *, sums: bool
 ) -> BlockJacobian:
     """Return a block's Jacobians, from its linear's inputs and output gradients.
 
@@ -26,7 +26,7 @@ def block_jacobian(
             before the last ones.
         mask: (batch, tokens), 1 at real tokens.
         runs: of each row. Its Jacobian is the sum over them, as if their tokens were those of one text.
-        sums, tokens: what is returned beside the Jacobians.
+        sums: whether to return mean inputs and summed gradients too.
     """
     if inputs.dim() == 2:
         inputs, mask, deltas = inputs[:, None], torch.ones_like(mask[:, -1:]), deltas[:, :, None]
@@ -46,11 +46,4 @@ def block_jacobian(
         return BlockJacobian(jacobian)
     real = mask[..., None].to(deltas.dtype)
     inputs = inputs.to(deltas.dtype) * real
-    return BlockJacobian(
-        jacobian=jacobian,
-        mean_input=inputs.sum(1) / real.sum(1),
-        summed_gradient=deltas.sum(2).transpose(0, 1),
-        inputs=inputs if tokens else None,
-        gradients=pad(deltas.transpose(0, 1), (0, 0, inputs.shape[1] - last, 0)) if tokens else None,
-        token_counts=mask.sum(1) if tokens else None,
-    )
+    return BlockJacobian(jacobian, inputs.sum(1) / real.sum(1), deltas.sum(2).transpose(0, 1))

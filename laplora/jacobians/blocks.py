@@ -34,23 +34,17 @@ class Block:
 class BlockJacobian:
     """Jacobians of one block for a batch, and what the Kronecker factors need of them.
 
-    The sums are None unless they were requested, and the last three unless every token was.
+    The sums are None unless they were requested.
 
     Attributes:
         jacobian: (batch, classes - 1, wide, narrow), exact, all real tokens.
         mean_input: (batch, in), the linear's input averaged over real tokens.
         summed_gradient: (batch, classes - 1, out), its output gradient summed over real tokens.
-        inputs: (batch, tokens, in), the linear's input, 0 at padding; of several runs of a row one after the other.
-        gradients: (batch, classes - 1, tokens, out), its output gradient, 0 at padding.
-        token_counts: (batch,) int64, real tokens.
     """
 
     jacobian: torch.Tensor
     mean_input: torch.Tensor | None = None
     summed_gradient: torch.Tensor | None = None
-    inputs: torch.Tensor | None = None
-    gradients: torch.Tensor | None = None
-    token_counts: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def _difference(model: Any, written: ReversePass, readout: ReadOut | None) -> st
     batch = probe_batch(model) if readout is None else probe_batch(model, readout.class_count, readout.side)
     readout = readout or LabelTokens(tuple(batch.input_ids[0, :3].tolist()))
     few = directions_of(readout.likelihood, readout.class_count)[:2, None]
-    blocks, gather = covered_blocks(model, readout), partial(block_jacobian, sums=True, tokens=False)
+    blocks, gather = covered_blocks(model, readout), partial(block_jacobian, sums=True)
 
     def choose(_logits: torch.Tensor, _class_mask: torch.Tensor) -> Directions:
         return Directions(few)
@@ -159,7 +159,6 @@ def contrast_jacobians(
     blocks: Sequence[Block],
     *,
     sums: bool = True,
-    tokens: bool = False,
     automatic: bool = False,
     choose: Choose | None = None,
 ) -> ContrastJacobians:
@@ -170,7 +169,6 @@ def contrast_jacobians(
         readout: or, of label tokens, the token of each class.
         blocks: those of ``covered_blocks`` to compute.
         sums: whether to give mean inputs and summed gradients too, for a fit.
-        tokens: whether to keep every token's input and gradient as well.
         automatic: differentiate automatically even where the reverse pass is written out; to compare the two.
         choose: other directions than the likelihood's contrasts.
 
@@ -182,7 +180,7 @@ def contrast_jacobians(
             "Jacobians are those of a model without dropout, this one is in training mode: call model.eval()"
         )
     readout = as_readout(readout)
-    gather = partial(block_jacobian, sums=sums or tokens, tokens=tokens)
+    gather = partial(block_jacobian, sums=sums)
     if not automatic and (how := reverse_pass(model, readout)).kind == "written_out":
         jacobians = _written_out(model, batch, readout, blocks, gather, choose, how)
         if jacobians is not None:

@@ -110,23 +110,6 @@ class Posterior(Covariances, Protocol):
         """Return ``gamma``, how many parameters the data determine, per block, (blocks,) float64 (MacKay 1992)."""
 
 
-def block_coordinates(
-    jacobians: ContrastJacobians, wide: Sequence[torch.Tensor] = (), narrow: Sequence[torch.Tensor] = ()
-) -> list[torch.Tensor]:
-    """Return each block's Jacobians as coordinates (batch, classes - 1, coordinates), at least float32.
-
-    Args:
-        wide, narrow: per block orthonormal bases U and V, for ``U^T J V``; without them the coordinates are J.
-    """
-    result = []
-    for i, block in enumerate(jacobians.blocks):
-        jacobian = at_least_float32(block.jacobian)
-        if wide:
-            jacobian = wide[i].to(jacobian).mT @ (jacobian @ narrow[i].to(jacobian))
-        result.append(jacobian.flatten(2))
-    return result
-
-
 def moved(
     tensors: Sequence[torch.Tensor],
     blocks: Sequence[Block],
@@ -134,11 +117,9 @@ def moved(
     dtype: torch.dtype,
     by_block: BlockDevices | None,
 ) -> tuple[torch.Tensor, ...]:
-    """Return a tensor for each block where ``Posterior.to`` puts it; without any, none."""
+    """Return a tensor for each block where ``Posterior.to`` puts it."""
     places = by_block or {}
-    return (
-        tuple(t.to(places.get(b.name, device), dtype) for t, b in zip(tensors, blocks, strict=True)) if tensors else ()
-    )
+    return tuple(t.to(places.get(b.name, device), dtype) for t, b in zip(tensors, blocks, strict=True))
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
-from laplora.errors import ArtifactCorruptError, ConfigError
+from laplora.errors import ArtifactCorruptError
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Posterior, ProjectedJacobians
 from laplora.posterior.eigen import EigenPosterior
@@ -116,10 +116,8 @@ def posterior_tensors(
     if isinstance(posterior, JointPosterior):
         parts = {"directions": posterior.directions, "wide": posterior.wide, "narrow": posterior.narrow}
         tensors["factor"] = posterior.factor.float()
-    elif isinstance(posterior, EigenPosterior):
-        parts = {name: getattr(posterior, name) for name in ("wide", "narrow", "scale", "tail")}
     else:
-        raise ConfigError(f"a posterior of structure {posterior.structure!r} has no file")
+        parts = {name: getattr(posterior, name) for name in ("wide", "narrow", "scale", "tail")}
     for part, by_block in parts.items():
         dtype = torch.float32 if part in ("scale", "tail") else getattr(torch, factor_dtype)
         for block, tensor in zip(posterior.blocks, by_block, strict=True):

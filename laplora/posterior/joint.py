@@ -48,7 +48,10 @@ class JointPosterior:
     rows: int
     wide: tuple[torch.Tensor, ...]
     narrow: tuple[torch.Tensor, ...]
-    structure: str = "joint_core"
+
+    @property
+    def structure(self) -> str:
+        return "joint_core"
 
     def to(
         self, device: torch.device | str, dtype: torch.dtype, by_block: BlockDevices | None = None
@@ -183,7 +186,7 @@ class JointPosterior:
             of_group = precisions[list(members)]
             if bool((of_group != of_group[0]).any()):
                 raise PriorError(
-                    f"blocks of one group vary together in a posterior of structure {self.structure!r}, and here they "
+                    "blocks of one group vary together in a posterior of structure 'joint_core', and here they "
                     f"have {len(set(of_group.tolist()))} different precisions: choose a scalar or group prior"
                 )
             result.append(of_group[0])
@@ -231,24 +234,17 @@ def build_joint_posterior(
             that what is measured is what will be served, and held in at least float32.
         wide, narrow: per block the bases that the coordinates refer to.
     """
-    directions, joined = orthonormal_directions(blocks, factor, direction_dtype)
-    return JointPosterior(tuple(blocks), directions, joined, rows, tuple(wide), tuple(narrow))
-
-
-def orthonormal_directions(
-    blocks: Sequence[Block], factor: Sequence[torch.Tensor], dtype: torch.dtype
-) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Return ``directions`` and ``factor`` of the curvature ``F^T F``; arguments as of ``build_joint_posterior``."""
     directions: dict[int, torch.Tensor] = {}
     factors = []
-    held = torch.promote_types(dtype, torch.float32)
+    held = torch.promote_types(direction_dtype, torch.float32)
     for members in group_members(blocks).values():
         # QR and not the Gram matrix: directions of little curvature come out orthonormal too.
         q, r = torch.linalg.qr(torch.cat([factor[i].T for i in members]).double())
         factors.append(r.T)
         for i, part in zip(members, q.split([factor[i].shape[1] for i in members]), strict=True):
-            directions[i] = part.T.to(dtype).to(held).contiguous()
+            directions[i] = part.T.to(direction_dtype).to(held).contiguous()
     joined = torch.cat(factors, 1)
     if joined.shape[0] > joined.shape[1]:  # more rows than parameters: the triangle has the same square
         joined = torch.linalg.qr(joined).R
-    return tuple(directions[i] for i in range(len(blocks))), joined.contiguous()
+    in_order = tuple(directions[i] for i in range(len(blocks)))
+    return JointPosterior(tuple(blocks), in_order, joined.contiguous(), rows, tuple(wide), tuple(narrow))

@@ -25,7 +25,7 @@ from functools import partial
 import torch
 
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.posterior.base import block_coordinates
+from laplora.posterior.base import at_least_float32
 from laplora.posterior.joint import JointPosterior, build_joint_posterior
 from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, check_curvature
 from laplora.posterior.sketch import (
@@ -84,12 +84,15 @@ def fit_sketch(
 ) -> tuple[tuple[torch.Tensor, ...], int]:
     """Return F by block, (joint_rank, coordinates), whose ``F^T F`` is the leading curvature, and the rows summed.
 
-    One pass, ``core``. Without bases the coordinates are the parameters themselves.
+    One pass, ``core``.
     """
     # At least twice the rank, for the spectrum over all blocks falls slowly: at rank 10 of 60 rows that holds 0.9 of
     # the best trace, at rank 40 0.99.
     columns = settings.joint_rank + max(settings.joint_rank, settings.oversampling)
-    empty = empty_sketch(blocks, columns=columns, seed=settings.seed, bases=bases)
+    sizes = [b.wide.shape[1] * b.narrow.shape[1] for b in bases]
+    columns = min(columns, sum(sizes))
+    zeros = tuple(torch.zeros(size, columns, dtype=torch.float64) for size in sizes)
+    empty = JointSketch(blocks, 0, zeros, settings.seed)
     state = run_pass("core", empty, partial(_add_sketch_batch, bases=bases))
     check_any_rows(state)
     tests = partial(joint_test_matrix, state)
@@ -153,24 +156,15 @@ def shared_ranks(eigenvalues: Sequence[torch.Tensor], total: int) -> list[int]:
     return counts
 
 
-def empty_sketch(blocks: Sequence[Block], *, columns: int, seed: int, bases: Sequence[Basis]) -> JointSketch:
-    """Return the sketch over no rows.
-
-    Args:
-        columns: the rank to keep and an oversampling; cut to the number of coordinates.
-        bases: per block the bases whose coordinates are sketched, or none for the parameters themselves.
-    """
-    sizes = [b.wide.shape[1] * b.narrow.shape[1] for b in bases] or [b.wide * b.narrow for b in blocks]
-    columns = min(columns, sum(sizes))
-    return JointSketch(tuple(blocks), 0, tuple(torch.zeros(s, columns, dtype=torch.float64) for s in sizes), seed)
-
-
 def _add_sketch_batch(
     state: JointSketch, jacobians: ContrastJacobians, class_mask: torch.Tensor, bases: Sequence[Basis]
 ) -> JointSketch:
     """Return the sketch with one batch added; products and sums in float64, so batching does not matter."""
     hessian = jacobians.curvature(class_mask)
-    coordinates = block_coordinates(jacobians, [b.wide for b in bases], [b.narrow for b in bases])
+    coordinates = []
+    for basis, block in zip(bases, jacobians.blocks, strict=True):
+        jacobian = at_least_float32(block.jacobian)
+        coordinates.append((basis.wide.to(jacobian).mT @ (jacobian @ basis.narrow.to(jacobian))).flatten(2))
     seen = torch.zeros((), dtype=torch.float64, device=hessian.device)
     for i, part in enumerate(coordinates):
         seen = seen + (part.double() @ joint_test_matrix(state, i).to(part.device)).to(hessian.device)

@@ -84,26 +84,23 @@ def fit_ekfac(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: 
 
 
 def fit_kfac_reduce(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> EigenPosterior:
-    """Return the posterior whose curvature is the Kronecker product itself; one pass, ``factors``."""
+    """Return the posterior whose curvature is the Kronecker product, its trace kept; one pass, ``factors``."""
     bases, rows = _fit_factors(settings, blocks, run_pass)
-    return kfac_posterior(blocks, bases, rows, "kfac_reduce")
+    scale = tuple(torch.outer(b.wide_eigenvalues, b.narrow_eigenvalues) for b in bases)
+    tail = tuple(b.wide_rest * b.narrow_eigenvalues for b in bases)
+    return _posterior(blocks, bases, scale, tail, rows, "kfac_reduce")
 
 
 def _fit_factors(
     settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass
 ) -> tuple[tuple[KroneckerBasis, ...], int]:
-    empty = empty_sums(blocks, sketch_columns=settings.rank + settings.oversampling, seed=settings.seed)
-    sums = run_pass("factors", empty, add_batch)
-    return tuple(stored_basis(b, settings.basis_dtype) for b in kronecker_bases(sums, settings.rank)), sums.rows
+    empty = empty_block_sums(blocks, settings.rank + settings.oversampling, settings.seed)
+    traces = torch.zeros(len(blocks), dtype=torch.float64)
+    sums = run_pass("factors", KroneckerSums(**vars(empty), wide_trace=traces), _add_batch)
+    return tuple(stored_basis(b, settings.basis_dtype) for b in _bases(sums, settings.rank)), sums.rows
 
 
-def empty_sums(blocks: Sequence[Block], *, sketch_columns: int, seed: int) -> KroneckerSums:
-    """Return the factors' sums over no rows; sketch the rank to keep and an oversampling of about as many columns."""
-    sums = empty_block_sums(blocks, sketch_columns, seed)
-    return KroneckerSums(**vars(sums), wide_trace=torch.zeros(len(blocks), dtype=torch.float64))
-
-
-def add_batch(sums: KroneckerSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> KroneckerSums:
+def _add_batch(sums: KroneckerSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> KroneckerSums:
     """Return the sums with one batch added.
 
     Raises:
@@ -142,7 +139,7 @@ def _sums_over_tokens(jacobian: BlockJacobian) -> tuple[torch.Tensor, torch.Tens
     return jacobian.mean_input.double(), jacobian.summed_gradient.double()
 
 
-def kronecker_bases(sums: KroneckerSums, rank: int) -> tuple[KroneckerBasis, ...]:
+def _bases(sums: KroneckerSums, rank: int) -> tuple[KroneckerBasis, ...]:
     """Return each block's eigenbases: all of the narrow side, the leading ``rank`` of the wide side.
 
     The ``1/N`` is put on the wide side's eigenvalues, for only products of the two matter.
@@ -175,15 +172,6 @@ def _add_eigen_batch(
         scale.append(sums.scale[i] + (weighted * coordinates).sum((0, 1)).cpu())
         rest.append(sums.rest[i] + torch.einsum("nce,ncej->j", row_hessian, residual.double()).cpu())
     return EigenSums(sums.rows + len(hessian), tuple(scale), tuple(rest))
-
-
-def kfac_posterior(
-    blocks: Sequence[Block], bases: Sequence[KroneckerBasis], rows: int, structure: str
-) -> EigenPosterior:
-    """Return the posterior whose curvature is the Kronecker product, its trace kept in each block."""
-    scale = tuple(torch.outer(b.wide_eigenvalues, b.narrow_eigenvalues) for b in bases)
-    tail = tuple(b.wide_rest * b.narrow_eigenvalues for b in bases)
-    return _posterior(blocks, bases, scale, tail, rows, structure)
 
 
 def _posterior(

@@ -233,7 +233,7 @@ def family_model(family: str, **options: Any) -> Any:
 def test_every_linear_of_every_family(family: str, classes: int) -> None:
     """Float64, rows of different lengths, then of one without padding, within a window of three and not."""
     model, task = family_model(family), tiny_task(examples=7, classes=classes)
-    mine, torchs = both(model, task, tokens=True)
+    mine, torchs = both(model, task)
     assert len(mine.blocks) == 2 * (4 * (4 if family.startswith("phi") else 7) + 1)
     assert_same(mine, torchs)
     for length in (1, 5):

@@ -16,7 +16,7 @@ from laplora.errors import FactorizationError, LaploraWarning, NonFiniteError
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import block_precisions
-from laplora.posterior.joint_core import empty_sketch, joint_test_matrix
+from laplora.posterior.joint_core import JointSketch, joint_test_matrix
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.sketch import nystrom_factor
 from laplora.posterior.structures import STRUCTURES, fit_posterior
@@ -44,7 +44,8 @@ def test_the_sketch_finds_the_leading_directions(problem: Problem) -> None:
 
 def test_an_indefinite_sketch_is_refused_and_one_with_rounding_warns_of_its_shift(tiny: Any) -> None:
     """A negative eigenvalue of 1e-11 of the curvature needs a larger shift than rounding does: said, not hidden."""
-    state = empty_sketch(tiny[2], columns=6, seed=0, bases=())
+    empty = tuple(torch.zeros(block.wide * block.narrow, 6, dtype=torch.float64) for block in tiny[2])
+    state = JointSketch(tiny[2], 0, empty, seed=0)
     tests = [joint_test_matrix(state, i) for i in range(len(tiny[2]))]
     with pytest.raises(FactorizationError, match=re.escape("not positive semidefinite (last shift")):
         nystrom_factor([-test for test in tests], tests.__getitem__, 3, "all")
