@@ -37,7 +37,7 @@ from laplora.models.beginning import read_beginning
 from laplora.models.checkpoints import keep_copy
 from laplora.models.held_weights import HeldWeights, tensor_bytes
 from laplora.models.shared_base import SharedBases
-from laplora.models.spread import Spread, input_device
+from laplora.models.spread import Spread, first_device, input_device
 from laplora.pool.served import NO_EXPERTS, ServedExperts
 from laplora.posterior.base import Posterior
 from laplora.predictive.batch_outputs import AdaptedModel, BatchOutputs, batch_outputs, check_evaluating
@@ -127,6 +127,8 @@ class Predictor(Encoder):
         artifact = read_artifact(path)
         manifest = artifact.manifest
         place = device if isinstance(device, Spread) else resolve_device(device)
+        if isinstance(place, Spread):
+            first_device(place)  # refuses GPUs that are not there, before the base is fetched
         say("locating base model")
         pin = base_pin(manifest)
         check_sizes(path, manifest, rules.most_base_bytes)

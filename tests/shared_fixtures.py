@@ -6,11 +6,13 @@ sums could be split differently from run to run. Examples that Hypothesis draws 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import dense_reference as dense
 import pytest
 import torch
+from decision_server import DecisionServer, decision_server
 from dense_reference import Problem
 from hypothesis import HealthCheck, settings
 from tiny_models import ARCHITECTURES, Architecture, tiny_model, tiny_task
@@ -26,6 +28,13 @@ settings.load_profile("no-limits")
 def problem(request: pytest.FixtureRequest) -> Problem:
     """A three-class problem for each kind of model."""
     return problem_of(request.param)
+
+
+@pytest.fixture
+def model() -> Iterator[DecisionServer]:
+    """A decision model that is served until the test ends."""
+    with decision_server() as server:
+        yield server
 
 
 @cache

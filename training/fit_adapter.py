@@ -29,7 +29,7 @@ from laplora.fitting.rows import read_rows
 from laplora.models.base import BaseSpec, load_tokenizer, locate_base, resolve_device
 from laplora.models.hashes import weights_hash
 from laplora.models.readout import base_of
-from laplora.models.spread import Spread
+from laplora.models.spread import Spread, first_device
 from laplora.report.page import html
 from laplora.report.verdict import judge
 from laplora.settings import FitSettings
@@ -56,6 +56,8 @@ def fit_adapter(request: AdapterFit) -> Path:
     if spread and request.device != "auto":
         raise ConfigError("--device-map says where the base is, and so does --device: give one")
     device = spread or resolve_device(request.device)
+    if spread:
+        first_device(spread)  # refuses GPUs that are not there, before anything is fetched
     adapter = given_adapter(request.adapter, request.base, request.task_type)
     spec, location, head = BaseSpec(adapter.base, None, request.quantization, request.dtype), None, None
     if adapter.has_head:

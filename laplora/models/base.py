@@ -137,11 +137,11 @@ def load_base_model(
     Raises:
         ModelError: nothing to load there, weights that are pickled or an architecture that is Python code of the
             model, one whose logits are not a plain linear read-out (of a classifier: its head's), or no bitsandbytes;
-            a device map that does not fit the model or the devices' memory.
+            a device map that does not fit the model, the GPUs that there are, or their memory.
     """
     from transformers import BitsAndBytesConfig
 
-    dtype = getattr(torch, spec.dtype)
+    dtype, first = getattr(torch, spec.dtype), first_device(device) if isinstance(device, Spread) else device
     options: dict[str, Any] = {}
     if spec.quantization == "nf4":
         try:
@@ -180,8 +180,7 @@ def load_base_model(
     if isinstance(device, Spread):
         check_spread(model)
     if spec.quantization == "nf4":
-        kind = first_device(device) if isinstance(device, Spread) else device
-        held = decide(expanded_bytes(model, dtype), kind, dequantize)
+        held = decide(expanded_bytes(model, dtype), first, dequantize)
         if held.held == "expanded":
             dequantize_linears(model, dtype)
     else:

@@ -113,15 +113,26 @@ def _number_or_name(device: int | str) -> int | str:
 
 
 def first_device(spread: Spread) -> torch.device:
-    """Return the device of the first module, before the model is loaded; its inputs should go there."""
+    """Return the device of the first module, before the model is loaded; its inputs should go there.
+
+    Raises:
+        ModelError: the map needs a GPU that there is not. Accelerate would use the CPU without a word.
+    """
     import torch
 
-    if not isinstance(spread.device_map, str):
-        return _device(spread.device_map[0][1])
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    used = [device for device, most in spread.max_memory if isinstance(device, int) and str(most) not in ("0", "0GiB")]
-    return torch.device("cuda", min(used, default=0))
+    if isinstance(spread.device_map, str):
+        used = [one for one, most in spread.max_memory if isinstance(one, int) and str(most) not in ("0", "0GiB")]
+        devices = [*map(_device, sorted(used) or [0])]
+    else:
+        devices = [_device(one) for _, one in spread.device_map]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # NVML counts with a broken driver too
+    lacking = next((str(one) for one in devices if one.type == "cuda" and (one.index or 0) >= count), None)
+    if lacking is not None:
+        raise ModelError(
+            f"device_map needs {lacking!r}, and torch finds {count} CUDA devices: check the driver (nvidia-smi), or "
+            "leave device_map out and state a device, such as 'cpu'"
+        )
+    return devices[0]
 
 
 def spread_of(model: Any) -> Spread | None:

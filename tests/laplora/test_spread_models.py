@@ -50,8 +50,8 @@ def spread(model: Any, places: dict[str, str]) -> Any:
 def both(architecture: Architecture, targets: list[str] | None = None) -> list[Any]:
     """Return the same adapted model on one device and on two, in float32."""
     targets = targets or TARGETS[architecture]
-    places = {name.replace("model.norm", "model.final_layernorm"): place for name, place in PLACES.items()}
-    places = places if architecture == "phi" else PLACES
+    norm = "model.final_layernorm" if architecture == "phi" else "model.norm"
+    places = {name.replace("model.norm", norm): place for name, place in PLACES.items()}
     return [
         add_lora(tiny_base(architecture), targets, dtype=None),
         add_lora(spread(tiny_base(architecture), places), targets, dtype=None),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,6 @@ QUESTION = {"type": "choice", "instructions": "Early?", "criteria": {"no": "it i
 OTHER = {"type": "noul", "instructions": "Is it spam?"}
 KEY = "sk-secret-4711"
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def model() -> Iterator[DecisionServer]:
-    with decision_server() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

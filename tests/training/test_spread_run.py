@@ -54,6 +54,8 @@ def test_the_input_embedding_is_named_first(
     with emulated_devices():
         assert main(["finetune", "--config", str(file), *spread({"model.norm": "cpu:1"} | TIED)]) == 1
     assert "name the module of the input embedding first" in capsys.readouterr().err
+    assert main(["finetune", "--config", str(file), *spread({"": "cuda:99"})]) == 1
+    assert "device_map needs 'cuda:99', and torch finds" in capsys.readouterr().err
 
 
 def test_a_map_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

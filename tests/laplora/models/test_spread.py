@@ -11,8 +11,10 @@ import torch
 from emulated_devices import SECOND, emulated_devices
 from tiny_models import add_lora, tiny_base
 
+from benchmarks.harness.provenance import ARTIFACT
 from laplora.errors import ConfigError, ModelError
 from laplora.models.spread import Spread, check_spread, first_device, spread_of
+from laplora.predictor import Predictor
 
 
 def test_a_way_to_share_is_passed_on_with_its_limits_and_a_map_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,12 +26,21 @@ def test_a_way_to_share_is_passed_on_with_its_limits_and_a_map_in_its_order(monk
     spread = Spread.parsed('{"model.embed_tokens": 1, "model.layers": "cuda:0"}', None)
     assert spread is not None
     assert spread.options == {"device_map": {"model.embed_tokens": 1, "model.layers": "cuda:0"}}
-    assert first_device(spread) == torch.device("cuda:1")
     assert hash(spread) == hash(Spread.of({"model.embed_tokens": "1", "model.layers": "cuda:0"}))
     # The first GPU with room.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert first_device(spread) == torch.device("cuda:1")
     assert first_device(Spread("auto")) == torch.device("cuda:0")
     assert first_device(Spread("auto", ((0, "0GiB"), (1, "8GiB")))) == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("spread", [Spread("auto"), Spread("auto", ((0, "8GiB"),)), Spread((("", 0),))], ids=repr)
+def test_without_its_gpu_no_base_is_fetched(spread: Spread, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # as of NVML beside a broken driver
+    with pytest.raises(ModelError, match="needs 'cuda:0', and torch finds 0 CUDA devices: check the driver"):
+        Predictor.load(ARTIFACT, device=spread, progress=lambda stage: pytest.fail(stage) if "base" in stage else None)
 
 
 @pytest.mark.parametrize(

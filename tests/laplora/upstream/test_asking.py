@@ -7,11 +7,11 @@ import gzip
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
-from decision_server import DecisionServer, decision_server, send
+from decision_server import DecisionServer, send
 
 from laplora.errors import (
     ConfigError,
@@ -28,12 +28,6 @@ SPAM = question_of_body({"type": "noul", "instructions": "Spam?", "criteria": {"
 MOOD = question_of_body({"type": "score", "instructions": "How cross?", "criteria": ["calm", "cross", "furious"]})
 KEY = "sk-secret-4711"
 Found = TypeVar("Found")
-
-
-@pytest.fixture
-def model() -> Iterator[DecisionServer]:
-    with decision_server() as server:
-        yield server
 
 
 def asking(server: DecisionServer, work: Callable[[Asking], Awaitable[Found]], **options: Any) -> Found:

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import stat
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -42,12 +41,6 @@ KEY = "sk-secret-4711"
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def model() -> Iterator[DecisionServer]:
-    with decision_server() as server:
-        yield server
 
 
 def encoder(folder: Path) -> str:
