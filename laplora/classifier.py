@@ -179,12 +179,6 @@ class Classifier:
         batch = collate(rows, class_count=self.class_count, pad_token_id=self.pad_token_id, side=self.readout.side)
         return batch.to(self.device)
 
-    def batched(self, examples: Sequence[Example], size: int) -> Iterator[tuple[list[int], Batch]]:
-        """Yield examples in batches of like length, each with its rows' numbers."""
-        rows = self.encode_examples(examples)
-        for index in batches(rows, size):
-            yield index, self.collate([rows[i] for i in index])
-
     def over_batches(
         self,
         examples: Sequence[Example],
@@ -197,7 +191,8 @@ class Classifier:
         The workers share the batches, which are the same for any number of them, and all get every result.
 
         Args:
-            size, track: as of ``batched``; work: of a batch what is to be kept of it, on the CPU.
+            size: rows a batch, of like length; track: goes over the batches; work: of a batch what is to be kept of it,
+                on the CPU.
         """
         rows = self.encode_examples(examples)
         return self.over_rows(rows, size, lambda index: work(self.collate([rows[i] for i in index])), track)

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from laplora.decisions.conformal import ConformalScore
 from laplora.features.outputs import HeadSource
 from laplora.head import FOLDS
-from laplora.jacobians.many_classes import ManyClasses
 from laplora.predictive.kinds import PredictiveName
 from laplora.prompts.questions import Question
 
@@ -154,6 +153,28 @@ class ExpertSettings(Section):
         description="whether an artifact keeps the labelled rows' features, from which heads learn further labels; "
         "they tell nearly as much of the rows as their texts",
     )
+
+
+class ManyClasses(Section):
+    """Fewer directions than contrasts, for tasks of many classes (``laplora.jacobians.many_classes``)."""
+
+    limit: int = Field(16, ge=2, description="above so many classes a fit and an answer compute fewer directions")
+    leading: int = Field(2, ge=0, description="of a fit: leading eigenvectors of each training row's curvature")
+    samples: int = Field(
+        2, ge=0, description="of a fit: labels drawn beside them, for the rest; with leading at least 1"
+    )
+    directions: int = Field(3, ge=1, description="of an answer: directions whose Jacobians are computed")
+    reference_rows: int = Field(
+        24,
+        ge=1,
+        description="training rows with Jacobians of every contrast, from which an answer's others are filled in",
+    )
+
+    @model_validator(mode="after")
+    def _some(self) -> ManyClasses:
+        if self.leading + self.samples < 1:
+            raise ValueError("leading and samples are both 0: a fit would compute nothing")
+        return self
 
 
 class FitSettings(Section):

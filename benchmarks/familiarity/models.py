@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from laplora.classifier import Classifier
 from laplora.jacobians.states import StateTape, decoder_layers
 from laplora.prompts.examples import Example
+from laplora.prompts.rows import Batch
 
 _BATCH = 16
 
@@ -36,19 +37,15 @@ def shown(classifier: Classifier, texts: Sequence[str], file: Path) -> Shown:
         return Shown(**load_file(file))
     model, layers = classifier.model, range(len(decoder_layers(classifier.model)))
     examples = [Example(str(i), {"text": text}, 0, classifier.class_count) for i, text in enumerate(texts)]
-    places: list[int] = []
-    parts = []
-    with torch.no_grad():
-        for index, batch in classifier.batched(examples, _BATCH):
-            mask = batch.attention_mask
-            with (
-                StateTape(model, layers, mask, classifier.ending_tokens) as ending,
-                StateTape(model, layers, mask) as last,
-            ):
-                logits = classifier.readout.scores(model, batch).logits.float()
-            parts.append((ending.states(logits).hidden, last.states(logits).hidden, logits))
-            places += index
-    order = torch.tensor(places).argsort()
+
+    @torch.no_grad()
+    def states(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        mask = batch.attention_mask
+        with StateTape(model, layers, mask, classifier.ending_tokens) as ending, StateTape(model, layers, mask) as last:
+            logits = classifier.readout.scores(model, batch).logits.float()
+        return ending.states(logits).hidden, last.states(logits).hidden, logits
+
+    parts, order = classifier.over_batches(examples, _BATCH, states)
     hidden, at_last, values = (torch.cat(part)[order].contiguous() for part in zip(*parts, strict=True))
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({"hidden": hidden, "last": at_last, "logits": values}, file)

@@ -13,7 +13,7 @@ from laplora.familiarity.ood_score import divergence, fit_ood_score
 from laplora.familiarity.percentile import false_alarms, is_unfamiliar, watched_layers
 from laplora.jacobians.states import States
 from laplora.linearised import contrast_mean, entropy
-from laplora.metrics.detection import detection
+from laplora.metrics.ranking import compare_auroc
 
 Score = Callable[[Shown], torch.Tensor]
 _NEIGHBOURS = 10
@@ -61,10 +61,13 @@ def detections(
 
 
 def separation(inside: torch.Tensor, outside: torch.Tensor) -> dict[str, float]:
-    """Return what one score tells of one set."""
-    measured = detection(inside, outside)
-    found = {name: round(float(getattr(measured, name)), 4) for name in ("auroc", "low", "high")}
-    return found | {"outside": float(len(outside))}
+    """Return the AUROC of one score and one set, and its 95 % interval (DeLong, DeLong and Clarke-Pearson 1988)."""
+    score, found = torch.cat([inside, outside]), torch.arange(len(inside) + len(outside)) >= len(inside)
+    # A score that is the same for every row has an AUROC of exactly 1/2 and no variance.
+    lead, error = compare_auroc(score, torch.zeros_like(score), found)
+    auroc, half = 0.5 + lead, 1.959964 * error
+    figures = {"auroc": auroc, "low": max(0.0, auroc - half), "high": min(1.0, auroc + half)}
+    return {name: round(figure, 4) for name, figure in figures.items()} | {"outside": float(len(outside))}
 
 
 def flags(

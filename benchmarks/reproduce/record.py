@@ -14,7 +14,6 @@ from laplora.features.store import digest
 from laplora.files.atomic import write_json
 from laplora.metrics.scores import bootstrap_interval, evaluate_probs, row_nll
 from training.config import RunConfig, config_hash_fields
-from training.report.rounding import rounded
 from training.workspace.run import Run
 
 #: The file of a training's record, in its folder.
@@ -67,7 +66,7 @@ def scores(answers: Answers) -> dict[str, dict[str, Any]]:
         confidence, guess = probs.max(1)
         hits = (guess == answers.labels).double()
         means = {"accuracy": hits, "nll": row_nll(probs, answers.labels), "gap": confidence.double() - hits}
-        by_method[method] = rounded(
+        by_method[method] = _rounded(
             {
                 **{name: getattr(evaluation, name) for name in ("accuracy", "nll", "ece", "brier", "aurc")},
                 "gap": float(means["gap"].mean()),
@@ -75,6 +74,15 @@ def scores(answers: Answers) -> dict[str, dict[str, Any]]:
             }
         )
     return by_method
+
+
+def _rounded(value: Any) -> Any:
+    """Return JSON values with every float rounded to six digits: more would be other ones on every processor."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def _interval(values: torch.Tensor) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -128,7 +128,7 @@ def check_class_weights(settings: FitSettings, classes: int, likelihood: Likelih
         raise ConfigError(
             f"class_weights: {len(settings.class_weights)} weights of {classes} classes: give one for each"
         )
-    if not settings.many_classes.few(classes):
+    if classes > settings.many_classes.limit:
         raise ConfigError(
             f"class_weights: weights take the curvature of every contrast, and of {classes} classes (limit "
             f"{settings.many_classes.limit}) a fit computes few directions: raise the limit, or leave them out"
@@ -221,4 +221,4 @@ def many_classes_record(
     )
     errors = posterior.reference_errors(precisions)
     largest = float(errors.max()) if len(errors) else None
-    return ManyClassesRecord(**asdict(many), filled_in=float(filled_in.mean()), largest_error=largest)
+    return ManyClassesRecord(**many.model_dump(), filled_in=float(filled_in.mean()), largest_error=largest)

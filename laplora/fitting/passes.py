@@ -19,7 +19,7 @@ from laplora.features.store import Store
 from laplora.fitting.projected import project_split, split_of, split_tensors
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians
-from laplora.jacobians.many_classes import ManyClasses, fisher_directions
+from laplora.jacobians.many_classes import fisher_directions
 from laplora.linearised import class_weighted_hessian, class_weighted_log_likelihood, log_likelihood
 from laplora.models.classifier_head import with_head_blocks
 from laplora.models.readout import head_name
@@ -30,7 +30,7 @@ from laplora.posterior.structures import fit_posterior, needs_sums
 from laplora.predictive.lora_weights import lora_parameters
 from laplora.prompts.examples import Example, label_tensor
 from laplora.readouts.label_tokens import LabelTokens
-from laplora.settings import FitSettings
+from laplora.settings import FitSettings, ManyClasses
 
 #: How often a state is kept, seconds.
 SAVE_EVERY_S = 30.0
@@ -98,7 +98,9 @@ class RowPass:
         """Return the state with a batch, and the log-likelihood of its rows."""
         classifier = self._classifier
         batch = classifier.collate([self._rows[i] for i in index])
-        choose = fisher_directions(self._many, index, self._seed) if self._many else None
+        many, choose = self._many, None
+        if many is not None:
+            choose = fisher_directions(many.leading, many.samples, index, self._seed)
         jacobians = contrast_jacobians(
             classifier.model, batch, classifier.readout, self._blocks, sums=self._sums, choose=choose
         )
@@ -131,7 +133,7 @@ def _is_over(time_s: float) -> bool:
 def many_classes(settings: FitSettings, classifier: Classifier) -> ManyClasses | None:
     """Return how a task of many classes is fitted and answered; None where every contrast is computed."""
     many, readout = settings.many_classes, classifier.readout
-    return None if many.few(readout.class_count) or readout.likelihood != "categorical" else many
+    return many if readout.class_count > many.limit and readout.likelihood == "categorical" else None
 
 
 def state_parts(state: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -17,11 +17,9 @@ directions they leave the least trace of ``Lambda V`` unknown, if V is like K.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from laplora.errors import ConfigError
 from laplora.jacobians.blocks import Choose, Directions
 from laplora.linearised import class_probs, contrasts
 
@@ -32,67 +30,29 @@ _UNIFORM = 0.01
 _RIDGE = 1e-6
 
 
-@dataclass(frozen=True)
-class ManyClasses:
-    """From how many classes on, and how many directions.
-
-    Attributes:
-        limit: above so many classes fewer directions are computed.
-        leading: eigenvectors of a training row's curvature in a fit.
-        samples: draws beside them, of the rest.
-        directions: of an answer.
-        reference_rows: training rows whose Jacobians of all contrasts are computed, for the average K.
-
-    Raises:
-        ConfigError: settings by which nothing would be computed.
-    """
-
-    limit: int = 16
-    leading: int = 2
-    samples: int = 2
-    directions: int = 3
-    reference_rows: int = 24
-
-    def __post_init__(self) -> None:
-        if min(self.limit - 1, self.leading + self.samples, self.directions, self.reference_rows) < 1:
-            raise ConfigError(
-                "many classes need a limit of at least 2, one direction of a fit, one of an answer and one reference "
-                f"row, got {self}"
-            )
-        if min(self.leading, self.samples) < 0:
-            raise ConfigError(f"many classes need numbers of directions of at least 0, got {self}")
-
-    def few(self, classes: int) -> bool:
-        """Return whether all contrasts of so many classes are computed."""
-        return classes <= self.limit
-
-
-def fisher_directions(settings: ManyClasses, rows: Sequence[int], seed: int) -> Choose:
-    """Return the choice of a fit's directions for a batch, ``leading`` and then ``samples`` of them.
+def fisher_directions(leading: int, samples: int, rows: Sequence[int], seed: int) -> Choose:
+    """Return the choice of a fit's directions for a batch: ``leading`` eigenvectors, and then ``samples`` draws.
 
     Args:
         rows: number of each row of the batch among the training rows. Its draws depend on it and the seed alone, so
             that batching does not matter.
     """
     uniform = torch.stack(
-        [
-            torch.rand(settings.samples, generator=torch.Generator().manual_seed(hash((seed, row)) & (2**63 - 1)))
-            for row in rows
-        ]
+        [torch.rand(samples, generator=torch.Generator().manual_seed(hash((seed, row)) & (2**63 - 1))) for row in rows]
     ).double()
 
     def choose(logits: torch.Tensor, class_mask: torch.Tensor) -> Directions:
         probs = class_probs(logits, class_mask)
         values, vectors = torch.linalg.eigh(torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :])
-        leading = min(settings.leading, probs.shape[1] - 1)
-        values, vectors = values.flip(1)[:, :leading].clamp_min(0), vectors.flip(2)[:, :, :leading]
+        kept = min(leading, probs.shape[1] - 1)
+        values, vectors = values.flip(1)[:, :kept].clamp_min(0), vectors.flip(2)[:, :, :kept]
         # One draw in each of as many equal parts of [0, 1]: their mean is still that of p, and varies less.
-        places = (uniform.to(probs) + torch.arange(settings.samples).to(probs)) / max(settings.samples, 1)
+        places = (uniform.to(probs) + torch.arange(samples).to(probs)) / max(samples, 1)
         drawn = torch.searchsorted(probs.cumsum(1), places).clamp_max(probs.shape[1] - 1)
         gradients = torch.nn.functional.one_hot(drawn, probs.shape[1]) - probs[:, None, :]
         rest = gradients - (gradients @ vectors) @ vectors.mT
         directions = torch.cat([vectors.mT, rest], 1)
-        weights = torch.cat([values, torch.full_like(places, 1 / max(settings.samples, 1))], 1)
+        weights = torch.cat([values, torch.full_like(places, 1 / max(samples, 1))], 1)
         return Directions(directions.transpose(0, 1), torch.diag_embed(weights))
 
     return choose

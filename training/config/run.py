@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from laplora.answers.golden import MAX_ANSWERS
 from laplora.errors import ConfigError
-from laplora.jacobians.many_classes import ManyClasses
 from laplora.prompts.questions import Question
 from laplora.readouts.choice import ReadOutName
 from laplora.settings import FitSettings, PredictiveSettings, Section
@@ -99,7 +98,7 @@ class RunConfig(Section):
             laplace=self.laplace.settings,
             calibration=self.calibration.settings,
             predictives=self.predictives,
-            many_classes=ManyClasses(**self.laplace.many_classes.model_dump()),
+            many_classes=self.laplace.many_classes,
             class_weights=tuple(weights.values()) if isinstance(weights, dict) else (),
             seed=self.seed,
         )

@@ -8,9 +8,8 @@ from pydantic import Field, model_validator
 
 from laplora.errors import ConfigError
 from laplora.features.outputs import HeadSource
-from laplora.jacobians.many_classes import ManyClasses
 from laplora.models.spread import Sharing, Spread
-from laplora.settings import CalibrationSettings, ExpertSettings, LaplaceSettings, Section
+from laplora.settings import CalibrationSettings, ExpertSettings, LaplaceSettings, ManyClasses, Section
 
 
 class BaseConfig(Section):
@@ -78,40 +77,10 @@ class CutConfig(Section):
     side: Literal["left", "right"] = Field("right", description="at which its text is cut")
 
 
-class ManyClassesConfig(Section):
-    """Fewer directions than contrasts, for tasks of many classes (``laplora.jacobians.many_classes``)."""
-
-    limit: int = Field(
-        ManyClasses.limit, ge=2, description="above so many classes a fit and an answer compute fewer directions"
-    )
-    leading: int = Field(
-        ManyClasses.leading, ge=0, description="of a fit: leading eigenvectors of each training row's curvature"
-    )
-    samples: int = Field(
-        ManyClasses.samples,
-        ge=0,
-        description="of a fit: labels drawn beside them, for the rest; with leading at least 1",
-    )
-    directions: int = Field(
-        ManyClasses.directions, ge=1, description="of an answer: directions whose Jacobians are computed"
-    )
-    reference_rows: int = Field(
-        ManyClasses.reference_rows,
-        ge=1,
-        description="training rows with Jacobians of every contrast, from which an answer's others are filled in",
-    )
-
-    @model_validator(mode="after")
-    def _some(self) -> ManyClassesConfig:
-        if self.leading + self.samples < 1:
-            raise ValueError("leading and samples are both 0: a fit would compute nothing")
-        return self
-
-
 class LaplaceConfig(LaplaceSettings):
     """The posterior and its prior."""
 
-    many_classes: ManyClassesConfig = ManyClassesConfig()
+    many_classes: ManyClasses = ManyClasses()
 
     @property
     def settings(self) -> LaplaceSettings:

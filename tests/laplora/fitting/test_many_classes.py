@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
 from laplora.artifact.folder import read_artifact
-from laplora.jacobians.many_classes import ManyClasses
 from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.settings import FitSettings
 
@@ -36,7 +35,7 @@ def test_what_is_served_is_what_was_fitted_and_the_record_says_how(tmp_path: Pat
     labels = {name: f" {name[-1]}" for name in NAMES}
     tokenizer = AutoTokenizer.from_pretrained(base)
     classifier = laplora.Classifier(model, tokenizer, "Message: {text}\nTopic:", labels, max_tokens=48)
-    sections = {"laplace": {"rank": 3, "joint_rank": 10}, "many_classes": ManyClasses(directions=3, reference_rows=4)}
+    sections = {"laplace": {"rank": 3, "joint_rank": 10}, "many_classes": {"directions": 3, "reference_rows": 4}}
     predictives = {"temperature": False, "conditioned": False, "serve": "laplace"}
     settings = FitSettings.model_validate(sections | {"predictives": predictives})
     posterior = laplora.fit(classifier, rows(0, 40), rows(40, 40), settings=settings, progress=False)

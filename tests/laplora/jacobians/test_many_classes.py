@@ -9,7 +9,7 @@ from tiny_models import generator, tiny_model, tiny_task
 
 from laplora.jacobians.blocks import Directions
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
-from laplora.jacobians.many_classes import ManyClasses, answer_directions, fisher_directions
+from laplora.jacobians.many_classes import answer_directions, fisher_directions
 from laplora.linearised import class_probs, contrasts
 
 CLASSES = 6
@@ -45,29 +45,27 @@ def random_average() -> torch.Tensor:
 def test_every_eigenvector_is_the_exact_curvature_and_draws_are_unbiased(leading: int) -> None:
     logits, mask = random_logits(2)
     truth = hessian(logits, mask)
-    every = fisher_directions(ManyClasses(leading=CLASSES - 1, samples=0), range(2), seed=0)
+    every = fisher_directions(CLASSES - 1, 0, range(2), seed=0)
     close(summed(every(logits, mask)), truth)
     draws = 3000
-    settings = ManyClasses(leading=leading, samples=2)
     wide = logits.repeat(draws, 1), mask.repeat(draws, 1)
-    found = summed(fisher_directions(settings, range(2 * draws), seed=0)(*wide)).reshape(draws, 2, CLASSES, CLASSES)
+    found = summed(fisher_directions(leading, 2, range(2 * draws), seed=0)(*wide)).reshape(draws, 2, CLASSES, CLASSES)
     error = found.std(0) / draws**0.5
     # Five standard errors of each entry's mean; what has no spread is exact.
     assert bool(((found.mean(0) - truth).abs() <= 5 * error + 1e-12).all())
     if leading:  # its share has no spread
-        without = fisher_directions(ManyClasses(leading=0, samples=2), range(2 * draws), seed=0)
+        without = fisher_directions(0, 2, range(2 * draws), seed=0)
         spread = summed(without(*wide)).reshape(draws, 2, -1).std(0).square().sum()
         assert float(found.reshape(draws, 2, -1).std(0).square().sum()) < 0.8 * float(spread)
 
 
 def test_draws_depend_on_the_row_and_the_seed_alone_and_leave_impossible_classes_out() -> None:
     logits, mask = random_logits(4)
-    settings = ManyClasses(leading=0, samples=4)
-    together = fisher_directions(settings, [7, 3, 5, 9], seed=0)(logits, mask).vectors
+    together = fisher_directions(0, 4, [7, 3, 5, 9], seed=0)(logits, mask).vectors
     assert float(together[:, 1::2, -1].abs().max()) < 1e-12
-    alone = fisher_directions(settings, [5], seed=0)(logits[2:3], mask[2:3]).vectors
+    alone = fisher_directions(0, 4, [5], seed=0)(logits[2:3], mask[2:3]).vectors
     close(alone[:, 0], together[:, 2])
-    another = fisher_directions(settings, [7, 3, 5, 9], seed=1)(logits, mask).vectors
+    another = fisher_directions(0, 4, [7, 3, 5, 9], seed=1)(logits, mask).vectors
     assert float((another - together).abs().max()) > 0.1
 
 
@@ -94,7 +92,7 @@ def test_answer_directions_leave_the_least_of_the_first_order_variance() -> None
 def test_jacobians_of_chosen_directions_are_those_of_the_contrasts_combined() -> None:
     model, task = tiny_model("llama"), tiny_task(examples=6, classes=20)
     blocks, batch = find_blocks(model, 20), task.batch()
-    choose = fisher_directions(ManyClasses(leading=2, samples=2), range(6), seed=0)
+    choose = fisher_directions(2, 2, range(6), seed=0)
     exact = contrast_jacobians(model, batch, task.label_ids, blocks, sums=False)
     for automatic in (False, True):
         few = contrast_jacobians(model, batch, task.label_ids, blocks, sums=False, choose=choose, automatic=automatic)

@@ -16,7 +16,6 @@ from laplora.decisions.temperature import fit_temperature, temperature_probs
 from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.metrics.checks import checked_column, checked_labels, checked_probs, checked_score
 from laplora.metrics.checks import checked_values as values
-from laplora.metrics.detection import detection
 from laplora.metrics.ranking import compare_auroc, error_auprc, error_auroc, risk_coverage
 from laplora.metrics.scores import (
     accuracy,
@@ -190,7 +189,6 @@ RIGHT = torch.tensor([False])
         (checked_probs, (torch.tensor([[3.0, -1.0]]), ZERO), DataError, "not logits"),
         (checked_probs, (torch.tensor([[math.nan, 1.0]]), ZERO), NonFiniteError, "probs holds"),
         (compare_auroc, (torch.zeros(3), torch.zeros(3), torch.arange(3) < 1), DataError, "two mistakes"),
-        (detection, (torch.zeros(1), torch.zeros(5)), DataError, "two or more rows of each kind, got 1 in-dist"),
         (conformal_threshold, (HALVES, ZERO, 1.0), ConfigError, "level"),
         (empirical_coverage, (HALVES, ZERO), DataError, "bool"),
         (fit_temperature, (HALVES, torch.tensor([1]), torch.tensor([[True, False]])), DataError, "possible"),
