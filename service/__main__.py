@@ -116,12 +116,8 @@ class DrainingServer(uvicorn.Server):
             self._drain_until = now + self._settings.drain_s
             logger.info("draining", extra={"event": "draining", "in_flight": self._backend.requests})
             self._lifecycle.drain()
-        if self._idle or now >= self._drain_until:
+        if not self.server_state.tasks or now >= self._drain_until:
             self.should_exit = True
-
-    @property
-    def _idle(self) -> bool:
-        return not self.server_state.tasks
 
 
 def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -239,7 +240,8 @@ class AsyncClient:
             artifact=artifact,
             keep_rows=keep_rows,
         )
-        headers = jobs.upload_headers(idempotency_key)
+        # With a new key where the caller gives none, a retry makes no second job.
+        headers = {"content-type": "application/jsonl", "idempotency-key": idempotency_key or uuid.uuid4().hex}
         with jobs.upload_file(inputs) as path:
             response = await self._send("POST", jobs.PATH, upload=path, params=options, headers=headers)
         return responses.parsed(Job, response)
@@ -447,7 +449,7 @@ class AsyncClient:
     ) -> Answer:
         """Ask for a change once, however often it is sent; return what it came to, or one part of that."""
         end, path = time.monotonic() + timeout_s, changes.artifact_path(name, change)
-        response = await self._send("POST", path, headers=changes.new_key(), **request)
+        response = await self._send("POST", path, headers={"idempotency-key": uuid.uuid4().hex}, **request)
         begun = responses.parsed(changes.Change, response)
         async for state in self._states(changes.Change, changes.path_of(begun.id)):
             if not state.finished and time.monotonic() >= end:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -34,11 +33,6 @@ def path_of(change_id: str) -> str:
 def artifact_path(name: str, change: str) -> str:
     """Return where an artifact is loaded, activated, unloaded or conditioned."""
     return f"/artifacts/{quote(name, safe='')}/{change}"
-
-
-def new_key() -> dict[str, str]:
-    """Return headers with a new key: a request that is sent again begins no second change."""
-    return {"idempotency-key": uuid.uuid4().hex}
 
 
 def outcome_of(change: Change) -> dict[str, Any]:

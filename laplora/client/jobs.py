@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,11 +130,6 @@ def outcome_of(job: Job) -> Evaluated:
 def path_of(job: Job | str) -> str:
     """Return where a job is."""
     return f"{PATH}/{quote(job if isinstance(job, str) else job.id, safe='')}"
-
-
-def upload_headers(idempotency_key: str | None) -> dict[str, str]:
-    """Return an upload's headers, with a new key where the caller gives none: a retry then makes no second job."""
-    return {"content-type": "application/jsonl", "idempotency-key": idempotency_key or uuid.uuid4().hex}
 
 
 def read_row(line: bytes) -> JobRow:

@@ -77,19 +77,13 @@ def _outputs_of(tensors: Mapping[str, torch.Tensor]) -> Outputs:
 
 def rows_digest(examples: Sequence[Example]) -> str:
     """Return the digest of examples, in order."""
-    return digest(*([dict(e.fields), e.label, e.class_count, *_present(e), *_group(e), *_soft(e)] for e in examples))
-
-
-def _present(example: Example) -> list[list[int]]:
-    return [] if example.present is None else [list(example.present)]
-
-
-def _soft(example: Example) -> list[dict[str, list[float]]]:
-    return [] if example.target is None else [{"target": list(example.target)}]
-
-
-def _group(example: Example) -> list[dict[str, str]]:
-    return [] if example.group is None else [{"group": example.group}]
+    parts = list[Any]()
+    for e in examples:
+        present = [] if e.present is None else [list(e.present)]
+        group = [] if e.group is None else [{"group": e.group}]
+        soft = [] if e.target is None else [{"target": list(e.target)}]
+        parts.append([dict(e.fields), e.label, e.class_count, *present, *group, *soft])
+    return digest(*parts)
 
 
 def digest(*parts: object) -> str:

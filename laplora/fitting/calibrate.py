@@ -260,15 +260,9 @@ def reversed_means(
     def answered(batch: Batch) -> torch.Tensor:
         return classifier.readout.scores(classifier.model, batch).logits.double().cpu()
 
-    parts, order = classifier.over_batches(
-        in_reverse(examples), batch_size, answered, lambda items: progress.track(items, title)
-    )
+    turned = [replace(example, fields=reverse_choices(example.fields)) for example in examples]
+    parts, order = classifier.over_batches(turned, batch_size, answered, lambda items: progress.track(items, title))
     return contrast_mean(restore_logits(torch.cat(parts)[order], [example.class_count for example in examples]))
-
-
-def in_reverse(examples: Sequence[Example]) -> list[Example]:
-    """Return rows with their choices in reverse; their labels are as they were."""
-    return [replace(example, fields=reverse_choices(example.fields)) for example in examples]
 
 
 def with_reversed(calibrated: Calibrated, temperature: float | None) -> Calibrated:

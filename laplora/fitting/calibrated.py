@@ -321,7 +321,8 @@ class CalibratedPosterior:
         check_name(target)
         check_replaceable(target)
         golden = inputs_and_source(golden_inputs, self.classifier.template, self.classifier.labels, self._first_rows)
-        spec = self._base_spec(base, revision)
+        spec = base_spec_of(base_of(self.classifier.model), base)
+        spec = spec if revision is None else replace(spec, revision=revision)
         location = locate_base(spec, progress=say)
         manifest = self._describe(
             target.name, spec, weights_hash(location, spec.revision), tokenizer_hash(self.classifier.tokenizer)
@@ -367,10 +368,6 @@ class CalibratedPosterior:
                 f"the weights of {changed[0]} and of {len(changed) - 1} more blocks are not those that this posterior "
                 "was fitted on: they were changed in place, as by more training. Load those weights again, or fit anew"
             )
-
-    def _base_spec(self, base: str | None, revision: str | None) -> BaseSpec:
-        spec = base_spec_of(base_of(self.classifier.model), base)
-        return spec if revision is None else replace(spec, revision=revision)
 
     def _write_parts(self, folder: Path, base_model: str) -> Parts:
         """Write adapter and fit into a folder of their own."""

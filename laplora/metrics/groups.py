@@ -13,7 +13,8 @@ def resampled(groups: torch.Tensor, draws: int, generator: torch.Generator) -> l
     Args:
         groups: (rows,) int64, which group each row is of; any numbers.
     """
-    order, starts, counts = _sorted(groups)
+    _, inverse, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+    order, starts = inverse.argsort(stable=True), counts.cumsum(0) - counts  # the rows group by group
     drawn = torch.randint(len(counts), (draws, len(counts)), generator=generator)
     if bool((counts == counts[0]).all()):
         return [order[starts[drawn][..., None] + torch.arange(int(counts[0]))].flatten(1)]
@@ -36,9 +37,3 @@ def mean_and_error(values: torch.Tensor, groups: torch.Tensor | None = None) -> 
         left = torch.zeros(int(inverse.max()) + 1, dtype=torch.float64).index_add(0, inverse, left)
     spread = float(left.std()) if len(left) > 1 else math.nan
     return float(values.double().mean()), spread * math.sqrt(len(left)) / len(values)
-
-
-def _sorted(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the rows group by group, and where each group begins in them and how many rows it has."""
-    _, inverse, counts = torch.unique(groups, return_inverse=True, return_counts=True)
-    return inverse.argsort(stable=True), counts.cumsum(0) - counts, counts

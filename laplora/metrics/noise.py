@@ -63,35 +63,19 @@ def calibrated_ece(confidence: torch.Tensor, *, chance: float = 0.001) -> Calibr
     return CalibratedEce(mean=float(values.mean()), limit=float(values.quantile(1 - chance)))
 
 
-def calibrated_ece_of_bins(
-    counts: Sequence[int], confidences: Sequence[float], *, chance: float = 0.001
-) -> CalibratedEce:
-    """Return ``calibrated_ece`` of rows of which only each bin's size and mean confidence are known.
+def ece_limit(reliability: Sequence[Mapping[str, Any]]) -> float:
+    """Return which ECE a calibrated model passes with a chance of 2.5 %, of the bins of a reliability diagram.
 
     A bin counts as rows of one confidence: its true spread would make the result smaller, by 1 % with 15 bins.
 
     Args:
-        counts: rows of each bin, at least one in all; confidences: their mean, anything where there are none.
-        chance: as of ``calibrated_ece``.
-    """
-    sizes, means = torch.tensor(counts, dtype=torch.float64), torch.tensor(confidences, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    wanted = (SIMULATIONS, len(sizes))
-    hits = torch.binomial(sizes.expand(wanted).clone(), means.clamp(0, 1).expand(wanted).clone(), generator=generator)
-    values = (hits - sizes * means).abs().sum(1) / sizes.sum()
-    return CalibratedEce(mean=float(values.mean()), limit=float(values.quantile(1 - chance)))
-
-
-def ece_limit(reliability: Sequence[Mapping[str, Any]], *, chance: float = 0.025) -> float:
-    """Return which ECE a calibrated model passes with a stated chance, of the bins of a reliability diagram.
-
-    Args:
         reliability: of each bin ``count`` and ``confidence``, as ``Evaluation.to_json`` gives them.
-        chance: as of ``calibrated_ece``.
     """
-    used = [one for one in reliability if one["count"]]
-    counts, confidences = [one["count"] for one in used], [one["confidence"] for one in used]
-    return calibrated_ece_of_bins(counts, confidences, chance=chance).limit
+    used = [(one["count"], one["confidence"]) for one in reliability if one["count"]]
+    sizes, means = torch.tensor(used, dtype=torch.float64).T
+    generator, wanted = torch.Generator().manual_seed(0), (SIMULATIONS, len(sizes))
+    hits = torch.binomial(sizes.expand(wanted).clone(), means.clamp(0, 1).expand(wanted).clone(), generator=generator)
+    return float(((hits - sizes * means).abs().sum(1) / sizes.sum()).quantile(0.975))
 
 
 def lowest_coverage(level: float, rows: int, calibration_rows: int, *, chance: float = 0.001) -> float:
@@ -138,14 +122,12 @@ def effective_rows(hits: torch.Tensor, groups: torch.Tensor | None) -> float:
     return min(len(hits), share * (1 - share) / error**2) if error > 0 and 0 < share < 1 else count
 
 
-def share_interval(count: float, rows: float, *, level: float = 0.95) -> tuple[float, float]:
-    """Return the exact interval of a share that was counted ``count`` of ``rows`` times (Clopper and Pearson 1934).
+def share_interval(count: float, rows: float) -> tuple[float, float]:
+    """Return the exact 95 % interval of a share, counted ``count`` of ``rows`` times (Clopper and Pearson 1934).
 
     Args:
         count: 0 to rows; rows: at least 1. For fractions (``effective_rows``), the interval is nearly exact.
-        level: in (0, 1); the true share is outside, on either side, with a probability of at most half the rest.
     """
-    tail = (1 - level) / 2
-    low = float(stats.beta.ppf(tail, count, rows - count + 1)) if count else 0.0
-    high = float(stats.beta.isf(tail, count + 1, rows - count)) if count < rows else 1.0
+    low = float(stats.beta.ppf(0.025, count, rows - count + 1)) if count else 0.0
+    high = float(stats.beta.isf(0.025, count + 1, rows - count)) if count < rows else 1.0
     return low, high

@@ -28,9 +28,6 @@ def nll_difference(
     probs: torch.Tensor,
     other: torch.Tensor,
     labels: torch.Tensor,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
     groups: torch.Tensor | None = None,
 ) -> NllDifference:
     """Return how far one predictive's NLL is above another's, by a bootstrap that draws the same rows for both.
@@ -44,7 +41,7 @@ def nll_difference(
     """
     (probs, labels), (other, _) = checked_probs(probs, labels), checked_probs(other, labels)
     differences = row_nll(probs, labels) - row_nll(other, labels)
-    return mean_difference(differences, resamples=resamples, seed=seed, groups=groups)
+    return mean_difference(differences, groups=groups)
 
 
 def mean_difference(

@@ -50,17 +50,12 @@ class FineTuning:
     error: float
     rows: int
 
-    @property
-    def pays(self) -> bool:
-        """Whether it gained more than a standard error."""
-        return self.gained > self.error
-
     def __str__(self) -> str:
         """Return it in a sentence."""
         if self.served == self.without:
             return f"Do not fine-tune: {self.served}, which needs no adapter, is what answers"
         figures = f"{self.gained:.3f} nats (standard error {self.error:.3f})"
-        if self.pays:
+        if self.gained > self.error:
             return f"Fine-tuning gained {figures} over not fine-tuning: NLL of {self.served} against {self.without}"
         return f"Do not fine-tune: {self.served} gains {figures} over {self.without}, which needs no adapter"
 

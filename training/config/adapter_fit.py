@@ -68,7 +68,9 @@ def add_options(job: argparse.ArgumentParser) -> None:
     groups = "field whose value rows share that belong together, near-duplicates or turns of a conversation"
     group.add_argument("--groups", metavar="NAME", help=groups)
     calibration = "file of rows that it was not trained on; split: a fifth of --data, of which it was trained on none"
-    group.add_argument("--calibration", metavar="FILE", type=_calibration, help=calibration)
+    group.add_argument(
+        "--calibration", metavar="FILE", type=lambda value: value if value == "split" else Path(value), help=calibration
+    )
     test = "file of rows to measure on; the artifact records the figures, and brings a report of them"
     group.add_argument("--test", metavar="FILE", type=Path, help=test)
     before = "folder of the adapter before training: the prior's centre"
@@ -85,10 +87,6 @@ def add_options(job: argparse.ArgumentParser) -> None:
     limits = 'most weights on each GPU with --device-map, such as \'{"0": "20GiB", "1": "20GiB"}\''
     group.add_argument("--max-memory", metavar="JSON", help=limits)
     group.add_argument("--max-tokens", metavar="COUNT", type=int, help="longest prompt (default: 512)")
-
-
-def _calibration(value: str) -> Path | str:
-    return value if value == "split" else Path(value)
 
 
 #: The options that add_options adds, by their names in the parsed values.

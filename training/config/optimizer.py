@@ -100,10 +100,6 @@ class OptimizerConfig(Section):
         """Rows a step."""
         return self.batch_size * self.gradient_accumulation
 
-    def steps_an_epoch(self, rows: int) -> int:
-        """Return in how many steps so many rows are gone over once; the last one may have fewer rows."""
-        return math.ceil(rows / self.step_rows)
-
     def steps_of(self, epochs: float, rows: int) -> int:
         """Return as many steps as so many epochs over rows take, a part of a step counted as one."""
-        return max(1, math.ceil(epochs * self.steps_an_epoch(rows)))
+        return max(1, math.ceil(epochs * math.ceil(rows / self.step_rows)))

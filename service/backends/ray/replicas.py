@@ -266,7 +266,10 @@ class Replicas:
             self._models.add(model)  # on the event loop, which goes through them
             return model
 
-        return cast(RemoteModel, self._waited(loaded(), lambda: enter("loading", self._load_stage())))
+        def go_on() -> None:
+            enter("loading", "loading on the replicas" if self._calls.present() else "waiting for a scorer")
+
+        return cast(RemoteModel, self._waited(loaded(), go_on))
 
     def budget_of(self, model: Model) -> TokenBudget:
         """Return how large an artifact's batches may be on the replica that said it first."""
@@ -428,9 +431,6 @@ class Replicas:
         known = self._replicas.get(reply.replica)
         if known is not None and known.status is not None:
             known.status = replace(known.status, digests=reply.digests)
-
-    def _load_stage(self) -> str:
-        return "loading on the replicas" if self._calls.present() else "waiting for a scorer"
 
     async def _loaded(self, digest: str, base: str, folder: Path) -> Facts:
         """Return the facts of an artifact, once all replicas that are to hold it have loaded it."""

@@ -27,10 +27,6 @@ class DroppedRows:
         """``codes`` without what has come to disk."""
         return {row: code for row, code in self.codes.items() if row >= self._job.rows_done}
 
-    def forget_stored(self) -> None:
-        """Forget those that have come to disk."""
-        self.codes = self.new
-
     def add(self, bad: Mapping[int, Exception]) -> TooManyBadRowsError | None:
         """Drop rows; return the error that the job fails with where there are too many."""
         for row, error in bad.items():

@@ -176,7 +176,7 @@ class Run:
         codes = {**chunk.bad, **{row: kind_of(error).code for row, error in bad.items()}}
         await whole(ledger.add_rows(job, chunk.rows, scored, codes, sums=sums, end=chunk.end))
         self.under_way.over(chunk.rows)
-        self.dropped.forget_stored()
+        self.dropped.codes = self.dropped.new
         while self.careful and self.careful[-1][0] <= job.rows_done:
             self.careful.pop()
         self.alone = bool(self.careful)
