@@ -119,5 +119,4 @@ def basis_by_key(found: EigenPosterior) -> dict[dense.Key, dense.Basis]:
 def dense_ekfac(
     ggn: dict[dense.Key, torch.Tensor], bases: dict[dense.Key, dense.Basis]
 ) -> dict[dense.Key, torch.Tensor]:
-    """Return the dense EKFAC curvature of every block in given bases."""
     return {key: dense.block_curvature(basis, *dense.ekfac(ggn[key], basis)) for key, basis in bases.items()}

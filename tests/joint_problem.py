@@ -63,12 +63,10 @@ def flat_jacobians(problem: Problem, blocks: Sequence[Block], task: Task | None 
 
 
 def dense_ggn(problem: Problem, blocks: Sequence[Block]) -> Tensor:
-    """Return the dense GGN over all blocks together."""
     return dense.joint_ggn({key_of(b): problem.truth.jacobians[key_of(b)] for b in blocks}, problem.truth.probs)
 
 
 def parameter_precisions(precisions: Tensor, blocks: Sequence[Block]) -> Tensor:
-    """Return the prior precision of every parameter."""
     return torch.cat([p.expand(b.wide * b.narrow) for p, b in zip(precisions, blocks, strict=True)])
 
 

@@ -63,7 +63,6 @@ def markers_of(value: object, seen: dict[int, set[str]]) -> set[str]:
 
 
 def in_tests(module: Any) -> bool:
-    """Return whether a module is one of the tests'."""
     return str(getattr(module, "__file__", "")).startswith(TESTS)
 
 

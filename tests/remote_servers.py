@@ -166,7 +166,6 @@ class Hub:
     token: str = ""
 
     def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
-        """Add files to a branch and return the commit's hash."""
         whole = self.commits.get(self.branches.get(branch, ""), {}) | files
         name = hashlib.sha1(repr((sorted(whole.items()), len(self.commits))).encode()).hexdigest()
         self.commits[name], self.branches[branch] = whole, name

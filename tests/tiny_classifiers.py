@@ -95,7 +95,6 @@ def random_rows(count: int = 8, *, classes: int = 3, seed: int = 3) -> list[Enco
 
 
 def batch_of(rows: Sequence[EncodedRow], side: Side, classes: int = 3) -> Batch:
-    """Return rows as one batch."""
     return collate(rows, class_count=classes, pad_token_id=PAD, side=side)
 
 

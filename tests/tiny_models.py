@@ -67,7 +67,6 @@ def gemma3_that_sees(text: dict[str, Any]) -> hf.Gemma3Config:
 
 
 def generator(seed: int) -> torch.Generator:
-    """Return a CPU generator of that seed."""
     return torch.Generator().manual_seed(seed)
 
 

@@ -53,7 +53,6 @@ class FinishedRun:
 
     @property
     def artifact(self) -> Path:
-        """Folder of its artifact."""
         return self.config.artifact_dir
 
 
@@ -72,7 +71,6 @@ def save_tiny_base(folder: Path, *, seed: int = 0, tied: bool = True, layers: in
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Write JSON Lines and return the path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -238,7 +236,6 @@ def data_wheel() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the tiny base model and its tokenizer."""
     return made_once(tmp_path_factory, "base", lambda folder: save_tiny_base(folder / "tiny")) / "tiny"
 
 
@@ -253,13 +250,11 @@ def run_once(
 
 @pytest.fixture(scope="session")
 def sentiment_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
-    """The float32 run."""
     return run_once(tmp_path_factory, "sentiment", tiny_base_folder, sentiment_config)
 
 
 @pytest.fixture(scope="session")
 def choices_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
-    """The 4-bit run."""
     return run_once(tmp_path_factory, "choices", tiny_base_folder, choices_config)
 
 

@@ -69,7 +69,6 @@ def test_programs_compile_and_import_what_exists(block: Block) -> None:
 
 
 def check_command(words: list[str]) -> None:
-    """Check that ``laplora`` has the command and its flags."""
     runner, names = CliRunner(), [word for word in words if not word.startswith("-")]
     path = [*names[:1], *(names[1:2] if names[:1] == ["jobs"] else [])]
     helped = runner.invoke(app, [*path, "--help"])

@@ -104,7 +104,6 @@ def answered(client: httpx.Client, request: httpx.Request) -> httpx.Response:
 
 
 def schema_of(document: dict[str, Any], request: httpx.Request, status: int) -> dict[str, Any]:
-    """Return the documented schema of an answer to a request."""
     for path, methods in document["paths"].items():
         if re.fullmatch("(/v1)?" + re.sub(r"\{\w+\}", "[^/]+", path), request.url.path):
             content = methods[request.method.lower()]["responses"][str(status)]["content"]

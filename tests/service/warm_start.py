@@ -72,7 +72,6 @@ class Fork:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, if it runs."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -97,7 +96,6 @@ def _warm() -> multiprocessing.context.ForkServerContext:
 
 
 def _run(command: list[str], environment: dict[str, str], log: Connection) -> None:
-    """Be ``python`` with a command."""
     os.dup2(log.fileno(), 2)
     log.close()
     os.environ.clear()

@@ -57,7 +57,6 @@ def cross_fit_config(folder: Path, base: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
-    """The run, finished."""
     return run_once(tmp_path_factory, "cross-fit", tiny_base_folder, cross_fit_config)
 
 

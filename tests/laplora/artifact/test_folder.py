@@ -146,7 +146,6 @@ def names(folder: Path) -> list[str]:
 
 
 def write(target: Path, name: str) -> None:
-    """Write an artifact with a file of that name."""
     with new_artifact(target) as folder:
         (folder / name).write_text("x")
         (folder / MANIFEST).write_text('{"format_version": 8}')

@@ -129,7 +129,6 @@ def test_what_the_flag_sees_of_built_in_texts_is_counted(
 
 
 def largest_change(one: laplora.HeadsPosterior, other: laplora.HeadsPosterior, rows: Rows) -> float:
-    """Return the largest change of a log probability of rows."""
     logs = [np.log(each.predict_proba(rows)) for each in (one, other)]
     return float(np.abs(logs[0] - logs[1]).max())
 

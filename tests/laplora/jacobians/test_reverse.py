@@ -54,7 +54,6 @@ def assert_same(mine: ContrastJacobians, torchs: ContrastJacobians) -> None:
 
 
 def form_of(model: Any) -> DecoderForm:
-    """Return the form of a model's decoder."""
     form = decoder_form(model.get_base_model())
     assert form is not None
     return form

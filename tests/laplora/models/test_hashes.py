@@ -23,7 +23,6 @@ Tensors = dict[str, torch.Tensor]
 
 
 def write_shards(folder: Path, shards: dict[str, Tensors]) -> str:
-    """Write a sharded checkpoint with its index, and return the folder."""
     folder.mkdir(exist_ok=True)
     for file, tensors in shards.items():
         save_file(tensors, folder / file, {"note": "x"})

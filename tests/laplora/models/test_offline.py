@@ -92,7 +92,6 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def wheel(index: Path) -> Wheel:
-    """A wheel in that folder."""
     return build_wheel(index, "data.txt", b"hello")
 
 

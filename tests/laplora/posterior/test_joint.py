@@ -33,7 +33,6 @@ _FITTED: dict[tuple[Any, ...], JointPosterior] = {}
 
 
 def fitted(problem: Problem, joint_rank: int = 130, rank: int = 1000) -> JointPosterior:
-    """Return a joint posterior of the problem's training rows; fitted once."""
     key = (problem.model, joint_rank, rank)
     if key not in _FITTED:
         blocks = find_blocks(problem.model, problem.task.classes)

@@ -38,14 +38,12 @@ def tiny() -> tuple[Any, Any, tuple[Block, ...]]:
 
 @pytest.fixture(scope="module")
 def exact(tiny: tuple[Any, Any, tuple[Block, ...]]) -> tuple[Posterior, list[Rows]]:
-    """The posterior of all contrasts, and the rows."""
     model, task, blocks = tiny
     rows = rows_of(model, task, batch_size=16)
     return fit_posterior(SETTINGS, blocks, replay(rows)), rows
 
 
 def many(exact: tuple[Posterior, list[Rows]], directions: int) -> ManyClassPosterior:
-    """Return a posterior that computes so many directions of an answer."""
     posterior, rows = exact
     return ManyClassPosterior(posterior, posterior.project(rows[0].jacobians), directions)
 

@@ -42,7 +42,6 @@ def prompts(batch: Batch) -> list[torch.Tensor]:
 
 
 def log_probability(model: Any, prompt: torch.Tensor, label: tuple[int, ...]) -> torch.Tensor:
-    """Return the log probability of a label after one prompt, by the model's own forward pass."""
     ids = torch.cat([prompt, torch.tensor(label)])[None]
     log_probs = model(input_ids=ids).logits[0].log_softmax(-1)
     return log_probs[len(prompt) - 1 : -1].gather(1, torch.tensor(label)[:, None]).sum()

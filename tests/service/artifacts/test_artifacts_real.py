@@ -33,7 +33,6 @@ TOLERANCE = 2e-4
 
 @pytest.fixture
 def root(sentiment_run: FinishedRun, mixture_run: FinishedRun, tmp_path: Path) -> Path:
-    """A root with tiny-sentiment and tiny-mixture."""
     for run in (sentiment_run, mixture_run):
         shutil.copytree(run.artifact, tmp_path / run.artifact.name)
     return tmp_path

@@ -96,7 +96,6 @@ def engine(name: Name, folder: Path) -> Iterator[Engine]:
 
 
 def cluster_file(folder: Path, settings: dict[str, Any], **changes: Any) -> Path:
-    """Write a cluster's file and return its path."""
     cluster = {
         "settings": settings,
         "scorers": SCORERS,
@@ -136,13 +135,11 @@ def replicas(served: Engine) -> dict[str, float]:
 
 
 def until_all_replicas(served: Engine, *, artifacts: int, without: Collection[str] = ()) -> None:
-    """Wait until there are all replicas, each with so many artifacts, and none of these."""
     every = [artifacts] * SCORERS
     until(lambda: list((now := replicas(served)).values()) == every and not set(now) & set(without))
 
 
 def cluster_environment(served: Engine) -> dict[str, str]:
-    """Return the environment of a process that joins an engine's cluster."""
     text = served.log.read_text()
     address = re.search(r'"event": "ray_started", "address": "([^"]+)"', text)
     assert address is not None, text

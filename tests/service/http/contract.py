@@ -48,7 +48,6 @@ def answer_to(method: str, path: str, status: int | None = None) -> Any:
 
 
 def example(schema: str) -> Any:
-    """Return an example of the schema of this name."""
     return composed(json.loads(SNAPSHOT.read_text(encoding="utf-8")), {"$ref": f"#/components/schemas/{schema}"})
 
 
@@ -62,5 +61,4 @@ def answered(request: httpx.Request) -> httpx.Response:
 
 
 def refused(request: httpx.Request, status: int, **headers: str) -> httpx.Response:
-    """Refuse a request."""
     return httpx.Response(status, json=answer_to(request.method, request.url.path, status), headers=headers)

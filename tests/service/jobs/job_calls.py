@@ -100,7 +100,6 @@ class ServedJobs(Served):
         return str(found["paused"]["code"])
 
     async def answers(self, job_id: str, **query: Any) -> list[dict[str, Any]]:
-        """Return the rows of a job that are over, with their answers."""
         response = await self.client.get(f"/evaluate/jobs/{job_id}/results", params=query)
         assert response.status_code == 200, response.text
         return [json.loads(line) for line in response.text.split("\n")[:-1]]

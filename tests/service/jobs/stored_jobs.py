@@ -54,7 +54,6 @@ def end(store: JobTables, number: int, status: StoredStatus, **more: Any) -> Non
 
 
 def kept_rows(store: JobTables, number: int) -> list[int]:
-    """Return the numbers of a job's scored rows."""
     return [one.row for one in store.reads.rows(number, -1, 10_000)]
 
 

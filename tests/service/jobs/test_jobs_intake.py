@@ -235,7 +235,6 @@ async def test_an_upload_that_changes_while_it_is_read_fails_the_job_by_its_line
 
 
 def upload(size: int) -> bytes:
-    """Return an upload of one line and this many bytes."""
     line = b'{"text": "row 5", "label": "positive"}'
     return line + b" " * (size - len(line) - 1) + b"\n"
 

@@ -28,7 +28,6 @@ expect.set_options(timeout=GIVE_UP_S * 1000)
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Yield a browser."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program("chromium"), args=_FLAGS)
         try:
@@ -80,7 +79,6 @@ def posted(command: str) -> tuple[Any, Any]:
 
 
 def printed(program: str) -> str:
-    """Return what a Python program of the page prints."""
     with contextlib.redirect_stdout(out := io.StringIO()):
         exec(program, {})
     return out.getvalue().strip()

@@ -24,7 +24,6 @@ def at_jobs(visited: Visit) -> Page:
 
 
 def sent(page: Page, send: Callable[[], None]) -> Locator:
-    """Return the job on the page that something sends."""
     with page.expect_response(lambda answer: answer.request.method == "POST") as accepted:
         send()
     assert accepted.value.status == 202, accepted.value.text()
@@ -38,7 +37,6 @@ def evaluate(page: Page, content: bytes) -> Locator:
 
 
 def done(job: Locator, rows_done: int) -> None:
-    """Wait until a job is done, with all of its rows."""
     expect(job).to_have_attribute("data-status", "done")
     expect(job).to_contain_text(f"{rows_done} of {rows_done} rows")
 

@@ -38,7 +38,6 @@ class Collector:
         return [span for scope in scopes for span in scope.spans]
 
     def of(self, request_id: str) -> Span:
-        """Return the server span of a request."""
         (span,) = [s for s in self.spans if attributes(s).get("laplora.request_id") == request_id]
         return span
 
