@@ -14,7 +14,7 @@ from typing import Any
 
 from laplora.errors import LaploraError, warnings_said
 from training.config import adapter_fit, load_config
-from training.config.overrides import add_overrides
+from training.config.run import add_overrides
 from training.workspace.launcher import alone, launched, launched_rank
 from training.workspace.terminal import say
 

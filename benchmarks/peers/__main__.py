@@ -21,8 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import provenance
-from benchmarks.peers.tables import page_tables
-from training.report.markdown import fill
+from training.report.markdown import fill, markdown_table
 
 FOLDER = Path(__file__).parent
 PAGE = provenance.ROOT / "docs" / "evidence.md"
@@ -31,6 +30,7 @@ PACKAGES = {
     "laplace": ["laplace-torch", "curvlinops-for-pytorch"],
     "bayesian_lora": ["bayesian-lora"],
 }
+_MEASURED = "`{command}`, {date}, commit {commit}, {hardware}; {versions}."
 SHARED = ["laplora", "torch", "transformers", "peft"]
 
 
@@ -78,6 +78,26 @@ def conditions(part: str, arguments: list[str]) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", "benchmarks.peers", *arguments]),
         "hardware": f"{provenance.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread used",
         "versions": provenance.versions([*PACKAGES[part], *SHARED]),
+    }
+
+
+def page_tables(results: dict[str, Any]) -> dict[str, str]:
+    """Return the table of docs/evidence.md, and what was measured when, by name."""
+    tiny = results["laplace"]["tiny"]
+    same = [
+        ("`kron`, reduce", "`kfac_reduce`", "kfac_reduce, alone", ""),
+        (
+            "`full`",
+            "`joint_core`, nothing left out",
+            "joint_core, alone",
+            "laplace-torch multiplies the GGN with a float32 identity",
+        ),
+    ]
+    heading = ["laplace-torch", "laplora", "covariance", "evidence", "what is left"]
+    rows = [[theirs, ours, *(f"{tiny[key][of]:.0e}" for of in heading[2:4]), left] for theirs, ours, key, left in same]
+    return {
+        "tiny": markdown_table(heading, rows),
+        **{f"measured_{name}": _MEASURED.format_map(part["measured"]) for name, part in results.items()},
     }
 
 

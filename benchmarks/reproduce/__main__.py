@@ -19,7 +19,7 @@ from benchmarks.reproduce.page import publish, write_page
 from benchmarks.reproduce.record import RECORD, begun, scores, write_record
 from benchmarks.reproduce.subjects import MODELS, TASKS, check_reproducible, checkpoints, run_config
 from laplora.errors import LaploraError
-from training.config.overrides import add_overrides
+from training.config.run import add_overrides
 from training.finetune import train_adapter
 from training.workspace.results import load_trained, trained_as
 from training.workspace.run import Run

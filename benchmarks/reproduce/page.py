@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.pictures import save_picture
 from benchmarks.harness.provenance import ROOT
 from benchmarks.reproduce.checkpoint import EVIDENCE, Answers, answers_folder, read_answers
-from benchmarks.reproduce.figure import steps_figure
+from benchmarks.reproduce.figure import save_picture, steps_figure
 from benchmarks.reproduce.record import RECORD, read_record, scores
 from benchmarks.reproduce.subjects import MODELS, TASKS
 from benchmarks.reproduce.tables import (

@@ -18,7 +18,7 @@ from benchmarks.familiarity.page import render as familiarity_page
 from benchmarks.harness import page as speed
 from benchmarks.harness.record import FOLDER, read
 from benchmarks.peers import __main__ as peers
-from benchmarks.peers.tables import page_tables
+from benchmarks.peers.__main__ import page_tables
 from benchmarks.reproduce.page import page_text, read_published
 from benchmarks.speed import published as overload
 from benchmarks.speed.__main__ import PARTS
