@@ -124,7 +124,7 @@ class _Parts:
         self.feedback = FeedbackStore(
             keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window
         )
-        self.requests = SharedLimit("requests", "max_requests", settings.max_requests, share)
+        self.requests = SharedLimit("requests", "max_requests", settings.max_requests, share, lent=True)
         self.body_bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", settings.in_flight_bytes, share)
         most_numbers = math.ceil(planning.MOST_ANSWERS * planning.MOST_NUMBERS / share)
         self.answer_numbers = SharedLimit("numbers of answers", "the most of all together", most_numbers, share)

@@ -21,6 +21,9 @@ from laplora.upstream.asking import ANY_MODEL, Upstream
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
 #: The pattern of a host, in lower case.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
+#: Tokens that wait at most where ``max_queue_tokens`` is unset, and batches where these have more: with half of them a
+#: caller keeps a device busy beside another one.
+QUEUE_TOKENS, QUEUE_BATCHES = 65_536, 4
 #: A duration in seconds, above 0; a delay may be none.
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Delay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -127,8 +130,10 @@ class Settings(BaseSettings):
     """Most padded tokens of one device batch (rows times the longest row); unset: 512 on a CPU, measured on a GPU as an
     artifact is loaded. 1 lets every row run alone: no other request can change a digit of an answer.
     """
-    max_queue_tokens: int = Field(65_536, ge=1)
-    """Most tokens that wait for the device, estimated until a text is tokenised; more are refused with 429."""
+    max_queue_tokens: int | None = Field(None, ge=1)
+    """Most tokens that wait for the device, estimated until a text is tokenised; more are refused with 429; unset:
+    65,536, or four batches where these have more.
+    """
     max_queue_rows: int = Field(2048, ge=1)
     """Most inputs that wait; more are refused with 429."""
     max_tokenize_bytes: int | None = Field(None, ge=1024)
@@ -136,9 +141,9 @@ class Settings(BaseSettings):
     share.
     """
     client_share: float = Field(0.5, gt=0, le=1, allow_inf_nan=False)
-    """Most that one caller may hold, as a share of the queue's rows, tokens and bytes (once it holds some, of those
-    that other callers leave), of max_requests, max_in_flight_bytes, max_jobs_bytes and max_job_downloads,
-    and one address, but for trusted_proxies, of max_connections; more are refused with 429.
+    """Most that one caller gets of the queue's rows, tokens and bytes that the others leave, and of max_requests, while
+    others are there (a caller alone may have all); that it ever has of max_in_flight_bytes, max_jobs_bytes and
+    max_job_downloads, one request of the queue, and one address, but for trusted_proxies, of max_connections.
     """
     max_inputs: int = Field(256, ge=1)
     """Most inputs of one request; more are refused with 413."""
@@ -383,6 +388,11 @@ class Settings(BaseSettings):
     def run_limit_s(self) -> float:
         """Seconds after which one run of the device is taken never to end."""
         return 5 * self.stall_s if self.hang_s is None else self.hang_s
+
+    def queue_limits(self, batch_tokens: int, devices: int = 1) -> tuple[int, int, int]:
+        """Return the most rows, tokens and bytes of text that wait for devices whose batches have so many tokens."""
+        tokens = self.max_queue_tokens or max(QUEUE_TOKENS, QUEUE_BATCHES * batch_tokens)
+        return self.max_queue_rows * devices, tokens * devices, self.tokenize_bytes
 
     @property
     def tokenize_bytes(self) -> int:

@@ -278,8 +278,6 @@ def test_compose_offers_a_cpu_and_a_gpu_server(monkeypatch: pytest.MonkeyPatch) 
         assert settings.device == {"cpu": "cpu", "gpu": "cuda"}[name]
         assert settings.auth == "keys"
         assert service["environment"]["LAPLORA_AUTH"] == "${LAPLORA_AUTH:-keys}", "off is said by name"
-        # 5 s: what the server takes at most to leave once the drain is over
-        assert seconds(service["stop_grace_period"]) > settings.drain_delay_s + settings.drain_s + 5
         assert service["ports"] == [f"127.0.0.1:${{PORT:-8000}}:{settings.port}"]
         assert service["restart"] == "unless-stopped"
         artifacts, state = service["volumes"]

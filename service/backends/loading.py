@@ -14,7 +14,7 @@ from service.process import free_what_is_unused
 from service.scoring.backend import Enter
 from service.scoring.device import Device
 from service.scoring.model import TokenBudget
-from service.settings import Settings
+from service.settings import QUEUE_TOKENS, Settings
 from service.telemetry.logs import log_crash, logger
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Loader:
                 predictor,
                 self._library.meter(predictor),
                 on_device,
-                most_tokens=settings.max_queue_tokens,
+                most_tokens=settings.max_queue_tokens or QUEUE_TOKENS,
                 reserved_bytes=max(0, settings.max_artifact_bytes - predictor.own_bytes),
             )
         fields = {"event": "token_budget", "artifact": predictor.artifact.name, "tokens": budget.tokens}

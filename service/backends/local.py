@@ -44,19 +44,13 @@ class Local:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        library: Library,
-        *,
-        on_batch: Sequence[Callable[[BatchReport], None]] = (),
+        self, settings: Settings, library: Library, *, on_batch: Sequence[Callable[[BatchReport], None]] = ()
     ) -> None:
-        self.queue = Queue(
-            Amount(settings.max_queue_rows, settings.max_queue_tokens, settings.tokenize_bytes),
-            client_share=settings.client_share,
-        )
+        self._settings, budget = settings, settings.batch_tokens or CPU_BATCH_TOKENS
+        self.queue = Queue(Amount(*settings.queue_limits(budget)), client_share=settings.client_share)
         self.device = Device(
             self.queue,
-            token_budget=settings.batch_tokens or CPU_BATCH_TOKENS,
+            token_budget=budget,
             on_batch=on_batch,
             health=DeviceHealth(stall_s=settings.stall_s, hang_s=settings.run_limit_s),
         )
@@ -100,7 +94,7 @@ class Local:
         self.device.health.require_responsive()
 
     def check_room(self, caller: str) -> None:
-        self.queue.check_room(caller)
+        self.queue.check_room(caller, time.monotonic())
 
     def enter(self, entry: Entry, expected: Amount, *, fewest_tokens: int) -> None:
         self.queue.enter(entry, expected, fewest_tokens=fewest_tokens, now=time.monotonic())
@@ -126,17 +120,11 @@ class Local:
         return self._loader.budget_of(cast("Predictor", model))
 
     def use(self, model: Model, loaded: Sequence[Model]) -> None:
-        """Set what depends on the base model and on all that are loaded: see ``Loader.use``."""
+        """Set what depends on the base model and on all that are loaded: see ``Loader.use``. The queue follows."""
         self._loader.use(cast("Predictor", model), cast("Sequence[Predictor]", loaded))
+        self.queue.resize(Amount(*self._settings.queue_limits(self.batch_tokens)))
 
-    def make_version(
-        self,
-        model: Model,
-        rows: Sequence[Example],
-        *,
-        force: bool,
-        go_on: Callable[[], None],
-    ) -> Version:
+    def make_version(self, model: Model, rows: Sequence[Example], *, force: bool, go_on: Callable[[], None]) -> Version:
         """Return the version that learned from labelled rows; each pass is a run of its own, requests go between."""
         from laplora.fitting.loaded import make_version
 

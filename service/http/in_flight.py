@@ -1,11 +1,13 @@
 """How many requests are answered at once and how many bytes their bodies have: past that, a POST is refused unread.
 
-One caller has at most its share of both, so that there is always a place for somebody else. Requests without a body
-need no place: administration (but for labels to learn from), cancelling a job, health and metrics.
+One caller has at most its share of both, so that there is always a place for somebody else; of the places all, while no
+other is there (``service.scoring.admission``). Requests without a body need no place: administration (but for labels to
+learn from), cancelling a job, health and metrics.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import ClientTooManyRequestsError, ServiceError, TooManyRequestsError
 from service.http.body import hear_out
 from service.http.calls import PREDICTING
+from service.scoring.admission import SPARE_SHARE, Presence
 from service.security.access import Answer, line_of
 from service.security.callers import caller_of
 
@@ -37,9 +40,12 @@ class SharedLimit:
     Args:
         what: its name in messages; setting: the name of what limits it; most: of it, for everybody together.
         client_share: most that one caller has, as a share of ``most``.
+        lent: whether a caller may have all while no other is there, and who has none an eighth more than there are.
     """
 
-    def __init__(self, what: str, setting: str, most: int, client_share: float) -> None:
+    def __init__(self, what: str, setting: str, most: int, client_share: float, *, lent: bool = False) -> None:
+        self._here: Presence | None = Presence() if lent else None
+        self._spare = 1 + SPARE_SHARE if lent else 1.0
         self._what, self._setting, self._most = what, setting, most
         self._client_most = max(1, int(most * client_share))
         self._by_caller: Counter[str] = Counter()
@@ -55,6 +61,8 @@ class SharedLimit:
             ClientTooManyRequestsError, TooManyRequestsError: the caller's share, or all, is taken.
         """
         so_far = self._by_caller[caller]
+        if self._here is not None:
+            whole = self._here.alone(caller, self._by_caller, time.monotonic())
         if not whole and so_far + more > self._client_most < self._most:
             raise ClientTooManyRequestsError(
                 f"you have {so_far} {self._what} in flight and {more} came, one caller may have {self._client_most} "
@@ -62,7 +70,7 @@ class SharedLimit:
                 limit=self._client_most,
                 got=so_far + more,
             )
-        if self.total + more > self._most:
+        if self.total + more > self._most * (1.0 if so_far else self._spare):
             raise TooManyRequestsError(
                 f"{self.total} {self._what} are in flight and {more} came, {self._setting} is {self._most}: "
                 "try again later",

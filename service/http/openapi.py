@@ -113,6 +113,7 @@ def error_responses(*codes: str, model: Any = ErrorResponse) -> dict[int | str, 
 def describe(settings: Settings) -> str:
     """Return the document's description, with the limits of this server: every setting that is a most or a time."""
     worked_out = {
+        "max_queue_tokens": settings.queue_limits(settings.batch_tokens or 0)[1],
         "max_tokenize_bytes": settings.tokenize_bytes,
         "max_in_flight_bytes": settings.in_flight_bytes,
         "max_jobs_bytes": settings.jobs_bytes,

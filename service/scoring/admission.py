@@ -1,21 +1,28 @@
 """Who holds how much of the queue: rows, tokens, and text that is still to be tokenised. No clock and no lock.
 
-Room is reserved by an estimate, corrected once the tokens are known, and given back as rows go to the device. One
-caller holds at most its share of each limit. Who holds some already gets more only within its share of what the others
-leave (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 1998).
+Room is reserved by an estimate, corrected once the tokens are known, and given back as rows go to the device.
+
+1. A caller may hold all of each limit while no other is there: one that holds some, or asked in the last minute.
+2. While others are there, a caller that holds some gets more only up to its share of what the others leave (dynamic
+   thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 1998); what it holds stays.
+3. Who holds nothing gets in wherever there is room, an eighth past the limit too, and while it is refused the others'
+   parts are of no more than their share of the limit: the device has soon made room for it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from service.errors import BatchTooLargeError, ClientQueueFullError, QueueFullError
-from service.scoring.fairness import weight_of
+from service.scoring.fairness import is_job, weight_of
 
-#: By how much corrections may exceed a limit, as a share of it.
-CORRECTION_SHARE = 1 / 8
+#: By how much corrections, and those who hold nothing, may exceed a limit, as a share of it.
+SPARE_SHARE = 1 / 8
+#: Seconds in which a caller is there after it asked: as long as Retry-After may tell it to wait.
+HERE_S = 60.0
 
 
 class Amount(NamedTuple):
@@ -40,8 +47,28 @@ _WHAT = ("rows", "tokens", "bytes of text")
 _SETTINGS = ("max_queue_rows", "max_queue_tokens", "max_tokenize_bytes")
 
 
+class Presence:
+    """Callers that asked in the last ``HERE_S`` seconds. Jobs are none: they have time."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, float] = {}  # who asked longest ago comes first
+
+    def __contains__(self, caller: str) -> bool:
+        return caller in self._asked
+
+    def alone(self, caller: str, holders: Iterable[str], now: float) -> bool:
+        """Take in that a caller asks; return whether no other is there, or among those who hold something."""
+        if is_job(caller):
+            return False
+        self._asked.pop(caller, None)
+        self._asked[caller] = now
+        while self._asked[first := next(iter(self._asked))] < now - HERE_S:
+            del self._asked[first]
+        return len(self._asked) == 1 and all(other == caller or is_job(other) for other in holders)
+
+
 class Limits(NamedTuple):
-    """Most that everybody together holds, and most that one caller does."""
+    """Most that everybody together holds, and most that one request does."""
 
     all: Amount
     each: Amount
@@ -61,7 +88,7 @@ class Admission:
 
     Args:
         limits: most that everybody together holds.
-        client_share: most that one caller holds, as a share of each limit, and of what others leave of it.
+        client_share: most that one request has of each limit, and one caller of what the others that are there leave.
 
     Attributes:
         total: what everybody together holds.
@@ -72,6 +99,8 @@ class Admission:
         self._client_share = client_share
         self.resize(limits)
         self._by_caller: dict[str, Amount] = {}
+        self._here = Presence()
+        self._refused: set[str] = set()  # of those that hold nothing
         self._tokens_per_s = 0.0  # of the device; 0 while nobody knows
 
     def resize(self, limits: Amount) -> None:
@@ -86,35 +115,37 @@ class Admission:
     def held_by(self, caller: str) -> Amount:
         return self._by_caller.get(caller, NOTHING)
 
-    def reserve(self, caller: str, wanted: Amount, *, fewest_tokens: int = 0) -> Reservation:
+    def reserve(self, caller: str, wanted: Amount, *, now: float, fewest_tokens: int = 0) -> Reservation:
         """Return a reservation for a request.
 
         Args:
-            wanted: its rows, estimated tokens and text. An estimate of more than one caller may hold reserves all that.
+            wanted: its rows, estimated tokens and text. An estimate of more than a request may have reserves all that.
+            now: ``time.monotonic`` s.
             fewest_tokens: that it has for certain: these alone are refused for good.
 
         Raises:
-            BatchTooLargeError: it is larger than what one caller may hold, and will never fit.
+            BatchTooLargeError: it is larger than a request may be.
             ClientQueueFullError, QueueFullError: as ``check_room``.
         """
         self._check_size(wanted._replace(tokens=fewest_tokens), self._limits)
         wanted = wanted._replace(tokens=min(wanted.tokens, self._limits.each.tokens))
-        self.check_room(caller, wanted)
+        self.check_room(caller, wanted, now=now)
+        self._refused.discard(caller)
         reservation = Reservation(caller, self._limits)
         self.change(reservation, wanted)
         return reservation
 
-    def correct(self, reservation: Reservation, known: Amount) -> None:
+    def correct(self, reservation: Reservation, known: Amount, *, now: float) -> None:
         """Put what is known after tokenising in place of an estimate, under the limits of now or then, the larger ones.
 
         Raises:
-            BatchTooLargeError: it is larger than what one caller may hold.
-            ClientQueueFullError, QueueFullError: more than there is room for, ``CORRECTION_SHARE`` above the limits.
+            BatchTooLargeError: it is larger than a request may be.
+            QueueFullError: more than there is room for, ``SPARE_SHARE`` above the limits.
         """
         limits = max(self._limits, reservation.limits)
         self._check_size(known, limits)
         more = known.less(reservation.held)
-        self.check_room(reservation.caller, more, let_in=limits)
+        self.check_room(reservation.caller, more, now=now, let_in=limits)
         self.change(reservation, more)
 
     def change(self, reservation: Reservation, more: Amount) -> None:
@@ -123,64 +154,60 @@ class Admission:
         reservation.held = reservation.held.plus(more)
         self.total = self.total.plus(more)
         self._by_caller[caller] = self.held_by(caller).plus(more)
-        if self._by_caller[caller] == NOTHING:
-            del self._by_caller[caller]
 
     def close(self, reservation: Reservation) -> None:
-        """Give back all that a reservation still holds."""
+        """Give back all that a reservation still holds. Until then its caller is there, also while its rows run."""
         self.change(reservation, NOTHING.less(reservation.held))
+        if self._by_caller[reservation.caller] == NOTHING:
+            del self._by_caller[reservation.caller]
 
     def learn_speed(self, tokens: int, duration_s: float) -> None:
         """Take in how long the device took for a batch: what Retry-After is worked out from."""
         rate = tokens / duration_s
         self._tokens_per_s = rate if self._tokens_per_s == 0 else 0.8 * self._tokens_per_s + 0.2 * rate
 
-    def check_room(self, caller: str, more: Amount = SHORT_ROW, *, let_in: Limits | None = None) -> None:
+    def check_room(self, caller: str, more: Amount = SHORT_ROW, *, now: float, let_in: Limits | None = None) -> None:
         """Check that a caller would find room; by default for one short row.
 
         Args:
-            let_in: the request was let in already: it may exceed these limits by ``CORRECTION_SHARE``.
+            let_in: the request was let in already: it may exceed these limits by ``SPARE_SHARE``.
 
         Raises:
-            ClientQueueFullError: it does not fit into the caller's share now.
-            QueueFullError: it does not fit into the queue now, or not into the caller's share of what others leave.
+            ClientQueueFullError: it does not fit into the caller's part now.
+            QueueFullError: it does not fit into the queue now.
         """
         before = self.held_by(caller)
-        limits, slack = (self._limits, 1.0) if let_in is None else (let_in, 1 + CORRECTION_SHARE)
+        share = 1.0 if self._here.alone(caller, self._by_caller, now) else self._client_share
+        self._refused = {name for name in self._refused if name in self._here}
+        shared = share if self._refused - {caller} else 1.0
+        slack = 1 + SPARE_SHARE if before == NOTHING or let_in is not None else 1.0
         for i, (what, setting) in enumerate(zip(_WHAT, _SETTINGS, strict=True)):
             if more[i] <= 0:
                 continue
-            held, limit = before[i], limits.each[i]
-            if self._client_share < 1 and held + more[i] > limit * slack:
+            held, total, limit = before[i], self.total[i], (let_in or self._limits).all[i]
+            part = int((limit * shared - (total - held)) * share)
+            if share < 1 and held > 0 and let_in is None and held + more[i] > part:
                 raise ClientQueueFullError(
-                    f"your requests hold {held} {what} and {more[i]} came, one caller may hold {limit} ({setting} "
-                    "times client_share): wait for your own answers first",
-                    limit=limit,
+                    f"{total} {what} wait, {held} of them yours, and {more[i]} came: beside others one caller may hold "
+                    f"{max(0, part)} now ({setting} less theirs, times client_share): wait for your own answers first",
+                    limit=max(0, part),
                     got=held + more[i],
                     retry_after_s=self._backlog_s(before.tokens, self._share_of(caller)),
                 )
-            total, limit = self.total[i], limits.all[i]
             if total + more[i] > limit * slack:
+                if before == NOTHING and caller in self._here:
+                    self._refused.add(caller)
                 raise QueueFullError(
                     f"{total} {what} wait and {more[i]} came, {setting} is {limit}: try again later",
                     limit=limit,
                     got=total + more[i],
                     retry_after_s=self._backlog_s(self.total.tokens, 1.0),
                 )
-            part = int((limit - (total - held)) * self._client_share)
-            if held > 0 and let_in is None and held + more[i] > part:
-                raise QueueFullError(
-                    f"{total} {what} wait, {held} of them yours, and {more[i]} came: one caller may hold {part} now "
-                    f"({setting} less what other callers hold, times client_share): try again later",
-                    limit=part,
-                    got=held + more[i],
-                    retry_after_s=self._backlog_s(self.total.tokens, 1.0),
-                )
 
     def _check_size(self, wanted: Amount, limits: Limits) -> None:
         for what, setting, got, limit, whole in zip(_WHAT, _SETTINGS, wanted, limits.each, limits.all, strict=True):
             if got > limit:
-                of = "" if limit == whole else f" and one caller may hold {limit} of it (client_share)"
+                of = "" if limit == whole else f" and one request may have {limit} of it (client_share)"
                 raise BatchTooLargeError(
                     f"the request has {got} {what}, {setting} is {whole}{of}: send it in parts",
                     field="inputs",

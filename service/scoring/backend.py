@@ -116,14 +116,7 @@ class Backend(Protocol):
     def use(self, model: Model, loaded: Sequence[Model]) -> None:
         """Be told that a loaded artifact answers from now on, and which ones are loaded."""
 
-    def make_version(
-        self,
-        model: Model,
-        rows: Sequence[Example],
-        *,
-        force: bool,
-        go_on: Callable[[], None],
-    ) -> Version:
+    def make_version(self, model: Model, rows: Sequence[Example], *, force: bool, go_on: Callable[[], None]) -> Version:
         """Return the version of a loaded artifact that learned from labelled rows; errors as of ``make_version``.
 
         Args:

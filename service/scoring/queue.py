@@ -113,10 +113,15 @@ class Queue:
         if self.draining:
             raise DrainingError("the server is stopping and takes no new requests")
 
-    def check_room(self, caller: str) -> None:
+    def check_room(self, caller: str, now: float) -> None:
         """Check that one short row would find room: see ``Admission.check_room``."""
         with self.changed:
-            self._admission.check_room(caller)
+            self._admission.check_room(caller, now=now)
+
+    def resize(self, limits: Amount) -> None:
+        """Set other limits: see ``Admission.resize``."""
+        with self.changed:
+            self._admission.resize(limits)
 
     def enter(self, entry: Entry, expected: Amount, *, fewest_tokens: int, now: float) -> None:
         """Reserve room for a request that is not tokenised yet. From now on its future has to be settled or cancelled.
@@ -127,7 +132,7 @@ class Queue:
         """
         with self.changed:
             self.require_open()
-            entry.reservation = self._admission.reserve(entry.caller, expected, fewest_tokens=fewest_tokens)
+            entry.reservation = self._admission.reserve(entry.caller, expected, now=now, fewest_tokens=fewest_tokens)
             self._entries.add(entry)
             entry.entered_at = now
         entry.future.add_done_callback(lambda _: self._leave(entry))
@@ -142,7 +147,7 @@ class Queue:
         with self.changed:
             if entry not in self._entries or entry.reservation is None:
                 return
-            self._admission.correct(entry.reservation, Amount(len(ticket.rows), ticket.tokens))
+            self._admission.correct(entry.reservation, Amount(len(ticket.rows), ticket.tokens), now=now)
             entry.ticket, entry.predictor, entry.queued_at = ticket, predictor, now
             request = Request(entry.caller, _group(id(predictor), ticket.ask))
             for i, cost in enumerate(costs):

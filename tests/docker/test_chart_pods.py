@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
+from documents import read
 from postgres import GUEST, postgres
 from server_process import until
-from test_docker import environment, parse, settings_of
+from test_docker import compose, environment, parse, seconds, settings_of
 
 from benchmarks.harness.provenance import ARTIFACT
 from service.app import create_app
@@ -24,6 +26,9 @@ from service.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = environment(parse("service.Dockerfile")[1][-1])
+VALUES, SEVERAL = (
+    yaml.safe_load(read(f"docker/kubernetes/laplora/{name}")) for name in ("values.yaml", "ci/several-values.yaml")
+)
 JOBS = "postgresql://laplora@database/laplora"
 
 
@@ -96,16 +101,36 @@ def test_probes_ask_what_the_server_answers_on_its_port(
 
 
 @pytest.mark.parametrize("drain", [{}, {"delaySeconds": 40, "seconds": 300, "preStopSeconds": 20}])
-def test_a_pod_has_the_time_that_its_server_takes_to_drain(render: Any, settings: Any, drain: dict[str, int]) -> None:
-    documents, server_settings = render({"drain": drain}), settings(drain=drain)
-    slept = int(server(documents).get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [0, 0])[1])
-    assert slept == drain.get("preStopSeconds", 0)
-    # 5 s: what the server takes at most to leave once the drain is over
-    needed = slept + server_settings.drain_delay_s + server_settings.drain_s + 5
-    assert pod(documents)["terminationGracePeriodSeconds"] > needed
-    # Whoever asks the pod itself, as a load balancer outside the cluster does, notices within the delay.
-    probe = server(documents)["readinessProbe"]
-    assert server_settings.drain_delay_s > probe["periodSeconds"] * probe["failureThreshold"]
+def test_times_are_those_of_the_page_and_their_sums_hold(render: Any, settings: Any, drain: dict[str, int]) -> None:
+    documents, given, values = render({"drain": drain}), settings(drain=drain), VALUES["drain"] | drain
+    container, composed = server(documents), compose()["services"]["gpu"]
+    assert (given.drain_delay_s, given.drain_s) == (values["delaySeconds"], values["seconds"])
+    slept = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [0, 0])[1]
+    proxy = compose("compose.proxy.yaml")["services"]["proxy"]["environment"]
+    nginx = read("docker/nginx.conf.template").partition("keepalive 32;")[2]
+    times = {name: field.default for name, field in Settings.model_fields.items()} | proxy
+    for probe in (container[f"{kind}Probe"] | {"kind": kind} for kind in ("startup", "liveness", "readiness")):
+        times[f"{probe['kind']}Probe"] = probe["periodSeconds"] * probe["failureThreshold"]
+    times |= {f"drain.{name}": value for name, value in values.items()} | composed["environment"]
+    times |= {
+        "drain.preStopSeconds": slept,
+        "hang_s": given.run_limit_s,
+        "httpRoute.timeout": seconds(VALUES["httpRoute"]["timeout"]),
+        "keepalive_timeout": nginx.partition("keepalive_timeout ")[2].partition("s;")[0],
+        "startSeconds": documents["Deployment", "laplora"]["spec"]["progressDeadlineSeconds"],
+        "stop_grace_period": seconds(composed["stop_grace_period"]),
+        "terminationGracePeriodSeconds": pod(documents)["terminationGracePeriodSeconds"],
+    }
+    rows = re.findall(r"^\| `([\w.]+)` \| [^|]+ \| (\d+) \|(.*)\|$", read("docs/kubernetes.md"), re.M)
+    assert len(rows) == 20
+    for name, told, least in rows:
+        assert drain or float(times[name]) == float(told), name
+        terms = re.findall(r"`([\w.]+)`", least)
+        assert not terms or float(times[name]) > sum(float(times[term]) for term in terms), name
+    assert (
+        SEVERAL["ingress"]["annotations"]["nginx.ingress.kubernetes.io/proxy-read-timeout"]
+        == proxy["PROXY_ANSWER_TIMEOUT_S"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,9 +222,7 @@ def test_the_autoscaler_has_the_replicas_to_itself_and_a_metric_of_the_servers(r
     name = metric["pods"]["metric"]["name"]
     assert name == "laplora_queue_tokens"
     assert name in {family.name for family in Metrics().registry.collect()}
-    assert int(metric["pods"]["target"]["averageValue"]) < settings().max_queue_tokens / 2, (
-        "before requests are refused"
-    )
+    assert int(metric["pods"]["target"]["averageValue"]) < settings().queue_limits(0)[1] / 2, "before refusals"
     (rule,) = yaml.safe_load((ROOT / "docker/kubernetes/prometheus-adapter.yaml").read_text())["rules"]["custom"]
     assert rule["name"] == {"as": name}
     assert rule["seriesQuery"].startswith(f"{name}{{")

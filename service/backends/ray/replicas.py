@@ -132,7 +132,9 @@ class Replicas:
         on_batch: Sequence[Callable[[BatchReport], None]] = (),
     ) -> None:
         self._settings, self._library, self._calls, self._on_batch = settings, library, calls, on_batch
-        self._admission = Admission(self._limits(1), client_share=settings.client_share)
+        self._admission = Admission(
+            Amount(*settings.queue_limits(CPU_BATCH_TOKENS)), client_share=settings.client_share
+        )
         self._lock = threading.RLock()  # of what is admitted: futures may be settled in any thread
         self._entries: set[Entry] = set()
         self._replicas: dict[str, _Replica] = {}
@@ -204,14 +206,15 @@ class Replicas:
 
     def check_room(self, caller: str) -> None:
         with self._lock:
-            self._admission.check_room(caller)
+            self._admission.check_room(caller, now=time.monotonic())
 
     def enter(self, entry: Entry, expected: Amount, *, fewest_tokens: int) -> None:
         self.require_open()
         with self._lock:
-            entry.reservation = self._admission.reserve(entry.caller, expected, fewest_tokens=fewest_tokens)
+            now = time.monotonic()
+            entry.reservation = self._admission.reserve(entry.caller, expected, now=now, fewest_tokens=fewest_tokens)
             self._entries.add(entry)
-            entry.entered_at = time.monotonic()
+            entry.entered_at = now
         entry.future.add_done_callback(lambda _: self._leave(entry))
 
     def _leave(self, entry: Entry) -> None:
@@ -224,7 +227,8 @@ class Replicas:
         model = self._model(ticket.digest)
         if entry.reservation is not None:
             with self._lock:
-                self._admission.correct(entry.reservation, Amount(len(ticket.rows), ticket.tokens))
+                known = Amount(len(ticket.rows), ticket.tokens)
+                self._admission.correct(entry.reservation, known, now=time.monotonic())
         entry.ticket, entry.queued_at = ticket, time.monotonic()
         sending = asyncio.ensure_future(self._answered("predict", ticket, model))
 
@@ -279,14 +283,7 @@ class Replicas:
         """Take in which base answers: artifacts on another one lose their places."""
         self._places.answers(cast(RemoteModel, model).base_name)
 
-    def make_version(
-        self,
-        model: Model,
-        rows: Sequence[Example],
-        *,
-        force: bool,
-        go_on: Callable[[], None],
-    ) -> Version:
+    def make_version(self, model: Model, rows: Sequence[Example], *, force: bool, go_on: Callable[[], None]) -> Version:
         """Return the version that learned from labelled rows, made on one replica. Not for the event loop."""
         artifact = model.artifact
 
@@ -311,10 +308,6 @@ class Replicas:
             for name in present & known.keys()
             if known[name].seen > 0 and not (known[name].stalled or known[name].silent)
         ]
-
-    def _limits(self, replicas: int) -> Amount:
-        settings, times = self._settings, max(1, replicas)
-        return Amount(settings.max_queue_rows * times, settings.max_queue_tokens * times, settings.tokenize_bytes)
 
     def _model(self, digest: str) -> RemoteModel:
         for model in self._models:
@@ -502,7 +495,8 @@ class Replicas:
                 self._replicas.setdefault(name, _Replica())
             live = {*self._live(names)}
             with self._lock:
-                self._admission.resize(self._limits(len(live)))
+                limits = self._settings.queue_limits(self.batch_tokens, max(1, len(live)))
+                self._admission.resize(Amount(*limits))
             for name, known in self._replicas.items():
                 if known.silent and live - {name}:
                     known.given_up.set()

@@ -122,7 +122,7 @@ def test_prompts_without_a_finite_answer_end_the_measurement_and_other_errors_ar
     [
         ("cpu", None, 512, "a CPU gains little from larger batches"),
         ("cuda", None, 2048, "would take more"),
-        ("cuda", 77, 77, "as the setting batch_tokens says"),
+        ("cuda", 20_000, 20_000, "as the setting batch_tokens says"),
     ],
 )
 async def test_a_server_measures_logs_and_lists_it(
@@ -138,6 +138,7 @@ async def test_a_server_measures_logs_and_lists_it(
         async with started(app) as client:
             (listed,) = (await client.get("/artifacts")).json()["artifacts"]
             assert app.state.backend.device.token_budget == tokens
+            assert app.state.backend.backlog.most.tokens == max(65_536, 4 * tokens)
     assert listed["token_budget"]["tokens"] == tokens
     assert reason in listed["token_budget"]["reason"]
     (said,) = [r for r in caplog.records if getattr(r, "event", "") == "token_budget"]

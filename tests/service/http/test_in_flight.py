@@ -63,11 +63,11 @@ async def test_one_post_too_many_is_refused_before_its_body_is_read() -> None:
     assert 'laplora_requests_total{method="POST",route="/predict",status="429"} 2.0' in counts
 
 
-async def test_one_caller_has_its_share_of_the_places_and_another_still_gets_in(tmp_path: Path) -> None:
+async def test_one_caller_alone_has_all_places_and_another_still_gets_in(tmp_path: Path) -> None:
     """Callers are keys, whatever address they come from."""
     keys = tmp_path / "keys.json"
     write_keys(keys, [Key(id=name, sha256=digest(name), scopes=("predict",)) for name in ("greedy", "other")])
-    async with serve(max_requests=4, auth="keys", keys=keys) as served:
+    async with serve(max_requests=8, auth="keys", keys=keys) as served:
         served.predictor.hold()
 
         def ask(key: str) -> asyncio.Task[httpx.Response]:
@@ -75,14 +75,15 @@ async def test_one_caller_has_its_share_of_the_places_and_another_still_gets_in(
             body = {"inputs": [{"text": "a"}]}
             return asyncio.create_task(served.client.post("/predict", json=body, headers=headers))
 
-        greedy = [ask("greedy"), ask("greedy")]
-        await served.until(lambda: served.queued_plans == 2)
-        assert refusal(await ask("greedy")) == ("client_too_many_requests", 2, 3)
+        greedy = [ask("greedy") for _ in range(8)]
+        await served.until(lambda: served.queued_plans == 8)
+        assert refusal(await ask("greedy")) == ("too_many_requests", 8, 9)
         other = ask("other")
-        await served.until(lambda: served.queued_plans == 3)
+        await served.until(lambda: served.queued_plans == 9)
+        assert refusal(await ask("greedy")) == ("client_too_many_requests", 4, 9)
         assert {entry.caller for entry in served.state.backend.queue.entries} == {"greedy", "other"}
         served.predictor.released.set()
-        assert [answer.status_code for answer in await asyncio.gather(*greedy, other)] == [200] * 3
+        assert [answer.status_code for answer in await asyncio.gather(*greedy, other)] == [200] * 9
         assert served.state.requests.total == 0
 
 

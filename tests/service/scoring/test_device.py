@@ -103,7 +103,7 @@ def test_nothing_waits_for_the_choice_of_a_batch(held: Rig, monkeypatch: pytest.
     held.predictor.released.set()
     choosing.wait()
     try:
-        held.queue.check_room("anybody")
+        held.queue.check_room("anybody", 0.0)
         late = held.submit(70)
         assert gone.future.cancel()
         assert (held.queue.rows, held.queue.tokens, held.queue.held) == (2, 2, Amount(2, 2))

@@ -42,7 +42,7 @@ class Simulated:
                 at, caller = heapq.heappop(arrivals)
                 row = Waiting(rng.choice(self.lengths), Request(caller, "map"))
                 try:
-                    waiting[row] = at, self.admission.reserve(caller, Amount(1, row.tokens))
+                    waiting[row] = at, self.admission.reserve(caller, Amount(1, row.tokens), now=self.seconds)
                 except QueueFullError:
                     self.refused[caller] += 1
             rows = list(waiting)
