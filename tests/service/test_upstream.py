@@ -12,9 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
+from browser import chromium, needs_chromium, visit
 from decision_server import DecisionServer, decision_server, send
 from head_artifacts import letter_rows, letters
+from playwright.sync_api import expect
 from pydantic import ValidationError
+from server_process import server_process
 from serving import GIVE_UP_S, on_uvicorn, settings, started
 from tiny_sentence_encoder import sentence_encoder_folder
 
@@ -296,3 +299,26 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
         with pytest.raises(ValidationError) as raised:
             settings(**odd)
         assert "word@" not in str(raised.value.errors(include_input=False))
+
+
+@needs_chromium
+def test_the_page_shows_both_answers_and_whose_they_are(
+    model: DecisionServer, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAPLORA_CACHE", str(artifact.parent / "cache"))
+    command = ["-m", "laplora", "serve", str(artifact), "--device", "cpu", "--upstream-url", model.url]
+    with server_process(command) as process, process.client() as client, chromium() as browser:
+        with visit(browser, str(client.base_url)) as visited:
+            ask = visited.page.get_by_role("button", name="Ask", exact=True)
+            visited.page.get_by_label("state", exact=True).fill("a b c d")
+            ask.click()
+            expect(visited.page.locator(".verdict")).to_be_visible()
+            (predicted,) = client.post("/predict", json={"inputs": [{"state": "a b c d"}]}).json()["predictions"]
+            shown = visited.page.locator(".comparison tbody tr").first.inner_text().split("\n")
+            assert f"{100 * predicted['map_probs'][predicted['label']]:.1f} %" in " ".join(shown), shown
+            visited.show("artifact")
+            expect(visited.page.locator("#artifact-about")).to_contain_text("letters-1")
+            visited.show("playground")
+            model.name = "letters-2"
+            ask.click()
+            expect(visited.page.get_by_text("'letters-2' answers")).to_be_visible()

@@ -103,7 +103,7 @@ export function drawn(response, choices, artifact) {
   const parts = [
     make("p", { class: `verdict ${answer.decision}` },
       make("strong", {}, action), " ", make("span", { class: "best" }, best(answer)), " ", make("span", {}, why)),
-    ...comparison(answer, answer.answered_by, artifact !== null && isTuned(artifact) ? answer.map_probs : null, choices),
+    ...comparison(answer, answer.answered_by, artifact !== null && (artifact.corrects || isTuned(artifact)) ? answer.map_probs : null, choices),
   ];
   parts.push(...side(answer, artifact), details(answer, response, Object.keys(answer.probs).length));
   return parts.filter((part) => part !== null);
