@@ -23,10 +23,9 @@ import laplora
 from benchmarks.decision_models.own_models import MODELS, TASKS, own_rows
 from benchmarks.decision_models.tickets import QUESTIONS, Rows, tickets
 from benchmarks.evidence.calibrators import CALIBRATORS, Fit, tempered
+from benchmarks.evidence.methods import served_answers
 from benchmarks.evidence.noise import interval
 from benchmarks.evidence.scores import Answers, Record, Unit, read, scored, write
-from laplora.experts.base import Outputs
-from laplora.fitting.fitted_heads import FittedHeads
 from laplora.fitting.heads import HeadsPosterior
 from laplora.predictive.cross_fitting import cross_fitted
 from laplora.upstream.remote_model import RemoteModel, remote_model
@@ -55,7 +54,8 @@ _HEAD = """# A decision model, corrected by labels
 `python -m benchmarks.decision_models` writes this page. A user has 25 to 500 labelled rows that a decision model has
 answered. Up to 500 others are the test. Figures are means over three draws of labelled rows. All methods have the same
 labels. NLL is in nats. The others are per cent: answers that are right, answers that are accepted at a target error of
-5 %, and in brackets the wrong ones among these.
+5 %, and in brackets the wrong ones among these, over all draws. What is served sends rows to a person that are unlike
+the labelled ones.
 
 **Tickets**: a model of 3 MB (sparrow-nano-general-v1.1) answers questions about support tickets (sys1bench 0.3.2),
 whose labels follow a stated rule. They are written from 14 templates in six queues. In the tables of *other templates*
@@ -115,9 +115,9 @@ def measured(task: str, rows: Rows, budget: int, seed: int) -> list[Record]:
     answers = {"map": Answers(own, test)}
     for name, fit in {"temperature": tempered, **{one: CALIBRATORS[one] for one in ("beta", "isotonic")}}.items():
         answers[name] = _calibrated(fit, own, labels, test, seed)
-    answers["served"] = _served(heads, outputs, answers["map"])
+    answers["served"] = served_answers(heads, outputs)
     if "template" in some[0]:
-        answers["grouped"] = _served(_fitted(remote, some, seed, "template").heads, outputs, answers["map"])
+        answers["grouped"] = served_answers(_fitted(remote, some, seed, "template").heads, outputs)
     for name in ("rescaled", "corrected", "frozen"):
         answers[name] = Answers(heads.answering[name].held_out, heads.answering[name].log_probs(outputs))
     test_labels = torch.tensor([remote.labels.index(str(row["label"])) for row in rows.test])
@@ -129,12 +129,6 @@ def _fitted(remote: RemoteModel, rows: Sequence[Mapping[str, Any]], seed: int, g
     found = laplora.fit(remote.classifier("remote"), rows, settings=settings, groups=groups, progress=False)
     assert isinstance(found, HeadsPosterior)
     return found
-
-
-def _served(heads: FittedHeads, outputs: Outputs, own: Answers) -> Answers:
-    """Return what an artifact answers: the model's own where no correction is better."""
-    chosen = heads.answering.get(heads.choice.name)
-    return own if chosen is None else Answers(chosen.held_out, chosen.log_probs(outputs))
 
 
 def _calibrated(fit: Fit, own: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, seed: int) -> Answers:
@@ -162,9 +156,9 @@ def _cell(records: Sequence[Record], task: str, name: str, budget: int) -> str:
     some = _of(records, task, name, budget)
     if not some:
         return ""
-    accepted, errors = fmean(one["accepted"] for one in some), [one["accepted_error"] for one in some]
-    known = [error for error in errors if error is not None]
-    error = f" ({100 * fmean(known):.1f})" if known else ""
+    accepted = fmean(one["accepted"] for one in some)
+    wrong = fmean(one["accepted"] * (one["accepted_error"] or 0.0) for one in some)
+    error = f" ({100 * wrong / accepted:.1f})" if accepted else ""
     nll, right = (fmean(one[name] for one in some) for name in ("nll", "accuracy"))
     return f"{nll:.3f}; {100 * right:.0f}; {100 * accepted:.0f}{error}"
 

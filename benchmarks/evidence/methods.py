@@ -116,12 +116,18 @@ def _heads(given: Given) -> tuple[FittedHeads, float]:
 
 def _served(given: Given) -> Answers:
     heads, seconds = _heads(given)
+    passes = costs_of([heads.choice.name], heads.served.weights, adapter=False)[heads.choice.name]
+    return replace(served_answers(heads, given.test), seconds=seconds, passes=passes)
+
+
+def served_answers(heads: FittedHeads, test: Outputs) -> Answers:
+    """Return what an artifact answers: by its own choice, with rows that are unlike the labelled ones for a person."""
     name = heads.choice.name
-    held_out, test = heads.answering[name].held_out, heads.answering[name].log_probs(given.test)
-    familiarity = heads.served.familiarity(name, given.test)
+    chosen = heads.zero_shot if name == "map" else heads.answering[name]
+    assert chosen is not None
+    familiarity, answers = heads.served.familiarity(name, test), chosen.log_probs(test)
     unlike = None if familiarity is None else familiarity <= heads.false_alarms
-    passes = costs_of([name], heads.served.weights, adapter=False)[name]
-    return Answers(held_out, test, None, to_a_person(test, unlike), seconds, passes)
+    return Answers(chosen.held_out, answers, None, to_a_person(answers, unlike))
 
 
 def _of_heads(name: str) -> Callable[[Given], Answers]:

@@ -197,13 +197,22 @@ def decisions() -> str:
         (better, tied, worse), _ = against(records, names, rival)
         return f"better on {better}, tied on {tied} and worse on {worse}"
 
+    def at_new_templates(method: str) -> str:
+        some = [one for one in records if (one["task"], one["budget"], one["method"]) == (*worst, method)]
+        share = fmean(one["accepted"] for one in some)
+        wrong = fmean(one["accepted"] * (one["accepted_error"] or 0.0) for one in some)
+        return f"{100 * share:.0f} %" + (f" ({100 * wrong / share:.0f} % of these wrong)" if share else "")
+
+    worst = ("priority, other templates", 500)
     _, lost = against(records, names, "temperature")
     groups = [name.lower() for name, of in GROUPS.items() if any(one.startswith(of) for one in names)]
     return (
         f"Against temperature scaling at equal labels its NLL was {said('temperature')} of the cells of a task and a "
         f"number of labels. It was worse in {100 * (lost or 0.0):.0f} % of the single draws. Against the same "
         f"correction without the encoder it was {said('rescaled')}. Against a head on the text alone, which ignores "
-        f"the model, it was {said('frozen')}. Measured are: {', '.join(groups)}"
+        f"the model, it was {said('frozen')}. Measured are: {', '.join(groups)}. Nothing is promised for new kinds of text: "
+        f"on tickets of templates that no labelled row has, the question of priority with {worst[1]} labels accepted "
+        f"{at_new_templates('served')}, and where templates were given as groups {at_new_templates('grouped')}"
     )
 
 

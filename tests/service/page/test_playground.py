@@ -81,7 +81,7 @@ def test_the_call_as_curl_and_as_python_is_the_same_call_and_can_be_copied(visit
     command = page.locator("#call-curl").inner_text()
     assert shlex.split(command)[:3] == ["curl", "-s", f"{address}/predict"]
     body, answer = posted(command)
-    assert body == {"inputs": [{"text": QUOTES}], "options": {"target_risk": 0.05, "predictive": "map"}}
+    assert body == {"inputs": [{"text": QUOTES}], "options": {"predictive": "map"}}
     [first] = answer["predictions"]
     said = printed(page.locator("#call-python").inner_text())
     assert said == " ".join(str(first[name]) for name in ("label", "probs", "decision", "decision_reason"))
