@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -80,7 +81,7 @@ def send(handler: BaseHTTPRequestHandler, status: int, body: Any, **headers: str
 
 
 @contextmanager
-def decision_server() -> Iterator[DecisionServer]:
+def decision_server(tls: ssl.SSLContext | None = None) -> Iterator[DecisionServer]:
     """Yield a server that runs until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -101,6 +102,9 @@ def decision_server() -> Iterator[DecisionServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     model = DecisionServer(server.server_address[1])
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        model.url = model.url.replace("http://127.0.0.1", "https://localhost")
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -26,6 +26,7 @@ from benchmarks.evidence.calibrators import CALIBRATORS, Fit, tempered
 from benchmarks.evidence.methods import served_answers
 from benchmarks.evidence.noise import interval
 from benchmarks.evidence.scores import Answers, Record, Unit, read, scored, write
+from laplora.commands.calibrate import grouped_copies
 from laplora.fitting.heads import HeadsPosterior
 from laplora.predictive.cross_fitting import cross_fitted
 from laplora.upstream.remote_model import RemoteModel, remote_model
@@ -54,12 +55,13 @@ _HEAD = """# A decision model, corrected by labels
 `python -m benchmarks.decision_models` writes this page. A user has 25 to 500 labelled rows that a decision model has
 answered. Up to 500 others are the test. Figures are means over three draws of labelled rows. All methods have the same
 labels. NLL is in nats. The others are per cent: answers that are right, answers that are accepted at a target error of
-5 %, and in brackets the wrong ones among these, over all draws. What is served sends rows to a person that are unlike
-the labelled ones.
+5 %, and in brackets the wrong ones among these, over all draws. What is served is fitted as `laplora calibrate` does:
+near-copies of a state are one group, and rows that are unlike the labelled ones go to a person.
 
 **Tickets**: a model of 3 MB (sparrow-nano-general-v1.1) answers questions about support tickets (sys1bench 0.3.2),
-whose labels follow a stated rule. They are written from 14 templates in six queues. In the tables of *other templates*
-each test row is of a template that no labelled row has. **Own models**: tasks of
+whose labels follow a stated rule. They are written from 14 templates in six queues. In the tables of *the same
+templates*, test rows are of the labelled rows' own templates; in those of *other templates*, of a template that no
+labelled row has. **Own models**: tasks of
 [the study](../evidence/RESULTS.md), of whose models the probabilities alone are seen. *tuned* was trained on 300 other
 rows, anew for each draw, *zero-shot* on none.
 """
@@ -107,7 +109,7 @@ def measured(task: str, rows: Rows, budget: int, seed: int) -> list[Record]:
     remote = remote_model("http://127.0.0.1", rows.question)
     order = torch.randperm(len(rows.fitted), generator=torch.Generator().manual_seed(seed))
     some = [rows.fitted[place] for place in order[:budget].tolist()]
-    found = _fitted(remote, some, seed, None)
+    found = _fitted(remote, grouped_copies(some), seed, "group")
     heads, outputs = found.heads, found.outputs([dict(row) for row in rows.test])
     labels, zero_shot = heads.labelled.labels, heads.zero_shot
     assert zero_shot is not None

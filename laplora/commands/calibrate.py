@@ -96,13 +96,17 @@ def calibrate(
         keep = out / f"{name}.answers.jsonl"
         console.say(f"{name}: asking the model about {len(labelled[name])} rows; {keep} keeps its answers ...")
         answers[name] = of.answered(labelled[name], keep=keep)
+    found = dict[str, HeadsPosterior]()
     for name, (answered, its_name) in answers.items():
         classifier = remote[name].classifier(its_name)
         posterior = fit(classifier, answered, settings=settings, groups="group", progress=Bars())
         assert isinstance(posterior, HeadsPosterior)
+        found[name] = posterior
+    for name, posterior in found.items():  # all or none: the same command goes on
         posterior.save(out / name, base=encoder)
-        console.write(_told(name, its_name, posterior))
-    console.write(f"serve it: {_serve(out, list(asked), url, key_file)}")
+        console.write(_told(name, answers[name][1], posterior, rows.name))
+    called, first = next(iter(answers.values()))[1], next(iter(remote.values()))
+    console.write(f"serve it: {_serve(out, list(asked), url, key_file, None if first.known_as(called) else model)}")
 
 
 def labelled_rows(
@@ -112,7 +116,8 @@ def labelled_rows(
 
     Beside state and label they have ``group``, the value of that field; without one near-copies of a state are a group.
 
-    A label is an option's name, of a noul true or false, of a score the number of its level.
+    A label is an option's name, of a noul true or false, of a score the number of its level; or an object of these with
+    their probabilities.
 
     Raises:
         DataError: a row without a state, or with a label that the question does not have, by its line; no labelled row.
@@ -124,7 +129,9 @@ def labelled_rows(
         if given is None:
             continue
         text = json.dumps(given) if isinstance(given, bool | int) else given
-        label = text if text in of.labels else by_text.get(str(text).casefold()) if isinstance(text, str) else None
+        label: Any = text if isinstance(text, str) and text in of.labels else by_text.get(str(text).casefold())
+        if isinstance(text, Mapping) and text and set(text) <= set(of.labels):
+            label = dict(text)
         if label is None:
             raise DataError(f"line {record.line}: the label of {name!r} is none of {list(of.labels)[:8]}")
         if values.get("state") is None or not as_text(values["state"]).strip():
@@ -135,11 +142,16 @@ def labelled_rows(
             f'no row has a label of {name!r}: a row is {{"state": ..., "labels": {{{json.dumps(name)}: ...}}}}'
         )
     if group is None:
-        leaders, _ = near_copies([as_text(row["state"]) for row in rows])
-        rows = [{**row, "group": leader} for row, leader in zip(rows, leaders, strict=True)]
-        if copies := len(rows) - len(set(leaders)):
+        rows = grouped_copies(rows)
+        if copies := len(rows) - len({row["group"] for row in rows}):
             console.say(f"{name}: {copies} rows are near-copies, and are measured by heads that know no copy of them")
     return rows
+
+
+def grouped_copies(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows whose ``group`` is the same in near-copies of a state."""
+    leaders, _ = near_copies([as_text(row["state"]) for row in rows])
+    return [{**row, "group": leader} for row, leader in zip(rows, leaders, strict=True)]
 
 
 def _questions(path: Path) -> dict[str, Mapping[str, Any]]:
@@ -157,6 +169,8 @@ def _questions(path: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _key(path: Path | None) -> str | None:
+    if path is not None and os.environ.get(KEY):
+        raise ConfigError(f"--key-file and {KEY} are both set: one is enough")
     try:
         key = os.environ.get(KEY) if path is None else path.read_text(encoding="utf-8-sig").strip()
     except ValueError:
@@ -164,23 +178,20 @@ def _key(path: Path | None) -> str | None:
     return key or None
 
 
-def _told(name: str, model: str, posterior: HeadsPosterior) -> str:
-    """Return what the labels gain over the model's own answers, and what is accepted, in a line."""
-    from laplora.fitting.cross_fitted import accepted_rows, unfamiliar_rows
+def _told(name: str, model: str, posterior: HeadsPosterior, source: str) -> str:
+    """Return what the labels gain over the model's own answers, and what is accepted, in lines."""
+    from laplora.fitting.cross_fitted import cross_fitted_report
+    from laplora.report.verdict import in_words, judge
 
-    choice, heads = posterior.heads.choice, posterior.heads
+    choice, report = posterior.heads.choice, cross_fitted_report(posterior, name, source, {})
     own, best = choice.nll["map"], choice.cross_fitted
     gain = f"NLL {own:.3f} of {model} alone, {best:.3f} corrected"
     if choice.name == "map":
         gain = f"no gain: NLL {own:.3f} of {model} alone, and no correction by these labels is better"
-    by_folds = accepted_rows(posterior, unfamiliar_rows(posterior))
-    accepted, wrong, rows = int(by_folds.sum()), float(heads.scores[choice.name].error[by_folds].sum()), len(by_folds)
-    share = f"{100 * accepted / rows:.0f} % of {rows} rows accepted"
-    of_these = f", {100 * wrong / accepted:.1f} % of these wrong" if accepted else ""
-    return f"{name}: {gain}; {share}{of_these} (each row answered without its label)"
+    return f"{name}: {gain}\n{in_words(report, judge(report))}"
 
 
-def _serve(out: Path, names: Sequence[str], url: str, key_file: Path | None) -> str:
+def _serve(out: Path, names: Sequence[str], url: str, key_file: Path | None, model: str | None) -> str:
     further = [f"--also-load {shlex.quote(','.join(names[1:]))}"] if names[1:] else []
     first = f"--artifacts-root {shlex.quote(str(out))}" if further else ""
     told = [
@@ -188,6 +199,7 @@ def _serve(out: Path, names: Sequence[str], url: str, key_file: Path | None) -> 
         first,
         *further,
         f"--upstream-url {shlex.quote(url)}",
+        "" if model is None else f"--upstream-model {shlex.quote(model)}",
         "" if key_file is None else f"--upstream-key-file {shlex.quote(str(key_file))}",
     ]
     return " ".join(part for part in told if part)

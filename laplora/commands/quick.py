@@ -235,21 +235,11 @@ def earlier_figures(page: Path) -> str:
 
 def _write_results(report: Report, verdict: Verdict, earlier: str, folder: Path, text: str) -> None:
     """Write what the classifier is worth, beside an earlier one, and how it is served."""
-    from laplora.report.verdict import Share, operating_point, percent, rows_needed
+    from laplora.report.verdict import in_words
 
-    why = verdict.sentence if verdict.kind == "stop" else rows_needed(report)
-    rows, (_, wrong), target = report.rows, operating_point(report), percent(report.promise.target_risk)
     body = shlex.quote(json.dumps({"inputs": [{"text": text}]}, ensure_ascii=False))
-    of_these = f", and {wrong} of these are wrong" if wrong else ": label more rows, or raise --target-risk"
     console.write(
-        f"accepted at a target error rate of {target}: {Share.of(~rows.review, rows.groups)} of {len(rows)} rows"
-        f"{of_these}\n"
-        f"{earlier}"
-        f"right of all answers: {Share.of(~rows.wrong, rows.groups)}\n"
-        "(each row by heads and a threshold that do not know it; in parentheses 95 % intervals)\n"
-        f"{report.notes[0]}\n"
-        f"unlike texts: {report.notes[-1]}\n"
-        f"verdict: {verdict.title}. {why}\n"
+        f"{in_words(report, verdict, earlier)}"
         f"{'' if verdict.kind in ('ship', 'review') else _NEXT}"
         f"serve it: {program()} serve {shlex.quote(str(folder))}\n"
         "ask it, here with a row that trained it; put in your own text, and the port if you name another one:\n"

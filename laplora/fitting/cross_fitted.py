@@ -21,8 +21,8 @@ from laplora.report.records import Promise, Report, Rows
 _UNLIKE = Path(laplora.familiarity.__file__).with_name("unlike_texts.json")
 
 
-def accepted_rows(posterior: HeadsPosterior, unlike: torch.Tensor) -> torch.Tensor:
-    """Return (rows,) bool which labelled rows are accepted at the target risk; ``unlike``: of ``unfamiliar_rows``.
+def accepted_rows(posterior: HeadsPosterior, flagged: torch.Tensor) -> torch.Tensor:
+    """Return (rows,) bool which labelled rows are accepted at the target risk; ``flagged``: of ``flagged_rows``.
 
     A row is answered by heads without its fold, and its threshold is set on the answers to the other folds.
     """
@@ -33,7 +33,13 @@ def accepted_rows(posterior: HeadsPosterior, unlike: torch.Tensor) -> torch.Tens
         rest = folds != number
         limit = accept_threshold(scores.score[rest], scores.error[rest], risk)
         accepted |= ~rest & (scores.score <= (-1 if limit is None else limit))
-    return accepted & ~unlike
+    return accepted & ~flagged
+
+
+def flagged_rows(posterior: HeadsPosterior) -> torch.Tensor:
+    """Return (rows,) bool which labelled rows are for a person whatever the answer: unfamiliar, or too long and cut."""
+    cut = [row.truncated for row in posterior.classifier.encode_examples(posterior.rows)]
+    return unfamiliar_rows(posterior) | torch.tensor(cut)
 
 
 def unfamiliar_rows(posterior: HeadsPosterior) -> torch.Tensor:
@@ -81,10 +87,10 @@ def cross_fitted_report(
     records = {one: record for one, record in manifest.predictives.items() if one in held_out}
     rows = RowProbs(held_out, held_out.get("map"), labelled.labels, labelled.class_mask, 1, labelled.groups)
     measured, _, _ = evaluate_predictives(rows, records, wanted.conformal)
-    unlike, score = unfamiliar_rows(posterior), heads.scores[name].score
+    flagged, score = flagged_rows(posterior), heads.scores[name].score
     served = manifest.predictives[name].thresholds.review.threshold
-    accepted = int((~unlike & (score <= (-1 if served is None else served))).sum())
-    by_folds = accepted_rows(posterior, unlike)
+    accepted = int((~flagged & (score <= (-1 if served is None else served))).sum())
+    by_folds = accepted_rows(posterior, flagged)
     other = f", those of the folds {int(by_folds.sum())}: far apart, so new rows may differ from both"
     if abs(accepted - int(by_folds.sum())) <= len(labelled) / 10:
         other = ""
@@ -114,7 +120,7 @@ def cross_fitted_report(
         ),
         notes=[
             f"The threshold that is served, fitted on all rows, accepts {accepted} of them{other}. Inputs unlike the "
-            f"others go to review, {int(unlike.sum())} of these rows among them",
+            f"others, and longer ones than are read, go to review, {int(flagged.sum())} of these rows among them",
             *notes,
         ],
         provenance=provenance,

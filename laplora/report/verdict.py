@@ -138,6 +138,26 @@ def judge(report: Report) -> Verdict:
     return Verdict(kind, _title(kind, report), sentence, tuple(checks), tuple(caveats))
 
 
+def in_words(report: Report, verdict: Verdict, earlier: str = "") -> str:
+    """Return lines of what is accepted and right on a cross-fitted report's rows, and the verdict.
+
+    ``earlier``: a line of the same for another report.
+    """
+    why = verdict.sentence if verdict.kind == "stop" else rows_needed(report)
+    rows, (_, wrong), target = report.rows, operating_point(report), percent(report.promise.target_risk)
+    of_these = f", and {wrong} of these are wrong" if wrong else ": label more rows, or raise --target-risk"
+    return (
+        f"accepted at a target error rate of {target}: {Share.of(~rows.review, rows.groups)} of {len(rows)} rows"
+        f"{of_these}\n"
+        f"{earlier}"
+        f"right of all answers: {Share.of(~rows.wrong, rows.groups)}\n"
+        "(each row by heads and a threshold that do not know it; in parentheses 95 % intervals)\n"
+        f"{report.notes[0]}\n"
+        + "".join(f"unlike texts: {note}\n" for note in report.notes[1:])
+        + f"verdict: {verdict.title}. {why}\n"
+    )
+
+
 def rows_to_show(target: float, error_rate: float = 0.0) -> int:
     """Return how many rows show, at 95 %, an error rate of at most ``target``, in (0, 1), where this share is wrong."""
     fewest = error_rate * (1 - error_rate) * (_NORMAL / (target - error_rate)) ** 2  # by the narrower normal interval

@@ -36,8 +36,8 @@ _ID = "question"
 _MOST_BYTES = 1 << 20
 #: Statuses after which another try may help; the vendor's own for "overloaded" among them.
 _BUSY = frozenset({408, 429, 500, 502, 503, 504, 529})
-#: Longest wait between two tries, seconds.
-_LONGEST_S = 8.0
+#: Longest wait between two tries, seconds, and the longest that a busy server may ask for.
+_LONGEST_S, _LONGEST_ASKED_S = 8.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class Asking:
             transport=upstream.transport,
             follow_redirects=False,
             trust_env=False,
+            verify=httpx.create_ssl_context(),  # which reads SSL_CERT_FILE, for authorities of one's own
         )
 
     async def close(self) -> None:
@@ -151,7 +152,7 @@ class Asking:
             except UpstreamUnavailableError as error:
                 longest = min(_LONGEST_S, 0.25 * 2.0**tried)
                 wait_s = max(error.retry_after_s or 0.0, longest * random.uniform(0.5, 1.0))
-                if tried == tries or time.monotonic() + wait_s >= deadline:
+                if tried == tries or wait_s > _LONGEST_ASKED_S or time.monotonic() + wait_s >= deadline:
                     raise
             await asyncio.sleep(wait_s)
         raise AssertionError("a try either answers or raises")
@@ -169,20 +170,25 @@ class Asking:
                 asyncio.timeout(left_s),  # httpx's is of each read: a server that trickles would have no end
                 self._client.stream("POST", self.upstream.endpoint, content=content, headers=headers) as response,
             ):
-                # A small packed answer can be of any size in memory.
-                if response.headers.get("content-encoding", "identity") != "identity":
-                    raise UpstreamAnswerError("the decision model's answer is packed, which nobody asked for")
-                async for part in response.aiter_raw():
-                    read += part
-                    if len(read) > _MOST_BYTES:
-                        raise UpstreamAnswerError(f"the decision model's answer has more than {_MOST_BYTES} bytes")
+                if response.status_code == 200:
+                    # A small packed answer can be of any size in memory.
+                    if response.headers.get("content-encoding", "identity") != "identity":
+                        raise UpstreamAnswerError("the decision model's answer is packed, which nobody asked for")
+                    async for part in response.aiter_raw():
+                        read += part
+                        if len(read) > _MOST_BYTES:
+                            raise UpstreamAnswerError(f"the decision model's answer has more than {_MOST_BYTES} bytes")
         except TimeoutError:
             raise UpstreamUnavailableError(f"the decision model did not answer within {left_s:.3g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:  # a message may hold the URL, and what a server sent
             raise UpstreamUnavailableError(f"the decision model cannot be reached ({type(error).__name__})") from None
         if response.status_code in _BUSY:
-            busy = UpstreamUnavailableError(f"the decision model is busy or failed (status {response.status_code})")
-            busy.retry_after_s = _retry_after(response.headers.get("retry-after"))
+            wait_s = _retry_after(response.headers.get("retry-after"))
+            asks = f", and asks to wait {wait_s:.0f} s" if wait_s else ""
+            busy = UpstreamUnavailableError(
+                f"the decision model is busy or failed (status {response.status_code}){asks}"
+            )
+            busy.retry_after_s = wait_s
             raise busy
         if response.status_code != 200:
             refused = UpstreamRefusedError(f"the decision model refuses the request (status {response.status_code})")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from laplora.classifier import MAX_TOKENS, Classifier
-from laplora.errors import DataError, UpstreamChangedError
+from laplora.errors import DataError, UpstreamChangedError, UpstreamError
 from laplora.execution.progress import Progress, shown_by
 from laplora.prompts.questions import STATE, AnsweredQuestion, as_text, question_of_body
 from laplora.prompts.templates import MODEL_PROBS
@@ -25,6 +25,9 @@ from laplora.upstream.kept_answers import KeptAnswers
 
 #: The sentence encoder that stands in for the model's states.
 ENCODER = "all-minilm-l6-v2"
+#: So many kept answers are asked for again. If a probability differs by more from what it was, the model is another;
+#: batches of other sizes differ less.
+_AGAIN, _SAME = 3, 0.02
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ class RemoteModel:
         states, asking = [asked_state(text, self.question) for text in texts], Asking(self.upstream)
         kept = None if keep is None else KeptAnswers(keep, self.upstream, self.question)
         answers = {} if kept is None else kept.among(states)
-        first = next((place for place in range(len(states)) if place not in answers), 0)
+        again = sorted(answers)[:_AGAIN]
+        before = {place: answers.pop(place) for place in again}
         steps = shown.track(range(len(states) - len(answers)), "asking the model")
 
         def told(place: int, answer: UpstreamAnswer) -> None:
@@ -97,15 +101,27 @@ class RemoteModel:
                 kept.add(states[place], answer)
 
         try:
-            if answers:  # the model may be another by now
-                answers.pop(first, None)
+            if again:  # the model may be another by now
                 now = dict[int, UpstreamAnswer]()
-                await asking.ask_all(states[first : first + 1], self.question, now)
-                told(first, now[0])
-                answers = {place: one for place, one in answers.items() if one.model == now[0].model}
+                await asking.ask_all([states[place] for place in again], self.question, now)
+                now = dict(zip(again, map(now.__getitem__, range(len(again))), strict=True))
+                name = now[again[0]].model
+                moved = max(
+                    (
+                        abs(one.probs[label] - prob)
+                        for place, one in now.items()
+                        if before[place].model == name
+                        for label, prob in before[place].probs.items()
+                    ),
+                    default=0.0,
+                )
+                if moved > _SAME:
+                    shown.say(f"the model answers otherwise than before, by {moved:.2g}: no answer of {keep} is used")
+                answers = {} if moved > _SAME else {at: one for at, one in answers.items() if one.model == name}
                 shown.say(f"{len(answers)} of {len(states)} answers are from {keep}, the model is asked for the others")
-                answers[first] = now[0]
-            next(steps, None)
+                for place, one in now.items():
+                    told(place, one)
+                answers |= now
             await asking.ask_all(states, self.question, answers, told=told)
         finally:
             for _ in steps:  # the bar ends
@@ -114,6 +130,16 @@ class RemoteModel:
             if kept is not None:
                 kept.close()
         return [answers[place] for place in range(len(states))]
+
+    def known_as(self, name: str) -> bool:
+        """Return whether the model answers to a name, such as the one that it gives itself."""
+        if name == self.upstream.model:
+            return True
+        named = replace(self, upstream=replace(self.upstream, model=name, tries=1))
+        try:
+            return named.answered([{STATE: "test"}], progress=False)[1] == name
+        except UpstreamError:
+            return False
 
     def classifier(self, name: str, device: str = "auto") -> Classifier:
         """Return the classifier that ``laplora.fit`` takes with rows of ``answered``.

@@ -307,18 +307,22 @@ def test_the_page_shows_both_answers_and_whose_they_are(
 ) -> None:
     monkeypatch.setenv("LAPLORA_CACHE", str(artifact.parent / "cache"))
     command = ["-m", "laplora", "serve", str(artifact), "--device", "cpu", "--upstream-url", model.url]
-    with server_process(command) as process, process.client() as client, chromium() as browser:
-        with visit(browser, str(client.base_url)) as visited:
-            ask = visited.page.get_by_role("button", name="Ask", exact=True)
-            visited.page.get_by_label("state", exact=True).fill("a b c d")
-            ask.click()
-            expect(visited.page.locator(".verdict")).to_be_visible()
-            (predicted,) = client.post("/predict", json={"inputs": [{"state": "a b c d"}]}).json()["predictions"]
-            shown = visited.page.locator(".comparison tbody tr").first.inner_text().split("\n")
-            assert f"{100 * predicted['map_probs'][predicted['label']]:.1f} %" in " ".join(shown), shown
-            visited.show("artifact")
-            expect(visited.page.locator("#artifact-about")).to_contain_text("letters-1")
-            visited.show("playground")
-            model.name = "letters-2"
-            ask.click()
-            expect(visited.page.get_by_text("'letters-2' answers")).to_be_visible()
+    with (
+        server_process(command) as process,
+        process.client() as client,
+        chromium() as browser,
+        visit(browser, str(client.base_url)) as visited,
+    ):
+        ask = visited.page.get_by_role("button", name="Ask", exact=True)
+        visited.page.get_by_label("state", exact=True).fill("a b c d")
+        ask.click()
+        expect(visited.page.locator(".verdict")).to_be_visible()
+        (predicted,) = client.post("/predict", json={"inputs": [{"state": "a b c d"}]}).json()["predictions"]
+        shown = visited.page.locator(".comparison tbody tr").first.inner_text().split("\n")
+        assert f"{100 * predicted['map_probs'][predicted['label']]:.1f} %" in " ".join(shown), shown
+        visited.show("artifact")
+        expect(visited.page.locator("#artifact-about")).to_contain_text("letters-1")
+        visited.show("playground")
+        model.name = "letters-2"
+        ask.click()
+        expect(visited.page.get_by_text("'letters-2' answers")).to_be_visible()

@@ -6,12 +6,16 @@ import asyncio
 import gzip
 import json
 import math
+import ssl
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from decision_server import DecisionServer, send
+from decision_server import DecisionServer, decision_server, send
+from programs import needs
 
 from laplora.errors import (
     ConfigError,
@@ -66,6 +70,14 @@ def test_a_busy_model_is_asked_again(model: DecisionServer) -> None:
     model.trick = lambda handler, body: bool(left) and send(handler, left.pop(0), {}, retry_after="0")
     assert one(model).probs["ads"] == 0.6
     assert len(model.bodies) == 4
+    packed = [b"an error page, packed"]
+    model.trick = lambda handler, body: bool(packed) and send(handler, 503, packed.pop(), content_encoding="gzip")
+    assert one(model).probs["ads"] == 0.6
+    model.bodies = []
+    model.trick = lambda handler, body: send(handler, 429, {}, retry_after="3600")
+    with pytest.raises(UpstreamUnavailableError, match="asks to wait 3600 s"):
+        one(model)
+    assert len(model.bodies) == 1
 
 
 def test_tries_end_and_say_neither_url_nor_key(model: DecisionServer) -> None:
@@ -223,3 +235,17 @@ def test_keys_that_no_header_can_have(key: str) -> None:
     with pytest.raises(ConfigError, match="no header can have") as raised:
         Upstream("http://host", key=key)
     assert key not in str(raised.value)
+
+
+@needs("openssl")
+def test_an_authority_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ["-keyout", str(tmp_path / "tls.key"), "-out", str(tmp_path / "tls.crt")]
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", *files]
+    subprocess.run([*made, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    with decision_server(tls) as model:
+        with pytest.raises(UpstreamUnavailableError, match="cannot be reached"):
+            one(model, tries=1)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "tls.crt"))
+        assert one(model).model == "letters-1"

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import stat
 from contextlib import nullcontext
@@ -22,7 +23,14 @@ from typer.testing import CliRunner
 
 import laplora
 from laplora.commands.app import app
-from laplora.errors import ConfigError, DataError, InvalidInputError, UpstreamChangedError, UpstreamRefusedError
+from laplora.errors import (
+    ConfigError,
+    DataError,
+    InvalidInputError,
+    LaploraError,
+    UpstreamChangedError,
+    UpstreamRefusedError,
+)
 from laplora.fitting.entry import _declared
 from laplora.fitting.heads import HeadsPosterior
 from laplora.prompts.model_answers import LEAST, model_log_probs
@@ -181,8 +189,8 @@ def test_answers_are_kept_and_the_same_command_goes_on(model: DecisionServer, tm
     assert not any(text in held for text in (KEY, model.url, "alphabet", *(row["state"] for row in rows)))
     kept.write_text(held[:-20])  # it was killed in the middle of a line
     model.trick = None
-    assert 10 < ask(remote) < 20
-    assert ask(remote) == 1  # for its name
+    assert 10 < ask(remote) < 25
+    assert ask(remote) == 3  # whether it is the same
     with decision_server() as elsewhere:
         assert ask(replace(remote, upstream=Upstream(elsewhere.url))) == -40
         assert len(elsewhere.bodies) == 80
@@ -190,6 +198,10 @@ def test_answers_are_kept_and_the_same_command_goes_on(model: DecisionServer, tm
     assert ask(remote_model(model.url, {**QUESTION, "instructions": "Another?"})) == 40
     model.name = "letters-2"
     assert ask(remote) == 40
+    assert ask(remote) == 3
+    other = {"question": {"type": "choice", "probabilities": {"no": 0.9, "yes": 0.1}}}
+    model.trick = lambda handler, body: send(handler, 200, {"model": "letters-2", "answers": other})
+    assert ask(remote) == 40  # another model under the same name
 
 
 def test_a_model_that_changes_between_two_rows(model: DecisionServer, tmp_path: Path) -> None:
@@ -261,12 +273,12 @@ def test_the_command(model: DecisionServer, tmp_path: Path, monkeypatch: pytest.
     command += ["--encoder", encoder(tmp_path)]
     done = CliRunner().invoke(app, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "early: NLL" in done.stdout
-    assert "corrected" in done.stdout
-    assert "spam: " in done.stdout
+    assert re.search("early: NLL .* corrected\naccepted at a target error rate of 5.0.%: .* of 80 rows", done.stdout)
+    assert re.search("spam: .*\n(.*\n)*verdict: ", done.stdout)
     assert f"--also-load spam --upstream-url {model.url}" in done.stdout
+    assert "--upstream-model" not in done.stdout
     assert KEY not in done.output
-    assert len(model.bodies) == 80 + 60
+    assert len(model.bodies) == 80 + 60 + 1  # whether it answers to the name that it gives itself
     assert (out / "spam.answers.jsonl").exists()
     assert set(model.keys) == {f"Bearer {KEY}"}
     assert laplora.read_artifact(out / "spam").manifest.labels == ("false", "true")
@@ -278,7 +290,39 @@ def test_the_command(model: DecisionServer, tmp_path: Path, monkeypatch: pytest.
     rows.write_text(json.dumps({"state": " ", "labels": {"early": "yes", "spam": True}}))
     with pytest.raises(DataError, match="line 1: there is no 'state'"):
         CliRunner().invoke(app, [*command, "--replace"], catch_exceptions=False)
-    assert len(model.bodies) == 80 + 60  # nothing was asked
+    assert len(model.bodies) == 80 + 60 + 1  # nothing was asked
     rows.write_text(json.dumps({"state": "a", "labels": {"early": "nay", "spam": 1}}))
     with pytest.raises(DataError, match="line 1: the label of 'early' is none of"):
         CliRunner().invoke(app, [*command, "--replace"], catch_exceptions=False)
+    key = tmp_path / "key"
+    key.write_text(KEY)
+    with pytest.raises(ConfigError, match="are both set"):
+        CliRunner().invoke(app, [*command, "--key-file", str(key)], catch_exceptions=False)
+
+
+def test_a_model_known_by_its_alias_alone_soft_labels_and_states_that_are_cut(
+    model: DecisionServer, tmp_path: Path
+) -> None:
+    """Nothing is written if one question cannot be fitted; the same command goes on once it can."""
+    model.trick = lambda handler, body: body["model"] == "letters-1" and send(handler, 404, {})
+    questions, rows, out = tmp_path / "questions.json", tmp_path / "rows.jsonl", tmp_path / "out"
+    questions.write_text(json.dumps({"early": QUESTION, "spam": {"type": "noul", "instructions": "Is it?"}}))
+    every = [
+        {"state": " ".join([row["state"]] * (1 + 99 * (i % 2))), "labels": {"early": {"no": 0.9, "yes": 0.1}}}
+        for i, row in enumerate(labelled(40))
+    ]
+    every[0]["labels"] |= {"spam": True}
+    command = ["calibrate", "--url", model.url, "--questions", str(questions), "--rows", str(rows), "--out", str(out)]
+    command += ["--encoder", encoder(tmp_path)]
+    rows.write_text("".join(f"{json.dumps(line)}\n" for line in every))
+    with pytest.raises(LaploraError):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert not (out / "early").exists()
+    for i, line in enumerate(every):
+        line["labels"]["spam"] = i % 4 > 1
+    rows.write_text("".join(f"{json.dumps(line)}\n" for line in every))
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert "--upstream-model jev-latest" in done.stdout
+    cut = re.findall("longer ones than are read, go to review, ([0-9]+) of these rows", done.stdout)
+    assert len(cut) == 2
+    assert all(int(count) >= 20 for count in cut), done.stdout
