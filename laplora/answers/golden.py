@@ -83,7 +83,7 @@ def what_leaves(folder: Path) -> str:
         "calibration": f"THE TEXTS OF {len(golden.answers)} CALIBRATION ROWS (its golden inputs)",
         None: f"the texts of {len(golden.answers)} golden inputs, which may be rows",
     }[golden.source]
-    what = "the adapter, the posterior" if (folder / POSTERIOR).is_file() else "heads on the base as it is"
+    what = "the adapter, the posterior" if (folder / POSTERIOR).is_file() else "heads on a model as it is"
     page = "; and a report page as it was made" if (folder / REPORT_PAGE).is_file() else ""
     return (
         f"it holds {what}, the prompt template, the labels, scores and hidden states of labelled rows, and "
