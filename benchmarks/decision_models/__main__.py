@@ -55,7 +55,7 @@ _HEAD = """# A decision model, corrected by labels
 `python -m benchmarks.decision_models` writes this page. A user has 25 to 500 labelled rows that a decision model has
 answered. Up to 500 others are the test. Figures are means over three draws of labelled rows. All methods have the same
 labels. NLL is in nats. The others are per cent: answers that are right, answers that are accepted at a target error of
-5 %, and in brackets the wrong ones among these, over all draws. What is served is fitted as `laplora calibrate` does:
+5 %, and in brackets the wrong ones among these, over all draws. The served fit is that of `laplora calibrate`:
 near-copies of a state are one group, and rows that are unlike the labelled ones go to a person.
 
 **Tickets**: a model of 3 MB (sparrow-nano-general-v1.1) answers questions about support tickets (sys1bench 0.3.2),

@@ -90,6 +90,12 @@ def _study() -> list[Place]:
     return measured()
 
 
+@cache
+def _skilled() -> list[Place]:
+    """Return the tasks that something answers better than their most frequent label."""
+    return [one for one in _study() if has_skill(one.methods)]
+
+
 def _names(places: list[Place]) -> str:
     return ", ".join(place.title for place in places) or "none"
 
@@ -100,7 +106,7 @@ def gains() -> str:
         "| answers by | NLL better | tied | worse | accepted at 5 %, in brackets errors among them, % | passes |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    places = [one for one in _study() if _SHORT.keys() <= one.methods.keys()]
+    places = [one for one in _skilled() if _SHORT.keys() <= one.methods.keys()]
     for name, title in _SHORT.items():
         verdicts = [place.verdict(name) for place in places]
         counts = [str(verdicts.count(one)) if any(verdicts) else "" for one in VERDICTS]
@@ -110,15 +116,17 @@ def gains() -> str:
 
 
 def tasks() -> str:
-    """Return how many tasks the lines of ``gains`` are means of."""
-    return COUNTS[sum(_SHORT.keys() <= one.methods.keys() for one in _study())]
+    """Return how many tasks the lines of ``gains`` are means of, and which are left out."""
+    left_out = [one for one in _study() if one not in _skilled()]
+    without = f" (left out: {_names(left_out)}, where the model is no better than the most frequent label)"
+    return f"{COUNTS[len(_skilled())]} tasks that chose no default of laplora{without if left_out else ''}"
 
 
 def directly() -> str:
     """Return how the default compares with the obvious baseline, and with the pool with the adapter."""
-    rival, pool = ([one.verdict(name, SERVED) for one in _study()] for name in ("logistic_mean", "pool"))
+    rival, pool = ([one.verdict(name, SERVED) for one in _skilled()] for name in ("logistic_mean", "pool"))
     counts = [COUNTS[rival.count(name)] for name in ("worse", "tied", "better")]
-    high = [over(_study(), SERVED, above(limit, 0.05)) or 0.0 for limit in (0.05, LIMIT)]
+    high = [over(_skilled(), SERVED, above(limit, 0.05)) or 0.0 for limit in (0.05, LIMIT)]
     return (
         f"Compared directly, the default is better than logistic regression on states on {counts[0]} tasks, tied on "
         f"{counts[1]} and worse on {counts[2]}. The adapter beside it gains beyond noise on "
@@ -141,12 +149,12 @@ def worth() -> str:
 
 def served_in_short() -> str:
     """Return on how many tasks the default beats temperature scaling, and what of the plan's targets is met."""
-    by_verdict = {one: [place for place in _study() if place.verdict(SERVED) == one] for one in VERDICTS}
+    by_verdict = {one: [place for place in _skilled() if place.verdict(SERVED) == one] for one in VERDICTS}
     counts = ", ".join(f"{one} on {COUNTS[len(of)]}" for one, of in by_verdict.items())
     met = sum(judged(_study())[0])
     return (
-        f"its NLL is {counts} of {COUNTS[len(_study())]} tasks. It meets {COUNTS[met]} of the four targets that "
-        f"were set before"
+        f"its NLL is {counts} of {COUNTS[len(_skilled())]} tasks with skill. It meets {COUNTS[met]} of the four "
+        "targets that were set before"
     )
 
 
@@ -166,7 +174,7 @@ def where_not() -> str:
     chances = [f"{one.title} {100 * of:.0f} %" for one in places if (of := one.mean(SERVED, worse))]
     few = [place for place in places if (place.mean(SERVED, figure("accepted")) or 0.0) < 0.1]
     return (
-        f"no skill: {_names([one for one in places if not has_skill(one.methods)])}. Worse than temperature scaling: "
+        f"no skill: {_names([one for one in places if one not in _skilled()])}. Worse than temperature scaling: "
         f"{_names([one for one in places if one.verdict(SERVED) == 'worse'])}. Tied with it: "
         f"{_names([one for one in places if one.verdict(SERVED) == 'tied'])}. Less than a tenth accepted: "
         f"{_names(few)}. A rival that was measured is better beyond the noise of three seeds: "
@@ -210,7 +218,7 @@ def decisions() -> str:
         f"Against temperature scaling at equal labels its NLL was {said('temperature')} of the cells of a task and a "
         f"number of labels. It was worse in {100 * (lost or 0.0):.0f} % of the single draws. Against the same "
         f"correction without the encoder it was {said('rescaled')}. Against a head on the text alone, which ignores "
-        f"the model, it was {said('frozen')}. Measured are: {', '.join(groups)}. Nothing is promised for new kinds of "
+        f"the model, it was {said('frozen')}. Measured are: {', '.join(groups)}. Nothing is guaranteed for new kinds of "
         f"text: on tickets of templates that no labelled row has, the question of priority with {worst[1]} labels "
         f"accepted {at_new_templates('served')}, and where templates were given as groups {at_new_templates('grouped')}"
     )
