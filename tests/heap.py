@@ -7,7 +7,11 @@ collect only, but for those with the fixture ``whole_heap``.
 from __future__ import annotations
 
 import gc
+import resource
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -36,3 +40,24 @@ def whole_heap(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     gc.collect()
     gc.freeze()
+
+
+@contextmanager
+def limited(kind: int, most: int) -> Iterator[None]:
+    """Limit what the process may take."""
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Let the process take 1 GiB more at most while a test runs: a claim of gigabytes does not fit."""
+    if sys.platform != "linux":
+        pytest.skip("needs Linux's limit of a process's memory")
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    with limited(resource.RLIMIT_AS, size + 2**30):
+        yield

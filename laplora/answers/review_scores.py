@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from laplora.answers.prediction import Prediction
-from laplora.decisions.review import accept_threshold, of_inputs
+from laplora.decisions.review import ROUNDING, accept_threshold, of_inputs
 from laplora.decisions.thresholds import Flag, PredictiveThresholds
 from laplora.decisions.uncertainty import FLAGS, decide
 from laplora.errors import ArtifactCorruptError
@@ -69,7 +69,7 @@ def read_scores(path: Path, names: Sequence[str], rows: int) -> dict[str, Review
             fewer where further ones were learned.
 
     Raises:
-        ArtifactCorruptError: an unreadable file, a tensor missing, or one of another shape or with NaN.
+        ArtifactCorruptError: an unreadable file, a tensor missing, or one of another shape, with NaN or below 0.
     """
     tensors, _ = read_tensors(path)
     scores: dict[str, ReviewScores] = {}
@@ -83,8 +83,8 @@ def read_scores(path: Path, names: Sequence[str], rows: int) -> dict[str, Review
             or not 0 < len(score) <= rows
         ):
             raise ArtifactCorruptError(f"{path.name} does not hold the scores and errors of {name!r} on {rows} rows")
-        if not score.is_floating_point() or not bool(score.isfinite().all()):
-            raise ArtifactCorruptError(f"{path.name}: a score of {name!r} is not a number")
+        if not score.is_floating_point() or not bool((score.isfinite() & (score >= -ROUNDING)).all()):
+            raise ArtifactCorruptError(f"{path.name}: a score of {name!r} is no entropy")
         if wrong.is_floating_point() and not bool(((wrong >= 0) & (wrong <= 1)).all()):
             raise ArtifactCorruptError(f"{path.name}: an error of {name!r} is no share of labels")
         scores[name] = ReviewScores(score.double(), wrong.double() if wrong.is_floating_point() else wrong != 0)

@@ -15,7 +15,7 @@ from laplora.artifact.manifest import (
     Manifest,
 )
 from laplora.artifact.readout_records import ClassificationHeadRecord
-from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, PriorError
+from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, LabelTokenError, PriorError
 from laplora.familiarity.file import read_familiarity_for
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.models.adapters import attach_adapter
@@ -63,7 +63,10 @@ def check_tokenizer(manifest: Manifest, tokenizer: Any) -> None:
         raise ArtifactIncompatibleError(
             f"artifact {manifest.name!r} was made with another tokenizer than {manifest.base_model!r} has now"
         )
-    manifest.readout.verify(manifest.name, tokenizer, manifest.template.template())
+    try:
+        manifest.readout.verify(manifest.name, tokenizer, manifest.template.template())
+    except LabelTokenError as error:
+        raise ArtifactIncompatibleError(f"artifact {manifest.name!r}: {error}") from None
 
 
 def attach(path: Path, manifest: Manifest, base: LoadedBase, tokenizer: Any) -> Any:

@@ -97,6 +97,8 @@ def _read_once(path: Path) -> Artifact:
             f"no artifact at {path.name!r}: expected a folder with a {MANIFEST}; 'python -m training run' makes one"
         )
     try:
+        if not manifest_path.resolve().is_relative_to(path.resolve()):  # before a message can tell of what it holds
+            raise ArtifactCorruptError(f"artifact {path.name!r}: {MANIFEST} leads out of the folder")
         size = manifest_path.stat().st_size
         if size > MAX_MANIFEST_BYTES:
             raise ArtifactCorruptError(f"{MANIFEST} of {path.name!r} has {size} bytes, more than {MAX_MANIFEST_BYTES}")
@@ -117,9 +119,9 @@ def _verify_files(path: Path, manifest: Manifest) -> None:
     missing, extra = sorted(wanted - present), sorted(present - set(manifest.files))
     if missing or extra:
         raise ArtifactCorruptError(
-            f"artifact {path.name!r}: files missing {missing[:4]}, not in the manifest {extra[:4]}"
+            f"artifact {path.name!r}: files missing {missing[:4]}, not in the manifest {extra[:4]}"[:1000]
         )
-    for name in (MANIFEST, *manifest.files):
+    for name in manifest.files:
         if not (path / name).resolve().is_relative_to(root):
             raise ArtifactCorruptError(f"artifact {path.name!r}: {name} leads out of the folder")
         if not (path / name).is_file():

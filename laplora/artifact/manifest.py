@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, get_args
 
 import torch
@@ -157,7 +158,7 @@ class ExpertRecord(_Record):
 class EncoderRecord(_Record):
     """The sentence encoder that heads read."""
 
-    name: str = Field(description="an offline name, a folder, or a hub id")
+    name: str = Field(max_length=1024, description="an offline name, a folder, or a hub id")
     weights_hash: str
     tokenizer_hash: str
 
@@ -211,8 +212,8 @@ class Manifest(_Record):
     format_version: int = Field(description="of the format, see artifacts/FORMAT.md")
     name: str = Field(pattern=f"^{NAME}$")
     created: str = Field(description="UTC, ISO 8601")
-    base_model: str
-    revision: str | None
+    base_model: str = Field(max_length=1024)
+    revision: str | None = Field(max_length=256)
     base_weights_hash: str
     quantization: Literal["nf4", "none"]
     dtype: Literal["bfloat16", "float32"]
@@ -257,6 +258,8 @@ class Manifest(_Record):
         for name in (*(["map"] if self.has_adapter else []), self.recommended.predictive):
             if name not in self.servable:
                 raise ValueError(f"the artifact must have the predictive {name!r}")
+        if odd := [name for name, of in self.predictives.items() if "low_label_mass" not in of.thresholds.flags]:
+            raise ValueError(f"{odd[0]} has no threshold of the flag low_label_mass")
         self._check_experts()
         if self.question is not None:
             try:
@@ -362,6 +365,7 @@ def parse_manifest(name: str, raw: bytes) -> Manifest:
     try:
         fields = strict_json(raw)
         version = fields["format_version"]
+        json.dumps(fields, ensure_ascii=False).encode()  # half of a surrogate pair could not be written again
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ArtifactCorruptError(
             f"{MANIFEST} of {name!r} is not a JSON manifest: expected an object with a format_version"
@@ -377,4 +381,4 @@ def parse_manifest(name: str, raw: bytes) -> Manifest:
         return Manifest.model_validate(fields)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:4])
-        raise ArtifactCorruptError(f"{MANIFEST} of {name!r} has bad fields: {problems}") from None
+        raise ArtifactCorruptError(f"{MANIFEST} of {name!r} has bad fields: {problems[:1000]}") from None

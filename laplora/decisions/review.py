@@ -35,7 +35,7 @@ EPISTEMIC_LEVEL = 0.95
 LABEL_MASS_LEVEL = 0.01
 
 #: By how much an entropy may be below 0.
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 #: Calibration rows that the curve of errors counts for, at most; chosen with its prior.
 _CURVE_ROWS = 100
 
@@ -191,7 +191,7 @@ def accept_threshold(
     check_columns(len(errors), scores=scores)
     ranked = _Ranked.of(scores, errors)
     if guarantee == "empirical":
-        if float(ranked.values[0]) < -_ROUNDING:
+        if float(ranked.values[0]) < -ROUNDING:
             raise DataError(
                 f"empirical reads scores as entropies, in nats, at least 0, got {float(ranked.values[0]):.4g}: give "
                 "entropies, or take guarantee upper_bound"

@@ -16,7 +16,7 @@ from torch import nn
 from laplora.errors import ArtifactCorruptError, ModelError, first_line
 from laplora.files.atomic import write_json, write_tensors
 from laplora.models.classifier_head import head_weights, trained_linears
-from laplora.models.lora import adapter_name, check_settings, is_classifier, lora_layers
+from laplora.models.lora import adapter_name, check_settings, is_classifier, lora_layers, named_settings
 from laplora.models.probe import check_adapted
 from laplora.models.quiet import quiet_loading
 
@@ -42,7 +42,8 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
         with quiet_loading(), warnings.catch_warnings():
             # what peft only warns of is checked below, and refused
             warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
-            peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+            config = named_settings(folder)
+            peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=False, config=config)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError, SafetensorError) as error:
         raise ArtifactCorruptError(
             f"the adapter in {folder.name!r} does not load on this base: {first_line(error)}"

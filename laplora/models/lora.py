@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,13 @@ from laplora.errors import ArtifactCorruptError, ModelError
 #: Ways to start an adapter that leave the base alone. Others (PiSSA, OLoRA, CorDA, LoftQ) take something out of the
 #: base's weights, in place, whenever such an adapter is loaded: every other adapter on that base would change with it.
 _HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+#: Settings of what the posterior does not cover; KaSA also takes something out of the base's weights.
+_UNCOVERED = (
+    *("trainable_token_indices", "target_parameters", "layer_replication", "alora_invocation_tokens", "arrow_config"),
+    *("kasa_config", "monteclora_config", "use_bdlora", "use_qalora", "velora_config"),
+)
+#: Names of modules as peft matches them, with at most two repetitions: other regular expressions can run for ever.
+_QUICK = re.compile(r"[\w.^$\\-]*([*+?][\w.^$\\-]*){0,2}")
 
 
 def check_settings(folder: Path, base: Any) -> None:
@@ -47,13 +55,31 @@ def check_settings(folder: Path, base: Any) -> None:
     pattern = settings.get("rank_pattern") or {}
     ranks = [settings.get("r"), *(pattern.values() if isinstance(pattern, dict) else [None])]
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as handle:
-        names: Any = handle.keys()
+        names: Any = list(handle.keys())
         largest = max((size for name in names for size in handle.get_slice(name).get_shape()), default=0)
     if not all(type(rank) is int and rank <= largest for rank in ranks if rank is not None):
         raise ArtifactCorruptError(
             f"the adapter in {folder.name!r} states a rank that its matrices, of {largest} rows or columns at most, "
             "do not have"
         )
+    for name in ("rank_pattern", "alpha_pattern", "modules_to_save"):
+        patterns = settings.get(name) or ()
+        if len(patterns) > len(names) or not all(_QUICK.fullmatch(each) for each in patterns):
+            raise ModelError(f"the adapter's {name} has more than names of its modules: write their names out")
+
+
+def named_settings(folder: Path) -> Any:
+    """Return the LoraConfig of a folder. For an expression, which could run for ever, it has the file's own modules."""
+    from peft import LoraConfig
+
+    config = LoraConfig.from_pretrained(str(folder))
+    if isinstance(config.target_modules, str) or isinstance(config.exclude_modules, str) or config.layers_pattern:
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as handle:
+            names: Any = handle.keys()
+            paths = {name.rpartition(".lora_")[0].removeprefix("base_model.model.") for name in names}
+        config.target_modules = paths - {""}
+        config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    return config
 
 
 def trained_class(settings: Mapping[str, Any]) -> str | None:
@@ -91,8 +117,8 @@ def _check_kind(settings: Mapping[str, Any], base: Any) -> None:
     kind = getattr(settings.get("peft_type"), "value", settings.get("peft_type"))
     if kind != "LORA":
         raise ModelError(f"the adapter is of the kind {str(kind)[:32]}; only LoRA is covered")
-    for name in ("trainable_token_indices", "target_parameters", "layer_replication"):
-        if settings.get(name):
+    for name in _UNCOVERED:
+        if settings.get(name) not in (None, False, []):
             raise ModelError(f"the adapter sets {name}, which the posterior does not cover")
     if settings.get("modules_to_save"):
         modules = tuple(sorted(map(str, settings["modules_to_save"])))

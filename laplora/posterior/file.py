@@ -135,7 +135,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return a safetensors file's tensors and metadata.
 
     Raises:
-        ArtifactCorruptError: an unreadable file, or floats of 8 bits, which nothing can be computed in.
+        ArtifactCorruptError: an unreadable file, or floats of 8 bits or complex numbers, which nothing is computed in.
     """
     try:
         with safe_open(path, framework="pt") as handle:
@@ -143,7 +143,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             metadata = handle.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactCorruptError(f"{path.name} cannot be read as safetensors: {error}") from None
-    if odd := [name for name, t in tensors.items() if t.is_floating_point() and t.dtype not in _FLOATS]:
+    if odd := [n for n, t in tensors.items() if (t.is_floating_point() or t.is_complex()) and t.dtype not in _FLOATS]:
         raise ArtifactCorruptError(f"{path.name}: {odd[0]!r} is of {tensors[odd[0]].dtype}, which no artifact has")
     return tensors, metadata
 

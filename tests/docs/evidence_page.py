@@ -218,7 +218,7 @@ def decisions() -> str:
         f"Against temperature scaling at equal labels its NLL was {said('temperature')} of the cells of a task and a "
         f"number of labels. It was worse in {100 * (lost or 0.0):.0f} % of the single draws. Against the same "
         f"correction without the encoder it was {said('rescaled')}. Against a head on the text alone, which ignores "
-        f"the model, it was {said('frozen')}. Measured are: {', '.join(groups)}. Nothing is guaranteed for new kinds of "
+        f"the model, it was {said('frozen')}. Measured are: {', '.join(groups)}. No guarantee holds for new kinds of "
         f"text: on tickets of templates that no labelled row has, the question of priority with {worst[1]} labels "
         f"accepted {at_new_templates('served')}, and where templates were given as groups {at_new_templates('grouped')}"
     )

@@ -152,10 +152,6 @@ def test_another_sentence_encoder_is_refused(tmp_path: Path, cache: Callable[[],
         Predictor.load(folder)
 
 
-def _dropped(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
-    return lambda tensors: tensors.__delitem__(name)
-
-
 def _changed(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, torch.Tensor]], None]:
     return lambda tensors: tensors.__setitem__(name, change(tensors[name]).contiguous())
 
@@ -174,18 +170,10 @@ def _widened(tensors: dict[str, torch.Tensor]) -> None:
     ("damage", "says"),
     [
         (_renamed, "name different heads, such as 'encoder'"),
-        (_dropped("frozen/head/constant"), "does not hold frozen: HeadError"),
-        (_dropped("frozen/head/moments"), "corrects something else than the manifest says"),
-        (_changed("frozen/head/kind", lambda t: t + torch.tensor([0, 1])), "does not hold frozen: HeadError"),
         (_changed("frozen/head/inverse_temperature", lambda t: torch.ones(1).double()), "corrects something else"),
-        (_changed("frozen/head/constant", lambda t: t * torch.nan), "does not hold frozen: HeadError"),
         (_changed("frozen/head/kind", lambda t: t * 10**12), "a constant of 2 for 2000000000000 classes"),
-        (_changed("frozen/head/moments", lambda t: -t), "does not hold frozen: HeadError"),
         (lambda t: [t.update({n.replace("last.2", "last.9"): t.pop(n)}) for n in list(t)], "a head of other features"),
         (_widened, "does not hold how familiar inputs are to frozen"),
-        (_dropped("frozen/familiar/0/reference"), "missing or left over, such as 'reference'"),
-        (_changed("frozen/familiar/0/0.variances", lambda t: -t), "variances above 0"),
-        (lambda t: t.update({"frozen/other/x": torch.zeros(1)}), "has 'other', which no head has"),
         (lambda t: [t.pop(n) for n in list(t) if "/familiar/" in n], "do not agree whether heads say how familiar"),
     ],
 )
@@ -210,14 +198,9 @@ def test_labelled_rows_that_are_damaged_are_refused(tmp_path: Path, cache: Calla
     served, fold, head = read_experts(folder / EXPERTS, manifest), "expert/frozen/outer/0", "expert/frozen"
     for name, change in {
         f"{head}/places": lambda t: t.flip(0),
-        f"{head}/held_out": lambda t: t.float(),
-        f"{head}/block/last.1": lambda t: t[:, :3],
         f"{fold}/kind": lambda t: t + torch.tensor([1, 0]),
         "labelled/class_mask": lambda t: t & torch.tensor([True, False]),
         "labelled/honest": lambda t: t & False,
-        "labelled/folds": lambda t: t.double(),
-        "log_probs/zero_shot": lambda t: t * torch.nan,
-        "pool/0/frozen": lambda t: t * torch.nan,
     }.items():
         save_file({**tensors, name: change(tensors[name]).contiguous()}, folder / ROWS)
         with pytest.raises(ArtifactCorruptError, match="does not hold the labelled rows"):

@@ -61,28 +61,18 @@ def test_the_umask_says_who_may_read_an_artifact(tmp_path: Path, umask: int) -> 
 
 
 def test_every_file_is_verified(artifact_copy: Path) -> None:
-    """Cut, with a bit flipped, or gone: from the manifest too, so that PEFT would look for a pickled adapter."""
-    for name in FILES:
-        file = artifact_copy / name
-        raw = file.read_bytes()
-        file.write_bytes(raw[:-1])
+    """Cut, or gone: from the manifest too, so that PEFT would look for a pickled adapter."""
+    sealed = (artifact_copy / MANIFEST).read_bytes()
+    for name in REQUIRED:
+        raw = (artifact_copy / name).read_bytes()
+        (artifact_copy / name).write_bytes(raw[:-1])
         assert_corrupt(artifact_copy, f"{name} has {len(raw) - 1} bytes, the manifest says {len(raw)}")
-        for place in (0, len(raw) // 2, len(raw) - 1):
-            file.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
-            assert_corrupt(artifact_copy, f"{name} has the SHA-256 [0-9a-f]*..., the manifest says")
-        file.unlink()
-        assert_corrupt(artifact_copy, rf"files missing \['{name}'\]")
-        if name in REQUIRED:
-            sealed = (artifact_copy / MANIFEST).read_bytes()
-            reseal(artifact_copy)
-            assert_corrupt(artifact_copy, rf"files missing \['{name}'\]")
-            (artifact_copy / MANIFEST).write_bytes(sealed)
-        file.write_bytes(raw)
-    for name in ("adapter/adapter_model.bin", ".hidden", "report/deep/er.txt"):
-        (artifact_copy / name).parent.mkdir(exist_ok=True)
-        (artifact_copy / name).write_text("x")
-        assert_corrupt(artifact_copy, rf"not in the manifest \['{name}'\]")
         (artifact_copy / name).unlink()
+        assert_corrupt(artifact_copy, rf"files missing \['{name}'\]")
+        reseal(artifact_copy)
+        assert_corrupt(artifact_copy, rf"files missing \['{name}'\]")
+        (artifact_copy / MANIFEST).write_bytes(sealed)
+        (artifact_copy / name).write_bytes(raw)
     (artifact_copy / ADAPTER).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 796904\n")
     assert_corrupt(artifact_copy, r"it is a git-lfs pointer, .*git lfs pull")
 
@@ -104,8 +94,7 @@ def test_a_manifest_of_another_format_or_none(artifact_copy: Path) -> None:
         read_artifact(artifact_copy)
     edit_manifest(artifact_copy, format_version=8, metrics="@")
     fields = (artifact_copy / MANIFEST).read_text()
-    begun = (b"", b"null", b"[]", b"{}", b'{"format_version": 8, "name": "ti')
-    for raw in (*begun, b"[" * 100_000, b"\xff\xfe\x00{", b"9" * 5000):
+    for raw in (b"[]", b"{}", b"[" * 100_000, b"\xff\xfe\x00{", b"9" * 5000):
         (artifact_copy / MANIFEST).write_bytes(raw)
         assert_corrupt(artifact_copy, r"not a JSON manifest: expected an object with a format_version")
     # What could be read and not be written again would break every list.
@@ -120,9 +109,7 @@ def test_a_manifest_of_another_format_or_none(artifact_copy: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"labels": ["only one"]}, "labels"),
         ({"name": "../../etc"}, "name"),
-        ({"surprise": 1}, "surprise"),
         ({"template": lambda kept: kept | {"text": "Who is {id}? Answer:"}}, "template: .*has the field 'id'"),
         ({"predictives": {}}, "must have the predictive 'map'"),
         ({"predictives": {"swag": {}}}, "predictives.swag"),

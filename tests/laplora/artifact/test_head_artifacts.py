@@ -109,13 +109,10 @@ def test_a_head_alone_must_be_whole_and_the_manifests(damaged: Callable[[str], P
         reseal(folder, readout=readout | {"trained": ["score", "score"]})
     reseal(folder, readout=readout)
     whole = load_file(folder / HEAD)
-    weight = whole["score.weight"]
     for tensors, message in (
-        ({}, "name different tensors"),
         (whole | {"other": torch.zeros(1)}, "name different tensors"),
         ({"score.weight": torch.zeros(3, 16)}, "should be finite floats"),
-        ({"score.weight": torch.full_like(weight, torch.nan)}, "should be finite floats"),
-        ({"score.weight": weight.int()}, "should be finite floats"),
+        ({"score.weight": torch.full_like(whole["score.weight"], torch.nan)}, "should be finite floats"),
     ):
         save_file(tensors, folder / HEAD)
         refused(folder, message)

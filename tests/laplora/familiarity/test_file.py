@@ -66,25 +66,16 @@ def wide(count: int) -> dict[str, torch.Tensor]:
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "a tensor missing": (lambda t: t.pop("1.variances"), "such as '1.variances'"),
-    "one left over": (lambda t: t.update(more=torch.ones(2)), "such as 'more'"),
-    "NaN": (lambda t: t["3.center"].fill_(torch.nan), "3.center should be finite"),
-    "whole numbers": (lambda t: t.update({"3.rest": torch.ones((), dtype=torch.int64)}), "3.rest should be finite"),
-    "another width": (lambda t: t.update({"1.center": torch.ones(5)}), r"1.center should be of shape \(12,\)"),
-    "a vector for a matrix": (lambda t: t.update({"1.directions": torch.ones(12)}), "1.directions should be of shape"),
     "other directions": (lambda t: t["1.directions"].mul_(1.2), "layer 1 are not orthonormal"),
     "no variance": (lambda t: t["1.variances"].zero_(), "layer 1 needs .* variances above 0"),
     "a negative rest": (lambda t: t["3.rest"].neg_(), "layer 3 needs .* variances above 0"),
     "no centre": (lambda t: t.update({"1.class_centers": torch.ones(0, HIDDEN - 1)}), "class_centers|class centre"),
     "an order of its own": (lambda t: t.update(reference=t["reference"].flip(0)), "ascending"),
-    "no reference": (lambda t: t.update(reference=torch.ones(0, dtype=torch.float64)), "one number or more"),
-    "floats of 8 bits": (lambda t: t.update({"1.center": t["1.center"].to(torch.float8_e4m3fn)}), "float8_e4m3fn"),
     "more directions than numbers": (
         lambda t: t.update(wide(10**5)),
         "layer 1 has 100000 directions, of 12 numbers each",
     ),
     "a negative weight": (lambda t: t["weight"].fill_(-1.0), "weight should be one number, 0 or above"),
-    "weights": (lambda t: t.update(weight=torch.ones(2)), "weight should be one number"),
-    "a number for a list": (lambda t: t.update({"1.class_centers": torch.ones(())}), "1.class_centers should be"),
 }
 
 
@@ -100,12 +91,9 @@ def test_each_damage_is_named(tmp_path: Path, damage: str) -> None:
         read(path)
 
 
-def test_layers_that_the_model_does_not_have_and_no_safetensors(tmp_path: Path) -> None:
+def test_layers_that_the_model_does_not_have(tmp_path: Path) -> None:
     path = tmp_path / "familiarity.safetensors"
     write_tensors(path, familiarity_tensors(fitted()))
     for layers in ((1, 4), (1, 1), (-1, 3)):
         with pytest.raises(ArtifactCorruptError, match="not among the model's 4"):
             read(path, layers)
-    path.write_bytes(b"{}")
-    with pytest.raises(ArtifactCorruptError, match="cannot be read"):
-        read(path)

@@ -101,10 +101,9 @@ def test_adapters_that_do_not_run_alone_are_refused(change: Callable[[Any], Any]
     ("options", "message"),
     [
         ({"use_dora": True}, "the adapter is DoRA, which the posterior does not cover: train it with use_dora=False"),
-        ({"alora_invocation_tokens": [3]}, r"q_proj uses a LoRA variant \(such as aLoRA\)"),
+        ({"alora_invocation_tokens": [3]}, "sets alora_invocation_tokens"),
         ({"modules_to_save": ["norm"]}, r"retrains whole modules \(\['norm'\]\)"),
         ({"bias": "all"}, "trains biases; set bias='none'"),
-        ({"bias": "lora_only"}, "trains biases"),
         ({"lora_bias": True}, "trains biases"),
         ({"feedforward_modules": []}, "of the kind IA3; only LoRA is covered"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens is an embedding with LoRA"),
@@ -155,6 +154,14 @@ def test_a_file_with_the_bases_embeddings_loads(
     base = tiny_base("llama", tied=tied).bfloat16()
     add_lora(base.float(), targets, dtype=None).save_pretrained(tmp_path / "wide", save_embedding_layers=True)
     attach_adapter(tiny_base("llama", tied=tied).bfloat16(), tmp_path / "wide")
+
+
+def test_an_expression_for_modules_which_could_run_for_ever_is_not_tried(tmp_path: Path) -> None:
+    model = get_peft_model(tiny_base("llama"), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    save_adapter(model, tmp_path)
+    settings = tmp_path / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"target_modules": "(.+)+x"}))
+    assert list(lora_layers(attach_adapter(tiny_base("llama"), tmp_path))) == list(lora_layers(model))
 
 
 def test_an_adapter_without_a_task_type_is_of_the_class_that_peft_notes(tmp_path: Path) -> None:
