@@ -118,7 +118,7 @@ def _check_kind(settings: Mapping[str, Any], base: Any) -> None:
     if kind != "LORA":
         raise ModelError(f"the adapter is of the kind {str(kind)[:32]}; only LoRA is covered")
     for name in _UNCOVERED:
-        if settings.get(name) not in (None, False, []):
+        if (found := settings.get(name)) or isinstance(found, dict):  # one without entries has its defaults
             raise ModelError(f"the adapter sets {name}, which the posterior does not cover")
     if settings.get("modules_to_save"):
         modules = tuple(sorted(map(str, settings["modules_to_save"])))
