@@ -128,10 +128,12 @@ def labelled_rows(
         given = labels.get(name) if isinstance(labels, Mapping) else values.get("label") if alone else None
         if given is None:
             continue
-        text = json.dumps(given) if isinstance(given, bool | int) else given
-        label: Any = text if isinstance(text, str) and text in of.labels else by_text.get(str(text).casefold())
-        if isinstance(text, Mapping) and text and set(text) <= set(of.labels):
-            label = dict(text)
+        label: Any
+        if isinstance(given, Mapping):
+            label = dict(given) if given and set(given) <= set(of.labels) else None
+        else:
+            text = json.dumps(given) if isinstance(given, bool | int) else str(given)
+            label = text if text in of.labels else by_text.get(text.casefold())
         if label is None:
             raise DataError(f"line {record.line}: the label of {name!r} is none of {list(of.labels)[:8]}")
         if values.get("state") is None or not as_text(values["state"]).strip():

@@ -48,6 +48,10 @@ class KeptAnswers:
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
 
+    def forget(self) -> None:
+        """Empty the file: nothing of another model is found when the command goes on."""
+        self._file.truncate(0)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

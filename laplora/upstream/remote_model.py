@@ -104,24 +104,22 @@ class RemoteModel:
             if again:  # the model may be another by now
                 now = dict[int, UpstreamAnswer]()
                 await asking.ask_all([states[place] for place in again], self.question, now)
-                now = dict(zip(again, map(now.__getitem__, range(len(again))), strict=True))
-                name = now[again[0]].model
-                moved = max(
-                    (
-                        abs(one.probs[label] - prob)
-                        for place, one in now.items()
-                        if before[place].model == name
-                        for label, prob in before[place].probs.items()
-                    ),
-                    default=0.0,
-                )
-                if moved > _SAME:
-                    shown.say(f"the model answers otherwise than before, by {moved:.2g}: no answer of {keep} is used")
-                answers = {} if moved > _SAME else {at: one for at, one in answers.items() if one.model == name}
+                today = [now[number] for number in range(len(again))]
+                moved = [
+                    abs(one.probs[label] - prob)
+                    for one, old in zip(today, before.values(), strict=True)
+                    if one.model == old.model
+                    for label, prob in old.probs.items()
+                ]
+                if kept is not None and max(moved, default=0.0) > _SAME:
+                    shown.say(f"the model answers otherwise than before, by {max(moved):.2g}: no kept answer counts")
+                    kept.forget()
+                    answers = {}
+                answers = {place: one for place, one in answers.items() if one.model == today[0].model}
                 shown.say(f"{len(answers)} of {len(states)} answers are from {keep}, the model is asked for the others")
-                for place, one in now.items():
+                for place, one in zip(again, today, strict=True):
+                    answers[place] = one
                     told(place, one)
-                answers |= now
             await asking.ask_all(states, self.question, answers, told=told)
         finally:
             for _ in steps:  # the bar ends

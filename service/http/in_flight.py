@@ -1,8 +1,8 @@
 """How many requests are answered at once and how many bytes their bodies have: past that, a POST is refused unread.
 
-One caller has at most its share of both, so that there is always a place for somebody else; of the places all, while no
-other is there (``service.scoring.admission``). Requests without a body need no place: administration (but for labels to
-learn from), cancelling a job, health and metrics.
+One caller has at most its share of both, so that there is always a place for somebody else. While no other caller is
+there (``service.scoring.admission``), it may have all places. Requests without a body need no place: administration
+(but for labels to learn from), cancelling a job, health and metrics.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class SharedLimit:
     Args:
         what: its name in messages; setting: the name of what limits it; most: of it, for everybody together.
         client_share: most that one caller has, as a share of ``most``.
-        lent: whether a caller may have all while no other is there, and who has none an eighth more than there are.
+        lent: whether a caller may have all while no other is there, and one that has none may exceed ``most`` by an
+            eighth.
     """
 
     def __init__(self, what: str, setting: str, most: int, client_share: float, *, lent: bool = False) -> None:

@@ -5,8 +5,8 @@ Room is reserved by an estimate, corrected once the tokens are known, and given 
 1. A caller may hold all of each limit while no other is there: one that holds some, or asked in the last minute.
 2. While others are there, a caller that holds some gets more only up to its share of what the others leave (dynamic
    thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 1998); what it holds stays.
-3. Who holds nothing gets in wherever there is room, an eighth past the limit too, and while it is refused the others'
-   parts are of no more than their share of the limit: the device has soon made room for it.
+3. A caller that holds nothing gets in wherever there is room, up to an eighth past the limit. While it is refused, the
+   others have their parts of ``client_share`` of the limit alone, so the device soon makes room for it.
 """
 
 from __future__ import annotations
