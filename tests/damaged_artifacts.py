@@ -110,9 +110,6 @@ BY_CODE: dict[str, dict[str, Damage]] = {
             MANIFEST, lambda m: m["predictives"]["map"]["thresholds"].update(flags={})
         ),
         "a rank that would fill the memory": edited(ADAPTER_CONFIG, lambda c: c.update(r=10**9)),
-        "a rank for one layer that would fill the memory": edited(
-            ADAPTER_CONFIG, lambda c: c.update(rank_pattern={"q_proj": 10**9})
-        ),
         "golden inputs that the template does not take": _first_golden(inputs={"wrong": "x"}),
     },
     "model_unsupported": {

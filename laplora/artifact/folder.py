@@ -119,7 +119,7 @@ def _verify_files(path: Path, manifest: Manifest) -> None:
     missing, extra = sorted(wanted - present), sorted(present - set(manifest.files))
     if missing or extra:
         raise ArtifactCorruptError(
-            f"artifact {path.name!r}: files missing {missing[:4]}, not in the manifest {extra[:4]}"[:1000]
+            f"artifact {path.name!r}: files missing {missing[:4]}, not in the manifest {extra[:4]}"
         )
     for name in manifest.files:
         if not (path / name).resolve().is_relative_to(root):

@@ -138,7 +138,7 @@ class FamiliarityRecord(_Record):
         description="whose states under the adapter are compared; none where each head compares its own features, in "
         "``experts.safetensors``"
     )
-    tokens: int = Field(1, ge=1, description="last tokens that a decoder's states are averaged over")
+    tokens: int = Field(1, ge=1, le=1 << 20, description="last tokens that a decoder's states are averaged over")
     rows: int = Field(ge=2, description="training rows that they are compared with")
     false_alarms: float = Field(
         gt=0, lt=1, description="share of rows like the calibration rows that the flag unfamiliar is raised on, at most"
@@ -381,4 +381,4 @@ def parse_manifest(name: str, raw: bytes) -> Manifest:
         return Manifest.model_validate(fields)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:4])
-        raise ArtifactCorruptError(f"{MANIFEST} of {name!r} has bad fields: {problems[:1000]}") from None
+        raise ArtifactCorruptError(f"{MANIFEST} of {name!r} has bad fields: {problems}") from None

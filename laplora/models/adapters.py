@@ -16,7 +16,7 @@ from torch import nn
 from laplora.errors import ArtifactCorruptError, ModelError, first_line
 from laplora.files.atomic import write_json, write_tensors
 from laplora.models.classifier_head import head_weights, trained_linears
-from laplora.models.lora import adapter_name, check_settings, is_classifier, lora_layers, named_settings
+from laplora.models.lora import adapter_name, check_settings, exact, is_classifier, lora_layers, named_settings
 from laplora.models.probe import check_adapted
 from laplora.models.quiet import quiet_loading
 
@@ -174,6 +174,15 @@ def save_adapter(
     fields = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if isinstance(fields["target_modules"], list):  # peft keeps them as a set, of another order in every process
         fields["target_modules"] = sorted(fields["target_modules"])
+    layers = lora_layers(model)  # an expression is not tried where the adapter is loaded again
+    for field, values in (
+        ("rank_pattern", {path: layer.r[name] for path, layer in layers.items() if layer.r[name] != settings.r}),
+        (
+            "alpha_pattern",
+            {path: a for path, layer in layers.items() if (a := layer.lora_alpha[name]) != settings.lora_alpha},
+        ),
+    ):
+        fields[field] = exact(values) if fields.get(field) else {}
     write_json(folder / "adapter_config.json", fields)
     tensors = {key: value.to("cpu", dtype) for key, value in state.items()}
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})

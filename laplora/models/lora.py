@@ -22,8 +22,9 @@ _UNCOVERED = (
     *("trainable_token_indices", "target_parameters", "layer_replication", "alora_invocation_tokens", "arrow_config"),
     *("kasa_config", "monteclora_config", "use_bdlora", "use_qalora", "velora_config"),
 )
-#: Names of modules as peft matches them, with at most two repetitions: other regular expressions can run for ever.
-_QUICK = re.compile(r"[\w.^$\\-]*([*+?][\w.^$\\-]*){0,2}")
+#: Signs of a regular expression over names of modules that ends soon, with no more repetitions and alternatives than
+#: these; a repeated group could run for ever.
+_QUICK, _REPETITIONS, _ALTERNATIVES, _PATTERNS = re.compile(r"([\w.^$\\|()\[\]-]|(?<!\))[*+?])*"), 2, 8, 1024
 
 
 def check_settings(folder: Path, base: Any) -> None:
@@ -52,34 +53,62 @@ def check_settings(folder: Path, base: Any) -> None:
         raise ModelError("the adapter sets megatron_config, which names code to import: only plain LoRA is covered")
     _check_class(settings, base)
     _check_kind(settings, base)
-    pattern = settings.get("rank_pattern") or {}
-    ranks = [settings.get("r"), *(pattern.values() if isinstance(pattern, dict) else [None])]
+    rank = settings.get("r")
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as handle:
-        names: Any = list(handle.keys())
+        names: Any = handle.keys()
         largest = max((size for name in names for size in handle.get_slice(name).get_shape()), default=0)
-    if not all(type(rank) is int and rank <= largest for rank in ranks if rank is not None):
+    if rank is not None and not (type(rank) is int and rank <= largest):
         raise ArtifactCorruptError(
             f"the adapter in {folder.name!r} states a rank that its matrices, of {largest} rows or columns at most, "
             "do not have"
         )
-    for name in ("rank_pattern", "alpha_pattern", "modules_to_save"):
-        patterns = settings.get(name) or ()
-        if len(patterns) > len(names) or not all(_QUICK.fullmatch(each) for each in patterns):
+    for name, kind in (("alpha_pattern", dict), ("modules_to_save", list)):
+        patterns = settings.get(name) or kind()
+        if not isinstance(patterns, kind) or not all(isinstance(each, str) for each in patterns):
+            raise ValueError(f"its {name} holds no names")
+        if len(patterns) > _PATTERNS or not all(map(_ends_soon, patterns)):
             raise ModelError(f"the adapter's {name} has more than names of its modules: write their names out")
 
 
+def _ends_soon(pattern: str) -> bool:
+    """Return whether peft can try a regular expression on names of modules; ValueError where it is none."""
+    few = sum(map(pattern.count, "*+?")) <= _REPETITIONS and pattern.count("|") <= _ALTERNATIVES
+    if not few or not _QUICK.fullmatch(pattern):
+        return False
+    try:
+        re.compile(pattern)
+    except re.error:
+        raise ValueError(f"{pattern[:64]!r} is no regular expression") from None
+    return True
+
+
 def named_settings(folder: Path) -> Any:
-    """Return the LoraConfig of a folder. For an expression, which could run for ever, it has the file's own modules."""
+    """Return the LoraConfig of a folder, with the modules and the ranks of its file where expressions state them.
+
+    An expression could run for ever.
+    """
     from peft import LoraConfig
 
     config = LoraConfig.from_pretrained(str(folder))
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as handle:
+        names: Any = handle.keys()
+        ranks = {
+            path.removeprefix("base_model.model."): handle.get_slice(name).get_shape()[0]
+            for name in names
+            for path, _, end in [name.rpartition(".lora_")]
+            if end.removeprefix("embedding_").startswith("A")
+        }
     if isinstance(config.target_modules, str) or isinstance(config.exclude_modules, str) or config.layers_pattern:
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as handle:
-            names: Any = handle.keys()
-            paths = {name.rpartition(".lora_")[0].removeprefix("base_model.model.") for name in names}
-        config.target_modules = paths - {""}
+        config.target_modules = {*ranks}
         config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    if config.rank_pattern:
+        config.rank_pattern = exact({path: rank for path, rank in ranks.items() if rank != config.r})
     return config
+
+
+def exact(by_path: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a pattern of peft's that has these values for the modules of these paths in the base, and no others."""
+    return {f"^{re.escape(path)}": value for path, value in sorted(by_path.items())}
 
 
 def trained_class(settings: Mapping[str, Any]) -> str | None:

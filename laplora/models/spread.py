@@ -183,4 +183,7 @@ def block_devices(base: Any, names: Iterable[str]) -> dict[str, torch.device] | 
 def _device(device: Any) -> torch.device:
     import torch
 
-    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    try:
+        return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device_map names {device!r}, which is no device") from None

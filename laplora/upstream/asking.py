@@ -9,7 +9,9 @@ import asyncio
 import hashlib
 import json
 import math
+import os
 import random
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +61,7 @@ class Upstream:
         transport: of httpx, in place of the network.
 
     Raises:
-        ConfigError: a URL that is none, or one with a user's name or password in it.
+        ConfigError: a URL that is none, or one with a user's name or password in it; no certificates to check it by.
     """
 
     url: str
@@ -81,6 +83,11 @@ class Upstream:
             raise ConfigError("the decision model's URL must be http://HOST or https://HOST")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ConfigError("the decision model's URL must be without a name, a password or a query: give the key")
+        if parts.scheme == "https" and (file := os.environ.get("SSL_CERT_FILE")):
+            try:
+                ssl.create_default_context(cafile=file)
+            except OSError:
+                raise ConfigError("SSL_CERT_FILE names no file with certificates") from None
 
     def digest(self, state: Any, question: AnsweredQuestion, model: str | None = None) -> str:
         """Return the SHA-256 of what is asked, in hexadecimal: the URL, the model's name, the question, the state."""
@@ -117,7 +124,8 @@ class Asking:
             transport=upstream.transport,
             follow_redirects=False,
             trust_env=False,
-            verify=httpx.create_ssl_context(),  # which reads SSL_CERT_FILE, for authorities of one's own
+            # It reads SSL_CERT_FILE, for authorities of one's own.
+            verify=httpx.create_ssl_context() if upstream.url.startswith("https") else True,
         )
 
     async def close(self) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 from laplora.classifier import MAX_TOKENS, Classifier
@@ -91,7 +92,9 @@ class RemoteModel:
         states, asking = [asked_state(text, self.question) for text in texts], Asking(self.upstream)
         kept = None if keep is None else KeptAnswers(keep, self.upstream, self.question)
         answers = {} if kept is None else kept.among(states)
-        again = sorted(answers)[:_AGAIN]
+        name = mode(one.model for one in answers.values()) if answers else ""
+        places = [place for place, one in answers.items() if one.model == name]
+        again = places[:: -(-len(places) // _AGAIN)][:_AGAIN] if places else []
         before = {place: answers.pop(place) for place in again}
         steps = shown.track(range(len(states) - len(answers)), "asking the model")
 

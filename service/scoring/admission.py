@@ -6,7 +6,8 @@ Room is reserved by an estimate, corrected once the tokens are known, and given 
 2. While others are there, a caller that holds some gets more only up to its share of what the others leave (dynamic
    thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 1998); what it holds stays.
 3. A caller that holds nothing gets in wherever there is room, up to an eighth past the limit. While it is refused, the
-   others have their parts of ``client_share`` of the limit alone, so the device soon makes room for it.
+   others have their parts of ``client_share`` of the limit alone, so the device makes room for it. Callers that hold
+   nothing have no order among themselves.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Admission:
         self.resize(limits)
         self._by_caller: dict[str, Amount] = {}
         self._here = Presence()
-        self._refused: set[str] = set()  # of those that hold nothing
+        self._refused: dict[str, float] = {}  # of those that hold nothing, and when; the longest ago first
         self._tokens_per_s = 0.0  # of the device; 0 while nobody knows
 
     def resize(self, limits: Amount) -> None:
@@ -130,7 +131,7 @@ class Admission:
         self._check_size(wanted._replace(tokens=fewest_tokens), self._limits)
         wanted = wanted._replace(tokens=min(wanted.tokens, self._limits.each.tokens))
         self.check_room(caller, wanted, now=now)
-        self._refused.discard(caller)
+        self._refused.pop(caller, None)
         reservation = Reservation(caller, self._limits)
         self.change(reservation, wanted)
         return reservation
@@ -178,8 +179,9 @@ class Admission:
         """
         before = self.held_by(caller)
         share = 1.0 if self._here.alone(caller, self._by_caller, now) else self._client_share
-        self._refused = {name for name in self._refused if name in self._here}
-        shared = share if self._refused - {caller} else 1.0
+        while self._refused and self._refused[first := next(iter(self._refused))] < now - HERE_S:
+            del self._refused[first]
+        shared = share if len(self._refused) > (caller in self._refused) else 1.0
         slack = 1 + SPARE_SHARE if before == NOTHING or let_in is not None else 1.0
         for i, (what, setting) in enumerate(zip(_WHAT, _SETTINGS, strict=True)):
             if more[i] <= 0:
@@ -196,7 +198,8 @@ class Admission:
                 )
             if total + more[i] > limit * slack:
                 if before == NOTHING and caller in self._here:
-                    self._refused.add(caller)
+                    self._refused.pop(caller, None)
+                    self._refused[caller] = now
                 raise QueueFullError(
                     f"{total} {what} wait and {more[i]} came, {setting} is {limit}: try again later",
                     limit=limit,

@@ -118,7 +118,8 @@ def gains() -> str:
 def tasks() -> str:
     """Return how many tasks the lines of ``gains`` are means of, and which are left out."""
     left_out = [one for one in _study() if one not in _skilled()]
-    without = f" (left out: {_names(left_out)}, where the model is no better than the most frequent label)"
+    why = "by the plan: the adapter is no more accurate there than the most frequent label"
+    without = f" (left out: {_names(left_out)}, {why})"
     return f"{COUNTS[len(_skilled())]} tasks that chose no default of laplora{without if left_out else ''}"
 
 
@@ -209,7 +210,8 @@ def decisions() -> str:
         some = [one for one in records if (one["task"], one["budget"], one["method"]) == (*worst, method)]
         share = fmean(one["accepted"] for one in some)
         wrong = fmean(one["accepted"] * (one["accepted_error"] or 0.0) for one in some)
-        return f"{100 * share:.0f} %" + (f" ({100 * wrong / share:.0f} % of these wrong)" if share else "")
+        accepted = f"{100 * share:.0f} %" + (f" ({100 * wrong / share:.0f} % of these wrong)" if share else "")
+        return f"had an NLL of {fmean(one['nll'] for one in some):.2f} and accepted {accepted}"
 
     worst = ("priority, other templates", 500)
     _, lost = against(records, names, "temperature")
@@ -220,7 +222,8 @@ def decisions() -> str:
         f"correction without the encoder it was {said('rescaled')}. Against a head on the text alone, which ignores "
         f"the model, it was {said('frozen')}. Measured are: {', '.join(groups)}. No guarantee holds for new kinds of "
         f"text: on tickets of templates that no labelled row has, the question of priority with {worst[1]} labels "
-        f"accepted {at_new_templates('served')}, and where templates were given as groups {at_new_templates('grouped')}"
+        f"{at_new_templates('served')}. Temperature scaling {at_new_templates('temperature')}. With templates given as "
+        f"groups, it {at_new_templates('grouped')}"
     )
 
 

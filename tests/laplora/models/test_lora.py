@@ -47,6 +47,25 @@ def test_jacobians_are_those_of_the_adapter_as_peft_runs_it(
     assert_jacobians(model, tiny_task(examples=4), rtol=1e-3, atol=1e-5)
 
 
+def test_expressions_are_written_as_paths_and_none_of_a_rank_is_tried(tmp_path: Path) -> None:
+    """PEFT takes them from whoever trains; a folder's could run for ever."""
+    patterns = {r"layers\.[0-1]\.self_attn\.(q|k)_proj": 4}
+    options: dict[str, Any] = {"rank_pattern": patterns, "alpha_pattern": {r"((layers)+)+\.1\..*": 9, "q_proj": 7}}
+    model = add_lora(tiny_architecture("llama"), r".*layers\.1\..*(q|v)_proj", dtype=None, **options)
+    task = tiny_task(examples=3)
+    save_adapter(model, tmp_path)
+    again = attach_adapter(tiny_architecture("llama"), tmp_path)
+    assert torch.equal(logits_of(again, task), logits_of(model, task))
+    settings = tmp_path / "adapter_config.json"
+    written = json.loads(settings.read_text())
+    assert written["alpha_pattern"].keys() <= {f"^model\\.layers\\.1\\.self_attn\\.{one}_proj" for one in "qv"}
+    settings.write_text(json.dumps(written | {"rank_pattern": {**patterns, "(.+)+x": 2, "**": 3}}))
+    assert torch.equal(logits_of(attach_adapter(tiny_architecture("llama"), tmp_path), task), logits_of(model, task))
+    settings.write_text(json.dumps(written | {"alpha_pattern": {"**": 3}}))
+    with pytest.raises(ArtifactCorruptError, match="no regular expression"):
+        attach_adapter(tiny_architecture("llama"), tmp_path)
+
+
 def logits_of(model: Any, task: Task) -> torch.Tensor:
     with torch.no_grad():
         return label_logits(model, last_hidden(model, task.batch()), task.label_ids)
