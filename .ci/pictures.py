@@ -60,7 +60,7 @@ def packages(picture: Picture) -> None:
         "laplora/  the library",
         "library",
         [("commands", "laplora serve, evaluate, predict ...")],
-        [("bulk", "whole files"), ("sklearn", "scikit-learn's"), ("mlflow", "MLflow's")],
+        [("bulk", "whole files"), ("sklearn", "scikit-learn's")],
         [("fitting, upstream", "from rows to calibrated answers")],
         [("selection", "rows to label next"), ("settings", "of a fit")],
         [("predictor", "an artifact in, answers out")],

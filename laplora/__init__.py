@@ -1,9 +1,9 @@
 """laplora: calibrated probabilities for LoRA-tuned LLM classifiers.
 
 The names below are the public ones. Each is imported when it is first used, so ``import laplora`` itself loads neither
-torch nor transformers. ``sklearn`` and ``mlflow`` need their packages, and are imported by their names alone. Start
-reading at ``fitting`` (``fit``) and ``predictor`` (an artifact in, answers out); docs/architecture.md draws the
-packages, each importing only what stands further down. ``client`` stands alone: it imports only ``errors``.
+torch nor transformers. ``sklearn`` needs its package, and is imported by its name alone. Start reading at ``fitting``
+(``fit``) and ``predictor`` (an artifact in, answers out); docs/architecture.md draws the packages, each importing only
+what stands further down. ``client`` stands alone: it imports only ``errors``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from laplora.readouts.label_tokens import LabelTokens
 from laplora.report.verdict import rows_to_show
 from training.config import RunConfig
 from training.fine_tuning.new_adapter import add_adapter
-from training.fine_tuning.reporters import check_reporters
 from training.fine_tuning.trial import Trial, tried
 from training.workspace.run import Run
 from training.workspace.runtime import prepared_run
@@ -24,7 +23,6 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError, DataError, ModelError, LabelTokenError, DownloadError, ArtifactError: what would stop the run.
     """
-    check_reporters(config.report_to)
     run = prepared_run(config)
     for line in (*rows_lines(run), verdict_line(run), *prompt_lines(run)):
         say(line)

@@ -24,7 +24,6 @@ from training.config import RunConfig, config_hash_fields
 from training.fine_tuning.label_trainer import LabelTrainer, callbacks_of, training_arguments
 from training.fine_tuning.new_adapter import add_adapter
 from training.fine_tuning.one_device import on_device
-from training.fine_tuning.reporters import check_reporters
 from training.workspace.folders import set_aside
 from training.workspace.folds import fold_runs
 from training.workspace.provenance import adapter_inputs
@@ -55,10 +54,8 @@ def finetune(config: RunConfig) -> Path:
     run's for each adapter that calibrates.
 
     Raises:
-        ConfigError: a package of ``report_to`` that is not installed.
         NonFiniteError: a trained weight that is NaN or infinite.
     """
-    check_reporters(config.report_to)
     return finetune_run(open_run(config.fine_tuned))
 
 

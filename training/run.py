@@ -13,7 +13,6 @@ from laplora.fitting.saving import read_fit
 from laplora.pool.fine_tuning import worth_trying
 from training.config import RunConfig
 from training.evaluate import evaluate_run
-from training.fine_tuning.reporters import check_reporters
 from training.finetune import finetune_run
 from training.fit_laplace import fit_run
 from training.frozen import frozen_run
@@ -31,7 +30,6 @@ def run(config: RunConfig) -> Path:
 
     Rows and tokenizer are loaded once for all steps. Each artifact is loaded by itself.
     """
-    check_reporters(config.report_to)
     opened = open_run(config)
     say(f"[1/{1 + len(_TUNED) if config.fine_tune else 1}] frozen fit")
     result = frozen_run(opened)

@@ -29,10 +29,8 @@ from training.config.sections import (
 )
 from training.data.section import DataConfig
 
-#: Fields that do not change the artifact, which records none of them: folders to write in, curves.
-UNRECORDED = frozenset({"runs", "artifacts", "report_to"})
-#: The services that can show the curves of fine-tuning.
-Reporter = Literal["tensorboard", "wandb", "mlflow"]
+#: Fields that do not change the artifact, which records none of them: folders to write in.
+UNRECORDED = frozenset({"runs", "artifacts"})
 #: Two ways to say how long training is.
 _ALTERNATIVES = ("optimizer.steps", "optimizer.epochs")
 
@@ -73,9 +71,6 @@ class RunConfig(Section):
         None,
         description="inputs whose answers the artifact records and the server replays: their texts leave with it; "
         f"at most {MAX_ANSWERS}; null: made of the template and the labels; calibration: four calibration rows",
-    )
-    report_to: tuple[Reporter, ...] = Field(
-        (), description="where the curves of fine-tuning go beside training_log.json: tensorboard, wandb, mlflow"
     )
     runs: Path = Field(Path("runs"), description="folder for intermediate results")
     artifacts: Path = Field(Path("artifacts"), description="folder for finished artifacts")

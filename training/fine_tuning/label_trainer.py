@@ -283,7 +283,7 @@ def training_arguments(config: RunConfig, device: torch.device, folder: Path) ->
         remove_unused_columns=False,
         label_names=["labels"],
         ddp_find_unused_parameters=False,
-        report_to=list(config.report_to),
+        report_to="none",
         run_name=config.name,
         **options,
     )
