@@ -153,33 +153,6 @@ def contrast_hessian(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Te
     return transform.T @ centred @ transform
 
 
-def class_weighted_log_likelihood(
-    logits: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor, class_weights: torch.Tensor
-) -> torch.Tensor:
-    """Return (batch,) float64 ``w_y log softmax(f + log w)_y``, nats, of one right label a row.
-
-    If labels are drawn with probabilities p and a row counts as often as its label's weight says, the labels' shares
-    are those of ``w p``. The expectation of this is largest where ``softmax(f + log w)`` has these shares, which is
-    where ``softmax(f) = p``: weights change what a misfit costs, not what the logits mean (logit adjustment, Menon et
-    al., arXiv 2007.07314).
-
-    Args:
-        labels: (batch,) int64; or soft: the expectation of that; class_weights: (classes,), above 0.
-    """
-    weights = class_weights.to(logits.device, torch.float64)
-    log_probs = class_log_probs(logits.double() + weights.log(), class_mask)
-    return -cross_entropy(weights * log_probs, labels)
-
-
-def class_weighted_hessian(
-    logits: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor, class_weights: torch.Tensor
-) -> torch.Tensor:
-    """Return ``Lambda`` of minus ``class_weighted_log_likelihood``, (batch, classes - 1, classes - 1) float64."""
-    weights = class_weights.to(logits.device, torch.float64)
-    of_rows = targets_of(labels, len(weights)) @ weights
-    return of_rows[:, None, None] * contrast_hessian(logits.double() + weights.log(), class_mask)
-
-
 def class_counts(class_mask: torch.Tensor) -> torch.Tensor:
     """Return (batch,) int64 how many classes are possible in each row; DataError for what is no ``class_mask``."""
     if class_mask.ndim != 2 or class_mask.dtype != torch.bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -186,11 +186,6 @@ class FitSettings(Section):
     experts: ExpertSettings = ExpertSettings()
     many_classes: ManyClasses = Field(
         ManyClasses(), description="from how many classes on fewer directions than contrasts are computed"
-    )
-    class_weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (),
-        description="by class in order, of the loss that the adapter was trained with "
-        "(``laplora.linearised.class_weighted_log_likelihood``), so that the curvature is of that loss; empty: none",
     )
     question: Question | None = Field(
         None,

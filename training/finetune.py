@@ -104,8 +104,6 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
             ],
         )
         trainer.readout, trainer.optimizer_settings, trainer.workers = run.readout, config.optimizer, workers
-        if weights := config.fit.class_weights:
-            trainer.class_weights = torch.tensor(weights)
         if last:
             say(f"resuming at {last}")
         if not workers.first:

@@ -170,9 +170,9 @@ def fit_as_it_is(
     Args:
         passes: of the classifier; None: those that the settings name, loaded now.
     """
-    if settings.predictives.serve != "auto" or settings.class_weights or settings.calibration.guarantee != "empirical":
+    if settings.predictives.serve != "auto" or settings.calibration.guarantee != "empirical":
         raise ConfigError(
-            "predictives.serve, class_weights and guarantee upper_bound are for a LoRA adapter or a trained head, and "
+            "predictives.serve and guarantee upper_bound are for a LoRA adapter or a trained head, and "
             f"the {type(classifier.model).__name__} has none: leave them out"
         )
     check_ordered(classifier, settings.calibration.ordered)

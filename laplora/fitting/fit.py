@@ -29,7 +29,6 @@ from laplora.fitting.passes import block_weights, fit_curvature, label_rows, man
 from laplora.fitting.projected import Fitted, ProjectedSplit, SplitOutputs, project_split
 from laplora.fitting.rows import check_independent, check_ordered
 from laplora.jacobians.contrasts import covered_blocks
-from laplora.linearised import Likelihood
 from laplora.pool.fine_tuning import FineTuning
 from laplora.pool.pool import Pool
 from laplora.pool.served import POOLED, ServedExperts
@@ -118,29 +117,11 @@ def check_several_labels(classifier: Classifier, rows: Sequence[Example], settin
         )
 
 
-def check_class_weights(settings: FitSettings, classes: int, likelihood: Likelihood) -> None:
-    """Raise ConfigError for weights of classes that a task cannot have."""
-    if not settings.class_weights:
-        return
-    if likelihood != "categorical":
-        raise ConfigError("class_weights: of labels that are each right or wrong on their own there are none")
-    if len(settings.class_weights) != classes:
-        raise ConfigError(
-            f"class_weights: {len(settings.class_weights)} weights of {classes} classes: give one for each"
-        )
-    if classes > settings.many_classes.limit:
-        raise ConfigError(
-            f"class_weights: weights take the curvature of every contrast, and of {classes} classes (limit "
-            f"{settings.many_classes.limit}) a fit computes few directions: raise the limit, or leave them out"
-        )
-
-
 def possible(classifier: Classifier, rows: int, settings: FitSettings) -> FitSettings:
     """Return the settings without what a classifier, or so few training rows, cannot have.
 
-    Raises ConfigError for weights of classes with many classes, or an order of labels that have none.
+    Raises ConfigError for an order of labels that have none.
     """
-    check_class_weights(settings, classifier.class_count, classifier.readout.likelihood)
     check_ordered(classifier, settings.calibration.ordered)
     return without_familiarity(classifier, rows, settings)
 

@@ -20,7 +20,7 @@ from laplora.fitting.projected import project_split, split_of, split_tensors
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.many_classes import fisher_directions
-from laplora.linearised import class_weighted_hessian, class_weighted_log_likelihood, log_likelihood
+from laplora.linearised import log_likelihood
 from laplora.models.classifier_head import with_head_blocks
 from laplora.models.readout import head_name
 from laplora.posterior.base import Posterior, ProjectedJacobians
@@ -43,7 +43,7 @@ class RowPass:
     and add up what they have; what is kept on the way is the state of all, which any number of workers continues.
 
     Attributes:
-        log_likelihood: of the rows, summed, nats, once a pass has ended: that of the training loss.
+        log_likelihood: of the rows, summed, nats, once a pass has ended.
     """
 
     def __init__(
@@ -61,8 +61,6 @@ class RowPass:
         self._size = settings.laplace.batch_size
         self._sums = needs_sums(settings.laplace.structure)
         self._many, self._seed = many_classes(settings, classifier), settings.seed
-        weights = settings.class_weights
-        self._class_weights = torch.tensor(weights, dtype=torch.float64) if weights else None
         self.log_likelihood = 0.0
 
     def __call__(
@@ -104,19 +102,8 @@ class RowPass:
         jacobians = contrast_jacobians(
             classifier.model, batch, classifier.readout, self._blocks, sums=self._sums, choose=choose
         )
-        of_rows, jacobians = self._of_loss(jacobians, self._labels[index], batch.class_mask)
+        of_rows = log_likelihood(jacobians.likelihood, jacobians.logits, self._labels[index], batch.class_mask)
         return add(state, jacobians, batch.class_mask), float(of_rows.sum())
-
-    def _of_loss(
-        self, jacobians: ContrastJacobians, labels: torch.Tensor, class_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, ContrastJacobians]:
-        """Return (batch,) the rows' log-likelihood, nats, and the Jacobians with the curvature of the training loss."""
-        logits = jacobians.logits
-        if self._class_weights is None:
-            return log_likelihood(jacobians.likelihood, logits, labels, class_mask), jacobians
-        of_rows = class_weighted_log_likelihood(logits, labels, class_mask, self._class_weights)
-        weights = class_weighted_hessian(logits, labels, class_mask, self._class_weights)
-        return of_rows, replace(jacobians, weights=weights)
 
     def _read(self, title: str, empty: State) -> tuple[State, float]:
         kept = self._store.read(title)

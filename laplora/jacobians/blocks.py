@@ -56,8 +56,8 @@ class ContrastJacobians:
         hidden: (batch, features), the state that the logits were read from.
         blocks: one entry per block, in the blocks' order.
         likelihood: of a label given the logits; its directions are those of the Jacobians.
-        weights: (batch, directions, directions) float64, of Jacobians in other directions than the likelihood's, or of
-            weighted classes: the curvature in them (``laplora.linearised``, Lambda). None: the likelihood's, exact.
+        weights: (batch, directions, directions) float64, of Jacobians in other directions than the likelihood's: the
+            curvature in them (``laplora.linearised``, Lambda). None: the likelihood's, exact.
         directions: (directions, 1 or batch, classes), those of the Jacobians. None: the likelihood's.
     """
 

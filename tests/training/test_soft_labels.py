@@ -19,7 +19,6 @@ from laplora.predictor import Predictor
 from laplora.prompts.examples import label_tensor
 from training.config import load_config
 from training.data.adapter_rows import adapter_rows, labels_of_rows, template_of
-from training.workspace.class_weights import weighed
 from training.workspace.results import load_trained
 from training.workspace.runtime import open_run
 from training.workspace.targets import target_loss
@@ -42,8 +41,6 @@ def test_the_loss_is_the_expectation_over_the_label_and_has_a_gradient_where_a_l
     torch.testing.assert_close(found, expected)
     (gradient,) = torch.autograd.grad(found, logits)
     torch.testing.assert_close(gradient, (logits.masked_fill(~mask, -torch.inf).softmax(1) - labels) / 4)
-    weights = torch.tensor([1.0, 1.0, 1.0])
-    torch.testing.assert_close(target_loss(logits, labels, mask, weights), found.detach(), check_dtype=False)
 
 
 def test_a_run_of_soft_labels_is_fitted_and_reported_by_cross_entropy(tmp_path: Path, tiny_base_folder: Path) -> None:
@@ -82,20 +79,6 @@ def test_a_run_of_soft_labels_is_fitted_and_reported_by_cross_entropy(tmp_path: 
     assert report["map"]["mae"] == pytest.approx(1 - report["map"]["accuracy"])
     assert report["map"]["rps"] == pytest.approx(report["map"]["brier"] / 2)
     assert "KL ↓ | MAE ↓ | RPS ↓" in (run.folder / "report" / "results.md").read_text()
-
-
-def test_balanced_weights_count_probabilities(tmp_path: Path, tiny_base_folder: Path) -> None:
-    rows = [soft(row, 0.8) for row in sentiment_rows()]
-    data = {"dataset": "file", "path": str(write_rows(tmp_path / "soft.jsonl", rows)), "template": "sentiment"}
-    optimizer = {"steps": 1, "class_weights": "balanced"}
-    file = sentiment_config(
-        tmp_path, tiny_base_folder, data=data | {"labels": ["negative", "positive"]}, optimizer=optimizer
-    )
-    run = open_run(load_config(file))
-    shares = label_tensor(run.splits.train, 2).sum(0)
-    weights = weighed(load_config(file), run.splits).optimizer.class_weights
-    assert isinstance(weights, dict)
-    assert weights["negative"] * shares[0] == pytest.approx(weights["positive"] * float(shares[1]), rel=1e-4)
 
 
 def test_rows_of_an_adapter_that_was_trained_elsewhere_keep_their_probabilities(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -45,11 +45,6 @@ class OptimizerConfig(Section):
         None,
         ge=1,
         description="LoRA+: the rate of every lora_B is so many times the learning rate; null: plain LoRA",
-    )
-    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
-        None,
-        description="how much a training row counts, by its label: balanced, as much for every label together, or "
-        "{label: weight}; scaled to 1 on average over the rows. Probabilities stay those of the labels as they occur",
     )
     checkpoint_every: int = Field(
         500,

@@ -89,13 +89,11 @@ class RunConfig(Section):
     @property
     def fit(self) -> FitSettings:
         """The settings of the library's fit, from a configuration that is filled in."""
-        weights = self.optimizer.class_weights
         return FitSettings(
             laplace=self.laplace.settings,
             calibration=self.calibration.settings,
             predictives=self.predictives,
             many_classes=self.laplace.many_classes,
-            class_weights=tuple(weights.values()) if isinstance(weights, dict) else (),
             seed=self.seed,
         )
 

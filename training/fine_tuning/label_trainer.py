@@ -44,13 +44,11 @@ class LabelTrainer(Trainer):
     Attributes:
         readout: how their logits are read; optimizer_settings: of the configuration.
         workers: the processes that share each batch.
-        class_weights: (classes,), of the training loss alone; what is evaluated is the labels' plain likelihood.
     """
 
     readout: ReadOut
     optimizer_settings: OptimizerConfig
     workers: Workers = ALONE
-    class_weights: torch.Tensor | None = None
     #: A step's loss is the mean over all its rows, in however many batches they come.
     loss_is_scaled_for_ga = True
 
@@ -65,11 +63,10 @@ class LabelTrainer(Trainer):
         targets = inputs.pop("labels")
         counted = inputs.pop("counted", len(targets))
         batch = Batch(**inputs)
-        weights = self.class_weights if model.training else None
 
         def mean_loss(inner: nn.Module) -> torch.Tensor:
             logits = self.readout.scores(inner, batch).logits
-            return target_loss(logits, targets, batch.class_mask, weights)
+            return target_loss(logits, targets, batch.class_mask)
 
         loss = in_forward(model, mean_loss) if self.workers.count > 1 else mean_loss(model)
         if num_items_in_batch is not None and (share := self.workers.count * counted / int(num_items_in_batch)) != 1:

@@ -12,7 +12,6 @@ from laplora.execution.workers import ALONE, Workers
 from laplora.features.expert_passes import suiting
 from laplora.features.sentence_encoder import load_text_encoding
 from laplora.files.atomic import write_json
-from laplora.fitting.fit import check_class_weights
 from laplora.fitting.rows import check_independent
 from laplora.models.base import load_tokenizer, locate_base
 from laplora.models.spread import first_device
@@ -25,7 +24,6 @@ from training.config.folders import owner
 from training.data.examples import Splits
 from training.data.section import load_splits
 from training.workspace.base_size import parameter_count
-from training.workspace.class_weights import weighed
 from training.workspace.filled_in import filled_in
 from training.workspace.folders import claim, in_use, start_from, trained_from
 from training.workspace.processes import joined, own_device, own_spread
@@ -75,13 +73,12 @@ def prepared_run(config: RunConfig, workers: Workers = ALONE) -> Run:
     _check_splits(config, splits)
     location = locate_base(base_spec(config), progress=say)
     parameters = partial(parameter_count, location, config.base.revision)
-    config = weighed(filled_in(config, len(splits.train), parameters), splits)
+    config = filled_in(config, len(splits.train), parameters)
     check_replaceable(config.artifact_dir)
     tokenizer = load_tokenizer(location, config.base.revision)
     task = splits.task
     verbalizers = task.verbalizers or default_verbalizers(task.template, task.labels)
     readout = named_readout(tokenizer, task.template, verbalizers, config.readout)
-    check_class_weights(config.fit, readout.class_count, readout.likelihood)
     return Run(
         config,
         splits,

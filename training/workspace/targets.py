@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from laplora.linearised import class_weighted_log_likelihood, cross_entropy
+from laplora.linearised import cross_entropy
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.rows import EncodedRow
 from training.workspace.run import Run
@@ -16,20 +16,12 @@ from training.workspace.run import Run
 Target = tuple[EncodedRow, torch.Tensor]
 
 
-def target_loss(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    class_mask: torch.Tensor,
-    class_weights: torch.Tensor | None = None,
-) -> torch.Tensor:
+def target_loss(logits: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
     """Return the mean over rows of the cross-entropy between labels and the softmax over possible classes, nats.
 
     Args:
         logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64, or soft (``cross_entropy``).
-        class_weights: (classes,); the mean is then of minus ``class_weighted_log_likelihood``.
     """
-    if class_weights is not None:
-        return -class_weighted_log_likelihood(logits, labels, class_mask, class_weights).mean().float()
     possible = logits.masked_fill(~class_mask, -torch.inf)
     if labels.is_floating_point():
         return cross_entropy(possible.log_softmax(1), labels).mean()

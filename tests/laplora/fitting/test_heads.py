@@ -304,7 +304,7 @@ def settings(**sections: Any) -> laplora.FitSettings:
     [
         ({"calibration": "split"}, ConfigError, "calibration and initial_adapter are for a LoRA adapter"),
         ({"initial_adapter": {}}, ConfigError, "the LlamaForCausalLM has none: give all labelled rows as rows"),
-        ({"settings": settings(predictives={"serve": "laplace"})}, ConfigError, "predictives.serve, class_weights"),
+        ({"settings": settings(predictives={"serve": "laplace"})}, ConfigError, "predictives.serve and guarantee"),
         ({"settings": settings(calibration={"guarantee": "upper_bound"})}, ConfigError, "guarantee upper_bound"),
         ({"settings": settings(experts={"names": ["options"]})}, ConfigError, "need a template with {choices}"),
         ({"settings": settings(experts={"names": ["encoder"], "encoder": None})}, ConfigError, "encoder is off"),

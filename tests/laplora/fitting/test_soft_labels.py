@@ -32,8 +32,6 @@ from laplora.fitting.rows import check_labels, read_rows
 from laplora.head.fit import fit
 from laplora.linearised import (
     class_log_probs,
-    class_weighted_hessian,
-    class_weighted_log_likelihood,
     contrast_mean,
     cross_entropy,
     log_likelihood,
@@ -66,12 +64,9 @@ def likelihoods(logits: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) 
     """By name what is linear in the label, (rows, ...)."""
     numbers = torch.arange(len(mask))
     of = Labelled(labels, mask, numbers, numbers % 2, torch.ones(len(mask), dtype=torch.bool))
-    weights = torch.arange(1, mask.shape[1] + 1, dtype=torch.float64)
     return {
         "losses": losses_of(class_log_probs(logits, mask), of),
         "log-likelihood": log_likelihood("categorical", logits, labels, mask),
-        "weighted": class_weighted_log_likelihood(logits, labels, mask, weights),
-        "curvature": class_weighted_hessian(logits, labels, mask, weights),
     }
 
 

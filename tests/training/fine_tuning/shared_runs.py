@@ -24,8 +24,8 @@ from training.fine_tuning.label_trainer import LabelTrainer
 
 SELECTING = {"learning_rate": 1e-2, "steps": 16, "batch_size": 6, "evaluate_every": 4, "selection_fraction": 0.25}
 #: One row a batch: the second of two processes never has one.
-WEIGHED = {"learning_rate": 1e-2, "steps": 8, "batch_size": 1, "gradient_accumulation": 5, "checkpoint_every": 8}
-WEIGHED |= {"group_by_length": True, "class_weights": {"negative": 2.0}, "loraplus_lr_ratio": 4.0}
+ROW_BY_ROW = {"learning_rate": 1e-2, "steps": 8, "batch_size": 1, "gradient_accumulation": 5, "checkpoint_every": 8}
+ROW_BY_ROW |= {"group_by_length": True, "loraplus_lr_ratio": 4.0}
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ PLANS = (
     Plan("one", 1),
     Plan("two", 2, dies_at=10),  # between two checkpoints
     Plan("two", 2),
-    Plan("one-weighed", 1, WEIGHED),
-    Plan("two-weighed", 2, WEIGHED),
+    Plan("one-row-by-row", 1, ROW_BY_ROW),
+    Plan("two-row-by-row", 2, ROW_BY_ROW),
 )
 
 

@@ -62,9 +62,9 @@ def test_a_stopped_run_of_two_goes_on_to_what_one_process_has(root: Path) -> Non
 
 
 def test_a_process_without_a_row_adds_nothing(root: Path) -> None:
-    """With weights of classes, and batches of one row for two processes."""
+    """With batches of one row for two processes."""
     assert statuses(root, 3) + statuses(root, 4) == [0, 0, 0]
-    check_alike(*(root / name / "runs" / "tiny-sentiment" for name in ("one-weighed", "two-weighed")))
+    check_alike(*(root / name / "runs" / "tiny-sentiment" for name in ("one-row-by-row", "two-row-by-row")))
 
 
 @pytest.mark.exhaustive
