@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     )
     from laplora.decisions.review import accept_threshold
     from laplora.decisions.temperature import fit_temperature, temperature_probs
-    from laplora.decisions.uncertainty import FLAGS, Uncertainty, decompose
+    from laplora.decisions.thresholds import FLAGS
+    from laplora.decisions.uncertainty import Uncertainty, decompose
     from laplora.execution.workers import Workers
     from laplora.fitting.calibrated import CalibratedPosterior
     from laplora.fitting.entry import fit
@@ -73,7 +74,8 @@ if TYPE_CHECKING:
     from laplora.posterior.subset import select_blocks
     from laplora.predictive.cross_fitting import cross_fitted
     from laplora.predictive.gaussian import posterior_predictive
-    from laplora.predictive.kinds import PREDICTIVES, fit_predictive_temperature, predictive_probs
+    from laplora.predictive.kinds import PREDICTIVES
+    from laplora.predictive.probs import fit_predictive_temperature, predictive_probs
     from laplora.predictor import Predictor
     from laplora.prior.evidence import choose_by_evidence
     from laplora.prior.search import PriorChoice
@@ -200,7 +202,8 @@ _HOMES = {
     "posterior.base": ("Posterior", "Prior", "block_precisions"),
     "linearised": ("PosteriorPredictive",),
     "predictive.gaussian": ("posterior_predictive",),
-    "predictive.kinds": ("PREDICTIVES", "fit_predictive_temperature", "predictive_probs"),
+    "predictive.kinds": ("PREDICTIVES",),
+    "predictive.probs": ("fit_predictive_temperature", "predictive_probs"),
     "answers.comparison": ("Comparison",),
     "answers.prediction": ("Prediction",),
     "predictor": ("Predictor",),
@@ -215,7 +218,8 @@ _HOMES = {
     "posterior.passes": ("StructureSettings",),
     "posterior.structures": ("STRUCTURES", "fit_posterior"),
     "posterior.subset": ("select_blocks",),
-    "decisions.uncertainty": ("FLAGS", "Uncertainty", "decompose"),
+    "decisions.thresholds": ("FLAGS",),
+    "decisions.uncertainty": ("Uncertainty", "decompose"),
     "execution.workers": ("Workers",),
     "upstream.remote_model": ("remote_model",),
 }

@@ -147,6 +147,7 @@ def test_both_distributions_have_one_version() -> None:
         ("laplora.commands.app", ("torch", "transformers", "fastapi", "httpx", "datasets")),
         ("laplora.prior.validation", ("transformers", "peft", "pydantic", "safetensors")),
         ("training.__main__", ("transformers", "peft", "datasets", "matplotlib")),
+        ("service.app", ("torch", "scipy", "numpy", "transformers")),
     ],
 )
 def test_a_module_loads_no_more_than_it_needs(module: str, absent: tuple[str, ...]) -> None:

@@ -10,7 +10,8 @@ from typing import Any, get_args
 import torch
 
 from laplora.artifact.head_files import read_heads
-from laplora.artifact.manifest import EXPERTS, FAMILIARITY, POSTERIOR, REPORT_PAGE
+from laplora.artifact.manifest import EXPERTS, FAMILIARITY, POSTERIOR
+from laplora.artifact.report_page import REPORT_PAGE
 from laplora.classifier import Classifier, without_adapter
 from laplora.execution.workers import ALONE
 from laplora.familiarity.file import read_familiarity_for

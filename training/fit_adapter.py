@@ -18,7 +18,7 @@ from pydantic import ValidationError
 import laplora
 from laplora.artifact.describing import installed_versions
 from laplora.artifact.folder import check_name, check_replaceable
-from laplora.artifact.manifest import REPORT_PAGE
+from laplora.artifact.report_page import REPORT_PAGE
 from laplora.classifier import MAX_TOKENS, Classifier
 from laplora.data.labelled import Task
 from laplora.errors import ConfigError

@@ -1,4 +1,4 @@
-"""Why a predictive answers, and why it accepts nothing, in words."""
+"""Why a predictive accepts nothing, in words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from laplora.answers.review_scores import ReviewScores, read_scores, thresholds_at
 from laplora.artifact.folder import Artifact
-from laplora.artifact.manifest import SCORES, Manifest
+from laplora.artifact.manifest import SCORES
 from laplora.decisions.review import least_risk
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.predictive.kinds import PredictiveName
@@ -25,21 +25,6 @@ class NothingAccepted:
     accepts_from: float | None
 
 
-def reason_for(manifest: Manifest, predictive: str) -> str:
-    """Return why a predictive answers: why it is recommended, or that it was asked for, with its figures."""
-    best = manifest.recommended
-    if predictive == best.predictive:
-        return best.reason
-    losses = [best.table[name]["nll"] for name in (predictive, best.predictive) if name in best.table]
-    reason = f"{predictive} was asked for"
-    if len(losses) == 2:
-        reason += (
-            f"; its NLL is {losses[0]:.3f} nats on {manifest.calibration.rows} calibration rows, that of "
-            f"{best.predictive}, which is recommended, {losses[1]:.3f}"
-        )
-    return reason
-
-
 def nothing_accepted(name: str, thresholds: PredictiveThresholds, scores: ReviewScores) -> NothingAccepted | None:
     """Return what is to be said of a predictive without a review threshold; None where it has one.
 
@@ -51,8 +36,8 @@ def nothing_accepted(name: str, thresholds: PredictiveThresholds, scores: Review
         return None
     options = {} if rule.confidence is None else {"confidence": rule.confidence}
     least = least_risk(scores.score, scores.error, above=rule.target_risk, guarantee=rule.guarantee, **options)
-    rest = "Nor would it at a higher one" if least is None else f"At {_percent(least)} it would accept some"
-    risk = _percent(rule.target_risk)
+    rest = "Nor would it at a higher one" if least is None else f"At {100 * least:.4g} % it would accept some"
+    risk = f"{100 * rule.target_risk:.4g} %"
     return NothingAccepted(
         f"{name} accepts nothing at an error rate of {risk}: every answer goes to review. {rest}", least
     )
@@ -74,7 +59,3 @@ def nothing_accepted_of(
     return nothing_accepted(
         name, thresholds if target_risk is None else thresholds_at(thresholds, scores, target_risk), scores
     )
-
-
-def _percent(risk: float) -> str:
-    return f"{100 * risk:.4g} %"

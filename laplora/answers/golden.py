@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from laplora.answers.prediction import Prediction
-from laplora.artifact.manifest import GOLDEN, POSTERIOR, REPORT_PAGE
+from laplora.artifact.manifest import GOLDEN, POSTERIOR
+from laplora.artifact.report_page import REPORT_PAGE
 from laplora.errors import ArtifactCorruptError, GoldenMismatchError
 
 #: Variances below this, nats squared, count as this: they change no answer, and 0 has no logarithm.

@@ -21,7 +21,8 @@ from laplora.experts.answering import at_mode
 from laplora.linearised import PosteriorPredictive, class_probs, contrasts
 from laplora.pool.served import HeadAnswers
 from laplora.predictive.batch_outputs import BatchOutputs
-from laplora.predictive.kinds import PREDICTIVES, PredictiveName, has_jacobians, predictive_probs
+from laplora.predictive.kinds import PREDICTIVES, PredictiveName, has_jacobians
+from laplora.predictive.probs import predictive_probs
 from laplora.prompts.rows import EncodedRow
 
 #: float64; with thousands of labels lists of Python's numbers would be four times as large.
@@ -87,7 +88,7 @@ class Prediction(_Compared):
         score: what the predictive's review rule compares, nats.
         familiarity: how like the training rows it is: the share of the calibration rows at least as far from them,
             the row itself counted in, so from 1 / (rows + 1) to 1; None where the artifact has no familiarity.
-        flags: see ``laplora.decisions.uncertainty.FLAGS``.
+        flags: see ``laplora.decisions.thresholds.FLAGS``.
         rule: what the score was compared with.
         calibrated_scores: by the names of ``calibrated_probs``, their review scores, nats.
         tokens: of the prompt, or of the prompts of both orders; truncated: whether one was cut.

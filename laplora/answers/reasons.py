@@ -1,13 +1,16 @@
-"""Why a row is accepted or goes to review, in one sentence with figures."""
+"""Why a predictive answers, and why a row is accepted or goes to review, each in one sentence with figures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from laplora.decisions.thresholds import Flag, ReviewRule
+
+if TYPE_CHECKING:
+    from laplora.artifact.manifest import Manifest
 
 #: Why a flag sends a row to review whatever its score is, of a whole answer.
 _FLAGS: Mapping[Flag, Callable[[Mapping[str, Any]], str]] = {
@@ -28,6 +31,21 @@ _FLAGS: Mapping[Flag, Callable[[Mapping[str, Any]], str]] = {
 }
 #: Predictives that correct the fine-tuned model's own answer.
 _CORRECTIONS = ("laplace", "temperature", "conditioned")
+
+
+def reason_for(manifest: Manifest, predictive: str) -> str:
+    """Return why a predictive answers: why it is recommended, or that it was asked for, with its figures."""
+    best = manifest.recommended
+    if predictive == best.predictive:
+        return best.reason
+    losses = [best.table[name]["nll"] for name in (predictive, best.predictive) if name in best.table]
+    reason = f"{predictive} was asked for"
+    if len(losses) == 2:
+        reason += (
+            f"; its NLL is {losses[0]:.3f} nats on {manifest.calibration.rows} calibration rows, that of "
+            f"{best.predictive}, which is recommended, {losses[1]:.3f}"
+        )
+    return reason
 
 
 def decision_reason(answer: Mapping[str, Any], rule: ReviewRule) -> str:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from laplora.answers.evaluation import questions, right_answers
-from laplora.answers.explaining import NothingAccepted, reason_for
 from laplora.answers.labels import LabelNames, Truth
+from laplora.answers.reasons import reason_for
 from laplora.prompts.questions import as_text
 
 if TYPE_CHECKING:
+    from laplora.answers.explaining import NothingAccepted
     from laplora.artifact.manifest import Manifest
     from laplora.report.records import Report, Rows
 

@@ -11,8 +11,8 @@ import torch
 
 from laplora.answers.prediction import Prediction
 from laplora.decisions.review import ROUNDING, accept_threshold, of_inputs
-from laplora.decisions.thresholds import Flag, PredictiveThresholds
-from laplora.decisions.uncertainty import FLAGS, decide
+from laplora.decisions.thresholds import FLAGS, Flag, PredictiveThresholds
+from laplora.decisions.uncertainty import decide
 from laplora.errors import ArtifactCorruptError
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.posterior.file import read_tensors

@@ -32,7 +32,6 @@ from laplora.prompts.templates import Cut, PromptTemplate
 FORMAT_VERSION = 8
 MANIFEST = "manifest.json"
 POSTERIOR = "posterior.safetensors"
-REPORT_PAGE = "report/report.html"
 GOLDEN = "golden.json"
 SCORES = "scores.safetensors"
 FAMILIARITY = "familiarity.safetensors"

@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from laplora.artifact.folder import Artifact, file_records, new_artifact, read_artifact, write_manifest
-from laplora.artifact.manifest import EXPERTS, GOLDEN, MANIFEST, REPORT_PAGE, SCORES, Manifest, parse_manifest
+from laplora.artifact.manifest import EXPERTS, GOLDEN, MANIFEST, SCORES, Manifest, parse_manifest
+from laplora.artifact.report_page import REPORT_PAGE
 from laplora.errors import ArtifactCorruptError, ArtifactWriteError, ConfigError
 from laplora.files.atomic import file_sha256, write_whole
 

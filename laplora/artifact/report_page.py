@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from laplora.artifact.manifest import REPORT_PAGE
-
 if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
 
+REPORT_PAGE = "report/report.html"
 #: Most bytes of a report that is shown: ten times one of this version.
 MOST_BYTES = 2**20
 

@@ -5,6 +5,8 @@ JSON in and out. They are fitted in ``laplora.decisions.review`` and applied in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +18,28 @@ Score = Literal["map_entropy", "total_entropy", "epistemic"]
 ReviewScore = Literal["map_entropy", "total_entropy"]
 Decision = Literal["accept", "review"]
 Guarantee = Literal["empirical", "upper_bound"]
+
+#: Every flag there is, in the order in which they are listed, and what raises it.
+FLAGS: Mapping[Flag, str] = MappingProxyType(
+    {
+        "unfamiliar": "the input is farther from the training rows than all but a stated share of the calibration rows "
+        "(the artifact's familiarity.false_alarms); its prediction set holds every possible label",
+        "high_epistemic": "epistemic uncertainty (posterior, members) above the 95 % quantile of the calibration split",
+        "low_confidence": "the review score is above its threshold for the target risk, the request's or else the "
+        "artifact's, or there is none: then every answer has it",
+        "low_label_mass": "the full vocabulary gives the label tokens less than the calibration split's 1 % quantile",
+        "ambiguous_set": "the conformal prediction set holds more than one label; where several labels may be right, "
+        "more than those that are present",
+        "truncated": "the prompt was longer than the limit and was cut",
+        "other_model": "another model answered than the one that the artifact corrects: its answer is as it came",
+    }
+)
+
+#: Flags that send a row to review. But for ``low_confidence`` they do so whatever its score: the model is outside what
+#: it was calibrated on.
+REVIEW_FLAGS: frozenset[Flag] = frozenset(
+    {"unfamiliar", "high_epistemic", "low_confidence", "low_label_mass", "truncated", "other_model"}
+)
 
 
 class _Frozen(BaseModel):

@@ -25,12 +25,8 @@ from laplora.metrics.scores import row_nll
 from laplora.pool.choice import choose
 from laplora.posterior.base import Prior
 from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
-from laplora.predictive.kinds import (
-    PredictiveName,
-    fit_predictive_temperature,
-    has_jacobians,
-    predictive_probs,
-)
+from laplora.predictive.kinds import PredictiveName, has_jacobians
+from laplora.predictive.probs import fit_predictive_temperature, predictive_probs
 from laplora.prior.validation import choose_by_validation
 from laplora.prompts.examples import Example
 from laplora.prompts.option_order import restore_logits, reverse_choices

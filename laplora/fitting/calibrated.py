@@ -20,8 +20,9 @@ from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.describing import describe, summary
 from laplora.artifact.encoders import unsaved_encoder
 from laplora.artifact.folder import Artifact, check_name, check_replaceable
-from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, REPORT_PAGE, Manifest
+from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, Manifest
 from laplora.artifact.readout_records import readout_record
+from laplora.artifact.report_page import REPORT_PAGE
 from laplora.classifier import Classifier, batches
 from laplora.errors import ConfigError, ModelError
 from laplora.execution.progress import Progress

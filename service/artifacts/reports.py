@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from laplora.artifact.manifest import REPORT_PAGE
-from laplora.artifact.report_page import MOST_BYTES, read_report
+from laplora.artifact.report_page import MOST_BYTES, REPORT_PAGE, read_report
 from service.errors import ReportNotFoundError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ input err together, so chance is then reckoned by input, and what has no limit t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, get_args
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import get_args
 
 import torch
 
@@ -26,10 +26,12 @@ from service.feedback.records import (
     Figure,
     Figures,
     FlagErrors,
+    Measured,
     Reference,
     Signal,
     SignalDrift,
     StoredPrediction,
+    share,
 )
 
 #: One-sided probability of passing a limit by chance, and the normal's quantile of it.
@@ -42,15 +44,6 @@ FEWEST_ROWS = 30
 FEWEST_MISTAKES = 5
 #: Drift is not looked for in fewer recent answers.
 FEWEST_RECENT = 50
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The metrics of labelled predictions, in all, by label if several may be right, and by flag."""
-
-    figures: Figures | None = None
-    labels: Mapping[str, Mapping[str, Any]] | None = None
-    flags: Mapping[str, FlagErrors] = field(default_factory=dict)
 
 
 def measure(labelled: Sequence[tuple[StoredPrediction, int]], reference: Reference) -> Measured:
@@ -165,11 +158,6 @@ def drifts(
             compared["activation"] = kolmogorov_smirnov(early, late)
         drifts += [SignalDrift(signal, baseline, **asdict(drift)) for baseline, drift in compared.items()]
     return drifts
-
-
-def share(values: Sequence[bool]) -> float | None:
-    """Return the share of true values, 0 to 1; None of none."""
-    return sum(values) / len(values) if values else None
 
 
 def _by_flag(predictions: Sequence[StoredPrediction], wrong: Sequence[bool]) -> dict[str, FlagErrors]:

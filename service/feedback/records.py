@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -125,6 +125,15 @@ class FlagErrors:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """The metrics of labelled predictions, in all, by label if several may be right, and by flag."""
+
+    figures: Figures | None = None
+    labels: Mapping[str, Mapping[str, Any]] | None = None
+    flags: Mapping[str, FlagErrors] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SignalDrift:
     """One signal of recent answers against a baseline; the numbers are those of ``laplora.metrics.drift.Drift``."""
 
@@ -158,3 +167,8 @@ class SeriesReport:
     flags: Mapping[str, FlagErrors]
     drift: Sequence[SignalDrift]
     baseline: Reference
+
+
+def share(values: Sequence[bool]) -> float | None:
+    """Return the share of true values, 0 to 1; None of none."""
+    return sum(values) / len(values) if values else None

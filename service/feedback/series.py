@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from service.feedback.figures import Measured, drifts, measure, share
-from service.feedback.records import AnswerSignals, Reference, SeriesReport, StoredPrediction
+from service.feedback.records import AnswerSignals, Measured, Reference, SeriesReport, StoredPrediction, share
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
@@ -99,6 +98,8 @@ class Series:
 
     def report(self, now: Snapshot) -> SeriesReport:
         """Return the figures of a snapshot; those of labelled rows are computed once for each change of them."""
+        from service.feedback.figures import drifts, measure  # torch and scipy: not before somebody asks
+
         version, measured = self._measured
         if version != now.version:
             measured = measure(now.labelled, self.reference)

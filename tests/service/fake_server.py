@@ -24,7 +24,8 @@ from typing import Any
 from serving import FakePredictor, library
 
 import service.app
-from laplora.artifact.manifest import REPORT_PAGE, FileRecord
+from laplora.artifact.manifest import FileRecord
+from laplora.artifact.report_page import REPORT_PAGE
 from laplora.errors import GoldenMismatchError
 from laplora.prompts.templates import TEMPLATES
 from service.__main__ import main

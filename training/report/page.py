@@ -14,7 +14,8 @@ from laplora.answers.explaining import nothing_accepted
 from laplora.answers.reporting import row_text
 from laplora.answers.review_scores import read_scores
 from laplora.artifact.describing import installed_versions
-from laplora.artifact.manifest import POSTERIOR, REPORT_PAGE, SCORES
+from laplora.artifact.manifest import POSTERIOR, SCORES
+from laplora.artifact.report_page import REPORT_PAGE
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
 from laplora.features.store import rows_digest
 from laplora.files.atomic import file_sha256, write_whole

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from laplora.answers.explaining import reason_for
+from laplora.answers.reasons import reason_for
 from laplora.prompts.templates import MODEL_PROBS
 from service.feedback.labels import FeedbackStore
 from service.http.answers import Answered, check_finite

@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import Field, FiniteFloat
 
 from laplora.answers.written import Detail, LabelField, Shown
-from laplora.decisions.thresholds import Flag
-from laplora.decisions.uncertainty import FLAGS
+from laplora.decisions.thresholds import FLAGS, Flag
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.base import (
     Answer,

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from laplora.answers.explaining import nothing_accepted_of
 from laplora.answers.reporting import BY_LABEL, MeasuredRows, measured_report
 from service.errors import ReportNotFoundError
 from service.jobs.reading.rows import AnsweredRow, answered_pages
@@ -84,6 +83,8 @@ def job_report(job: Job, result: JobResult, taken: MeasuredRows, artifact: Artif
     Raises:
         ReportNotFoundError: no row that has a label could be scored.
     """
+    from laplora.answers.explaining import nothing_accepted_of
+
     if not taken.references:
         raise ReportNotFoundError("no row of the job has a label and an answer: there is nothing to measure")
     about, manifest = job.about, artifact.manifest

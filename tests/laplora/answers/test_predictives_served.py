@@ -8,7 +8,7 @@ import pytest
 import torch
 from plain_model import FLOAT32, SENTIMENT_INPUTS, distance, encode
 
-from laplora.decisions.uncertainty import REVIEW_FLAGS
+from laplora.decisions.thresholds import REVIEW_FLAGS
 from laplora.errors import ConfigError
 from laplora.predictive import batch_outputs
 from laplora.predictor import Predictor

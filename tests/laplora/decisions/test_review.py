@@ -14,8 +14,8 @@ from scipy import stats
 from laplora.answers.review_scores import review_scores, thresholds_at
 from laplora.decisions.error_curve import error_curve
 from laplora.decisions.review import accept_threshold, fit_thresholds, least_risk
-from laplora.decisions.thresholds import PredictiveThresholds
-from laplora.decisions.uncertainty import FLAGS, REVIEW_FLAGS, decide, decompose, raise_flags, review_score
+from laplora.decisions.thresholds import FLAGS, REVIEW_FLAGS, PredictiveThresholds
+from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
 from laplora.errors import ConfigError, DataError
 from laplora.linearised import PosteriorPredictive, contrasts, entropy
 from laplora.metrics.ranking import error_auroc

@@ -23,7 +23,8 @@ from laplora.linearised import PosteriorPredictive, contrasts, entropy
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import ProjectedJacobians
 from laplora.predictive.cross_fitting import FOLDS, fold_rows
-from laplora.predictive.kinds import PredictiveName, fit_predictive_temperature
+from laplora.predictive.kinds import PredictiveName
+from laplora.predictive.probs import fit_predictive_temperature
 from laplora.prior.validation import choose_by_validation
 from laplora.settings import FitSettings
 

@@ -39,7 +39,7 @@ from laplora.linearised import (
 )
 from laplora.metrics.scores import evaluate_probs
 from laplora.pool.weights import fit_weights
-from laplora.predictive.kinds import fit_predictive_temperature
+from laplora.predictive.probs import fit_predictive_temperature
 from laplora.prior.search import predictive_nll
 from laplora.prompts.examples import label_tensor
 from laplora.prompts.labelled import example_of

@@ -15,8 +15,8 @@ from laplora.decisions.temperature import fit_temperature, temperature_penalty
 from laplora.errors import ConfigError, DataError, FactorizationError, NonFiniteError
 from laplora.linearised import PosteriorPredictive, class_probs, contrasts
 from laplora.predictive.gaussian import posterior_predictive
-from laplora.predictive.kinds import fit_predictive_temperature, predictive_probs
 from laplora.predictive.order_average import average_orders, order_information
+from laplora.predictive.probs import fit_predictive_temperature, predictive_probs
 
 F64 = torch.float64
 MOMENTS = ("probs", "std", "expected_entropy")

@@ -12,8 +12,8 @@ import pytest
 from report_records import report
 from serving import FakePredictor, LeavingClient, Served, artifacts_in, code, serve
 
-from laplora.artifact.manifest import REPORT_PAGE, FileRecord
-from laplora.artifact.report_page import MOST_BYTES
+from laplora.artifact.manifest import FileRecord
+from laplora.artifact.report_page import MOST_BYTES, REPORT_PAGE
 from laplora.report.page import html
 from laplora.report.verdict import judge
 from service.artifacts.reports import Reports

@@ -18,7 +18,7 @@ from stored_jobs import claimed, new_job
 from laplora.answers.evaluation import method_scores
 from laplora.answers.labels import LabelNames
 from laplora.answers.written import written_answer
-from laplora.decisions.uncertainty import FLAGS
+from laplora.decisions.thresholds import FLAGS
 from service.jobs.reading.measuring import Measuring
 from service.jobs.store.database import Database
 from service.jobs.store.job_tables import JobTables, answer_bytes

@@ -12,7 +12,7 @@ from job_servers import submit_to
 from playwright.sync_api import Browser
 from server_process import fake_artifacts, fake_server
 
-from laplora.artifact.manifest import REPORT_PAGE
+from laplora.artifact.report_page import REPORT_PAGE
 
 
 # A module's, and not the session's: while it is there, its event loop is this thread's.

@@ -10,7 +10,7 @@ import pytest
 from serving import FakePredictor, serve, settings, started
 from tiny_runs import FinishedRun
 
-from laplora.answers.explaining import reason_for
+from laplora.answers.reasons import reason_for
 from laplora.errors import NonFiniteError
 from laplora.predictor import Predictor
 from laplora.prompts.templates import TEMPLATES

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import FakePredictor, Served, artifacts_in, changed, serve
 
 import service
-from laplora.decisions.uncertainty import FLAGS
+from laplora.decisions.thresholds import FLAGS
 from service.errors import ERROR_KINDS
 from service.telemetry.answer_metrics import AnswerMetrics
 from service.telemetry.event_loop import INTERVAL_S, watched
