@@ -143,7 +143,7 @@ def test_both_distributions_have_one_version() -> None:
     [
         ("laplora", ("torch", "transformers", "peft", "numpy", "pydantic", "scipy")),
         ("laplora.client", ("torch", "transformers", "service")),
-        ("laplora.predictor", ("fastapi", "uvicorn", "datasets", "matplotlib", "rich", "yaml")),
+        ("laplora.predictor", ("fastapi", "uvicorn", "datasets", "matplotlib", "rich", "yaml", "scipy.optimize")),
         ("laplora.commands.app", ("torch", "transformers", "fastapi", "httpx", "datasets")),
         ("laplora.prior.validation", ("transformers", "peft", "pydantic", "safetensors")),
         ("training.__main__", ("transformers", "peft", "datasets", "matplotlib")),

@@ -17,12 +17,12 @@ from benchmarks.harness.subject import ARTIFACT
 
 
 @contextmanager
-def served(flags: Sequence[str] = (), *, cores: Collection[int] | None = None) -> Iterator[str]:
+def served(flags: Sequence[str] = (), cores: Collection[int] | None = None, module: str = "service") -> Iterator[str]:
     """Yield the address of a server of the default artifact, once it is ready; it is gone afterwards.
 
     Args:
         flags: of ``python -m service``, beside those that every benchmark has.
-        cores: that it runs on alone; None: those of this thread.
+        cores: that it runs on alone; None: those of this thread. module: another one that takes these flags.
 
     Raises:
         RuntimeError: it left before it was ready.
@@ -30,7 +30,7 @@ def served(flags: Sequence[str] = (), *, cores: Collection[int] | None = None) -
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    fixed = "-m service --auth off --log-level error --port"
+    fixed = f"-m {module} --auth off --log-level error --port"
     command = [*fixed.split(), str(port), "--artifact", str(ARTIFACT), *flags]
     address = f"http://127.0.0.1:{port}"
     with on_cores(cores):  # a process begins on the cores of the thread that starts it

@@ -29,6 +29,7 @@ PARTS = (
     "large",
     "server",
     "overload",
+    "path",
     "start",
     "workers",
 )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Annotated, Any, Literal, get_args
 
 import torch
@@ -93,6 +94,7 @@ class TemplateRecord(_Record):
             raise ValueError(str(error)) from None
         return self
 
+    @lru_cache(maxsize=64)  # each request asks for it  # noqa: B019
     def template(self) -> PromptTemplate:
         cut = None if self.cut is None else Cut(self.cut.field, self.cut.side)
         return PromptTemplate(**self.model_dump(exclude={"cut"}), cut=cut)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy import optimize
 
 from laplora.errors import ConfigError
 from laplora.linearised import cross_entropy
@@ -37,6 +36,8 @@ def fit_temperature(
         DataError: no rows, shapes that do not fit, or a label that is not a possible class.
         NonFiniteError: NaN or infinity in a possible class's logit.
     """
+    from scipy import optimize  # half a second, which nobody waits for who only answers
+
     logits, mask = checked_values(logits, class_mask)
     labels = checked_targets(labels, mask)
     # A common shift per row changes nothing; it makes logits / T safe at small T.

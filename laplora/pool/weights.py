@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from scipy.optimize import minimize
 
 from laplora.errors import DataError
 from laplora.linearised import Likelihood, targets_of
@@ -73,6 +72,8 @@ def _fitted(stacked: torch.Tensor, targets: torch.Tensor, likelihood: Likelihood
     Args:
         targets: (rows, classes) the labels' probabilities; under ``bernoulli`` 0 or 1.
     """
+    from scipy.optimize import minimize
+
     experts = len(stacked)
     share, values = 1 / experts, stacked.masked_fill(stacked == -torch.inf, 0)
     one = likelihood == "categorical"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scipy import optimize
-
 #: Stands for an infinite value, which interpolation cannot take.
 _HUGE = 1e30
 
@@ -19,6 +17,7 @@ def grid_minimum(
         function: infinite where a point is infeasible.
         points: of the even grid from ``low`` to ``high``.
     """
+    from scipy import optimize
 
     def finite(point: float) -> float:
         return min(function(float(point)), _HUGE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -99,7 +100,7 @@ class PromptTemplate:
         """Whether the template is filled from a question and a list of choices."""
         return "choices" in self.fields
 
-    @property
+    @cached_property
     def fields(self) -> tuple[str, ...]:
         """Names of the input fields this template needs, in order of appearance."""
         names = ["choices" if _OPTION.match(n) else n for n in self.placeholders]
@@ -132,7 +133,7 @@ class PromptTemplate:
         end = next(m.start() for m in _PLACEHOLDER.finditer(self.text) if m.group(1))
         return _fill(self.text[:end], {})
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """UTF-8 bytes that a prompt has at least, beside those of its fields."""
         return len(_PLACEHOLDER.sub("", self.text).encode())

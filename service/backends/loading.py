@@ -1,4 +1,4 @@
-"""A predictor is loaded and verified: its golden answers are replayed, and each predictive answers a first prompt."""
+"""A predictor is loaded and verified: its golden answers are replayed, and it answers a first prompt."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ class Loader:
         predictor.verify_golden(replay)
         enter("warming_up", "answering a first prompt")
         warm_up = [predictor.sample_row()]
-        for predictive in predictor.predictives:
+        # The replay ran every predictive, together with others. Alone, one without Jacobians takes another pass.
+        for predictive in dict.fromkeys((predictor.recommended, predictor.predictives[0])):
             self._device.call(partial(predictor.predict, warm_up, predictive)).result()
         self._budgets[predictor] = self._measured(predictor, partial(enter, "warming_up", "measuring batches"))
         return predictor

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from service.scoring.model import Model
 
-#: Random bytes of an id: 128 bits cannot be guessed, and two ids never meet.
-_ID_BYTES = 16
+#: Random characters of an id: 132 bits cannot be guessed, and two ids never meet.
+_ID_CHARS = 22
 #: Windows are searched for rows that are too old this many times within ``feedback_keep_s``.
 _SWEEPS = 100
 
@@ -77,7 +77,9 @@ class FeedbackStore:
             target_risk: that their decisions were made for.
             with_ids: whether the caller learns them; else nothing is kept by id, and the answers count as recent ones.
         """
-        ids = [secrets.token_urlsafe(_ID_BYTES) for _ in predictions] if with_ids else []
+        # Drawn at once: each draw is a call of the system, in which other threads take their turn.
+        drawn = secrets.token_urlsafe(_ID_CHARS * len(predictions)) if with_ids else ""
+        ids = [drawn[i : i + _ID_CHARS] for i in range(0, _ID_CHARS * len(predictions) * with_ids, _ID_CHARS)]
         # Every row holds it: one string for all of a caller's rows.
         caller = sys.intern(caller)
         with self._lock:

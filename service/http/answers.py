@@ -23,8 +23,8 @@ from service.http.schemas.predict import PredictionOut, PredictResponse
 if TYPE_CHECKING:
     from laplora.answers.prediction import Array, Prediction
 
-#: Numbers of an answer that is written at once, on the event loop: fractions of a millisecond.
-_FEW = 1000
+#: Numbers of an answer that is written at once, on the event loop: about a millisecond. A thread costs as much.
+_FEW = 2000
 #: Numbers that a row counts as beside those by label.
 _OF_A_ROW = 30
 #: Bytes of a piece of a body, and numbers of a covariance that are written at once.
