@@ -80,7 +80,6 @@ if TYPE_CHECKING:
     from laplora.prior.evidence import choose_by_evidence
     from laplora.prior.search import PriorChoice
     from laplora.prior.validation import choose_by_validation
-    from laplora.prompts.option_order import restore_logits, reverse_choices
     from laplora.prompts.rows import EncodedRow
     from laplora.prompts.templates import TEMPLATES, PromptTemplate
     from laplora.settings import FitSettings
@@ -167,9 +166,7 @@ __all__ = [
     "predictive_probs",
     "read_artifact",
     "remote_model",
-    "restore_logits",
     "restore_packaged",
-    "reverse_choices",
     "risk_coverage",
     "select_blocks",
     "temperature_probs",
@@ -198,7 +195,6 @@ _HOMES = {
     "jacobians.contrasts": ("contrast_jacobians", "find_blocks"),
     "artifact.manifest": ("Manifest",),
     "metrics.scores": ("Evaluation", "evaluate_probs"),
-    "prompts.option_order": ("restore_logits", "reverse_choices"),
     "posterior.base": ("Posterior", "Prior", "block_precisions"),
     "linearised": ("PosteriorPredictive",),
     "predictive.gaussian": ("posterior_predictive",),

@@ -14,7 +14,6 @@ from typing import Any
 
 from laplora.answers.explaining import NothingAccepted, nothing_accepted
 from laplora.answers.golden_inputs import synthetic_inputs
-from laplora.answers.order_answers import average_answer, encode_orders
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
 from laplora.artifact.adapted import check_tokenizer
@@ -22,7 +21,7 @@ from laplora.artifact.encoders import check_sizes, text_encoding
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import SCORES
 from laplora.decisions.thresholds import PredictiveThresholds
-from laplora.errors import ArtifactCorruptError, ConfigError, DataError
+from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.features.encoding import FeatureEncoding
 from laplora.features.sentence_encoder import TextEncoding
 from laplora.models.base import load_tokenizer, locate_base
@@ -143,10 +142,6 @@ class Encoder:
         ids, roles = ((of_token * tokens)[:tokens] for of_token in (row.token_ids, row.roles))
         return replace(row, token_ids=ids, roles=roles, class_count=self.class_count)
 
-    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> tuple[EncodedRow, EncodedRow]:
-        """Return one question's rows, as sent and with its options in reverse; errors as ``encode``, also without."""
-        return encode_orders(self._template, inputs, lambda fields: self.encode(fields, truncate=truncate))
-
     @property
     def recommended(self) -> PredictiveName:
         """The predictive that answers unless a request names another."""
@@ -156,17 +151,6 @@ class Encoder:
     def predictives(self) -> tuple[PredictiveName, ...]:
         """The predictives that a request can name."""
         return self.artifact.manifest.servable
-
-    def average_orders(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Return an answer per question, averaged over both orders and in the user's, from those of its two rows.
-
-        Raises:
-            DataError: a prediction without the one of the other order.
-        """
-        if len(predictions) % 2:
-            raise DataError(f"{len(predictions)} predictions are not those of questions in two orders")
-        pairs = zip(predictions[::2], predictions[1::2], strict=True)
-        return [average_answer(self.artifact.manifest, sent, shown) for sent, shown in pairs]
 
     def decided(self, predictions: Sequence[Prediction], target_risk: float | None) -> tuple[list[Prediction], float]:
         """Return predictions with the decisions for a target risk, and that risk; None is the artifact's.

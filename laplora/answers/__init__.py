@@ -1,7 +1,6 @@
 """From what a model gives for a batch to the answer of each row.
 
-Read ``prediction`` first: probabilities, uncertainty, flags, sets and decisions of one predictive. ``order_answers``
-averages one question over the orders of its options, ``review_scores`` decides for a risk that a request states, and
-``golden`` compares answers with recorded ones. ``written`` is an answer as JSON; ``evaluation`` and ``reporting``
-measure answers by true ``labels``.
+Read ``prediction`` first: probabilities, uncertainty, flags, sets and decisions of one predictive. ``review_scores``
+decides for a risk that a request states, and ``golden`` compares answers with recorded ones. ``written`` is an answer
+as JSON; ``evaluation`` and ``reporting`` measure answers by true ``labels``.
 """

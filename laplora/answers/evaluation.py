@@ -59,18 +59,8 @@ class MeasureHow:
             )
 
 
-def method_rows(
-    manifest: Manifest, answering: str, prediction: Prediction, own_order: Prediction | None = None
-) -> dict[str, MethodRow]:
-    """Return one input's numbers by method, ``answering`` the predictive that answers.
-
-    If ``prediction`` averages two orders of the choices, ``own_order`` is the one in the user's order, and
-    ``NAME_order_average`` comes beside each method.
-    """
-    if own_order is not None:
-        averaged = method_rows(manifest, answering, prediction)
-        in_order = method_rows(manifest, answering, own_order)
-        return in_order | {f"{name}_order_average": row for name, row in averaged.items()}
+def method_rows(manifest: Manifest, answering: str, prediction: Prediction) -> dict[str, MethodRow]:
+    """Return one input's numbers by method, ``answering`` the predictive that answers."""
     p, arrays = prediction, prediction.arrays
     at_map = {} if arrays.map_probs is None else {"map": arrays.map_probs.tolist()}
     probs = arrays.probs.tolist()

@@ -19,8 +19,8 @@ _FLAGS: Mapping[Flag, Callable[[Mapping[str, Any]], str]] = {
         f"{_percent(math.floor(1000.0001 * (1 - (a['familiarity'] or 0))) / 1000)} of the calibration rows)"
     ),
     "high_epistemic": lambda a: (
-        f"plausible models{' and the orders' if 'orders' in a else ''} disagree more than on 95 % of the calibration "
-        f"rows (epistemic uncertainty {(a['uncertainty'] or {}).get('epistemic', 0):.2g} nats)"
+        "plausible models disagree more than on 95 % of the calibration rows "
+        f"(epistemic uncertainty {(a['uncertainty'] or {}).get('epistemic', 0):.2g} nats)"
     ),
     "low_label_mass": lambda a: (
         f"the labels have {a['label_mass'] or 0:.2g} of the model's probability, less than on 99 % of the calibration "
@@ -93,9 +93,8 @@ def _compared(answer: Mapping[str, Any], rule: ReviewRule) -> str:
         rest = max(0.0, (score - entropy_of_two(mine)) / (1 - mine)) if mine < 1 else 0.0
     first, second = _figures(mine, _probability(rule.threshold, min(rest, math.log(len(answer["probs"])))))
     of = f"{' of the least sure label' if several else ''}{f' of {source}' if source else ''}"
-    unknown = "; that limit was fitted without order_average, so no rate is promised" if "orders" in answer else ""
     verdict = "at least" if score <= rule.threshold else "just below" if first == second else "below"
-    return f"{first}{of} is {verdict} {second}, {needed} {limit}{unknown}"
+    return f"{first}{of} is {verdict} {second}, {needed} {limit}"
 
 
 def entropy_of_two(prob: float) -> float:

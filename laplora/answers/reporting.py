@@ -59,7 +59,6 @@ def measured_report(
     *,
     names: LabelNames,
     predictive: str,
-    averaged: bool,
     title: str,
     measured_on: str,
     fields: Sequence[str],
@@ -75,7 +74,7 @@ def measured_report(
         taken: at least one row; manifest: of the artifact, which has what it promises, and names its models.
         methods: metrics by method, as of POST /evaluate.
         names: the artifact's labels.
-        predictive: the one that answered; averaged: whether over two orders of the choices.
+        predictive: the one that answered.
         fields: of the rows' values those that the prompt has; texts: whether they are shown.
         unfamiliar: share of ``taken`` that is flagged so; None where nothing flags them.
         nothing: where the predictive accepts nothing at the artifact's target risk.
@@ -85,13 +84,12 @@ def measured_report(
 
     records = {str(name): record for name, record in manifest.predictives.items()}
     rule = records[predictive].thresholds.review
-    served = f"{predictive}_order_average" if averaged else predictive
     shown = {name: dict(values) for name, values in methods.items()}
-    if not names.several and "sets" not in shown[served]:
+    if not names.several and "sets" not in shown[predictive]:
         pairs = zip(most_probable(right_answers(taken.truths, names)).tolist(), taken.answers, strict=True)
         held = sum(names.names[right] in answer["prediction_set"] for right, answer in pairs)
-        shown[served]["sets"] = {"coverage": held / len(taken.references)}
-    gain = shown[served].get("over_temperature")
+        shown[predictive]["sets"] = {"coverage": held / len(taken.references)}
+    gain = shown[predictive].get("over_temperature")
     familiarity = manifest.familiarity
     several = (
         "Several labels may be right: each label of an input counts as a question of its own. Intervals of shares take "
@@ -100,7 +98,7 @@ def measured_report(
     return Report(
         title=title,
         measured_on=measured_on,
-        served=served,
+        served=predictive,
         reason=reason_for(manifest, predictive),
         labels=("absent", "present") if names.several else names.names,
         promise=Promise(

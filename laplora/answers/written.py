@@ -25,7 +25,7 @@ _SHORT: Final = frozenset(
         *("uncertainty", "probs_std", "spread_of", "prediction_id"),
     }
 )
-#: Those of them that only the posterior or two orders give: a head's spread finds mistakes and other inputs worse than
+#: Those of them that only the posterior gives: a head's spread finds mistakes and other inputs worse than
 #: entropy and familiarity do.
 _SPREAD: Final = frozenset({"uncertainty", "probs_std"})
 
@@ -59,7 +59,7 @@ class Shown:
         """Return the fields of a whole answer that are written: what was asked for by name also where it is null."""
         named = {*(self.fields or ()), *(("probs_std", "logit_variance", "uncertainty") if self.variance else ())}
         short = self.detail == "short"
-        tells = written["answered_by"] == "laplace" or "spread_of" in written or "orders" in written
+        tells = written["answered_by"] == "laplace" or "spread_of" in written
         shown = _SHORT if tells else _SHORT - _SPREAD
 
         def is_shown(name: str, value: Any) -> bool:
@@ -97,8 +97,6 @@ def written_answer(
     uncertainty, probs_std, spread_of = None, p.probs_std, None
     if p.aleatoric is not None and p.epistemic is not None:
         uncertainty = {"total": p.total, "aleatoric": p.aleatoric, "epistemic": p.epistemic}
-        if p.order_information is not None:
-            uncertainty["order"] = p.order_information
     elif variance and p.posterior is not None:
         aleatoric, epistemic = p.posterior.aleatoric, p.posterior.epistemic
         uncertainty = {"total": aleatoric + epistemic, "aleatoric": aleatoric, "epistemic": epistemic}
@@ -126,7 +124,6 @@ def written_answer(
         "score": p.score,
         "tokens": p.tokens,
         **({} if p.expected is None else {"expected_label": p.expected.place, "expected_label_std": p.expected.std}),
-        **({} if p.order_information is None else {"orders": p.orders}),
         "truncated": p.truncated,
     }
     return written | {"decision_reason": decision_reason(written, p.rule)}

@@ -16,11 +16,6 @@ if TYPE_CHECKING:  # torch takes seconds to load, which help and completion need
     from laplora.predictor import Predictor
     from laplora.prompts.rows import EncodedRow
 
-    #: An input's rows, one for each order that it is asked in.
-    Question = tuple[EncodedRow, ...]
-    #: The answer to a question, and if it averages orders, the one in the user's order.
-    Answer = tuple[Prediction, Prediction | None]
-
 #: Rows that are answered together, in batches of like length: as many whoever answers them, so that figures are equal.
 WINDOW = 256
 
@@ -32,7 +27,6 @@ class How:
     Attributes:
         predictive: name of the predictive; None is the recommended one.
         batch_size: rows of a batch, at most; truncate: whether inputs that are too long are cut.
-        order_average: whether each question is asked with its choices in reverse too.
         target_risk: error rate that accepted answers may have; None: the artifact's.
         detail: which fields of an answer are written (``laplora.answers.written.Shown``).
         variance: whether the posterior's spread is, also where the predictive has none.
@@ -41,7 +35,6 @@ class How:
     predictive: str | None = None
     batch_size: int = 16
     truncate: bool = False
-    order_average: bool = False
     target_risk: float | None = None
     detail: Detail = "short"
     variance: bool = False
@@ -101,46 +94,40 @@ def load(artifact: Artifact, device: str, progress: Callable[[str], None] | None
 
 def answer_all(
     predictor: Predictor, inputs: Sequence[Mapping[str, Any] | LaploraError], how: How
-) -> list[Answer | LaploraError]:
+) -> list[Prediction | LaploraError]:
     """Return an answer for each input, in order, or the error of one that has none.
 
     Args:
         inputs: fields by name, or why there are none, which is returned.
     """
-    answers: list[Answer | LaploraError | None] = []
-    questions: list[Question] = []
+    answers: list[Prediction | LaploraError | None] = []
+    rows: list[EncodedRow] = []
     for fields in inputs:
         try:
             if isinstance(fields, LaploraError):
                 raise fields
-            if how.order_average:
-                questions.append(predictor.encode_orders(fields, truncate=how.truncate))
-            else:
-                questions.append((predictor.encode(fields, truncate=how.truncate),))
+            rows.append(predictor.encode(fields, truncate=how.truncate))
             answers.append(None)
         except LaploraError as error:
             answers.append(error)
-    answered = iter(_answers(predictor, questions, how))
+    answered = iter(_answers(predictor, rows, how))
     return [next(answered) if one is None else one for one in answers]
 
 
-def _answers(predictor: Predictor, questions: Sequence[Question], how: How) -> list[Answer | LaploraError]:
-    """Return an answer per question, or the error of one without a finite answer.
+def _answers(predictor: Predictor, rows: Sequence[EncodedRow], how: How) -> list[Prediction | LaploraError]:
+    """Return an answer per row, or the error of one without a finite answer.
 
-    If one answer is not finite, the questions are answered in halves to find it: 16 more calls for one in 256.
+    If one answer is not finite, the rows are answered in halves to find it: 16 more calls for one in 256.
     """
     from laplora.predictive.kinds import SPREADLESS
 
-    rows, most = [row for question in questions for row in question], predictor.batch_tokens
+    most = predictor.batch_tokens
     try:
         also = ("laplace",) if how.variance and (how.predictive or predictor.recommended) in SPREADLESS else ()
         each = predictor.predict_all(rows, how.predictive, batch_size=how.batch_size, most_tokens=most, also=also)
-        if not how.order_average:
-            return [(prediction, None) for prediction in predictor.decided(each, how.target_risk)[0]]
-        averaged, _ = predictor.decided(predictor.average_orders(each), how.target_risk)
-        return list(zip(averaged, each[::2], strict=True))
+        return [*predictor.decided(each, how.target_risk)[0]]
     except NonFiniteError:
-        if len(questions) == 1:
+        if len(rows) == 1:
             return [NonFiniteError("the model has no finite answer to this input: change it or leave it out")]
-        middle = len(questions) // 2
-        return [*_answers(predictor, questions[:middle], how), *_answers(predictor, questions[middle:], how)]
+        middle = len(rows) // 2
+        return [*_answers(predictor, rows[:middle], how), *_answers(predictor, rows[middle:], how)]

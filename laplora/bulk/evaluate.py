@@ -23,8 +23,8 @@ from laplora.data.records import Record, RowError, each_in_turn
 from laplora.errors import DataError, LaploraError
 
 if TYPE_CHECKING:
+    from laplora.answers.prediction import Prediction
     from laplora.artifact.folder import Artifact
-    from laplora.bulk.answering import Answer
     from laplora.predictor import Predictor
     from laplora.prompts.examples import Example
 
@@ -92,12 +92,11 @@ def evaluate_file(
         methods = measure_file(manifest, numbers, truths, measure)
         kept.remove()
     name = next((one for one in manifest.servable if one == how.predictive), manifest.recommended.predictive)
-    answering = f"{name}_order_average" if how.order_average else name
-    answers = [(record["decision"], row[answering][0]) for record, row in zip(records, numbers, strict=True)]
+    answers = [(record["decision"], row[name][0]) for record, row in zip(records, numbers, strict=True)]
     target_risk = how.target_risk or manifest.predictives[name].thresholds.review.target_risk
     accepted = {"predictive": name, "target_risk": target_risk}
     accepted |= accepted_rows(answers, truths, LabelNames.of(manifest))
-    return Evaluated(loaded, answering, methods, accepted, records)
+    return Evaluated(loaded, name, methods, accepted, records)
 
 
 @dataclass(frozen=True)
@@ -145,18 +144,18 @@ class EvaluateJob:
         answers = answer_all(predictor, [example.fields for example in examples], self.how)
         answering = self.how.predictive or predictor.recommended
 
-        def line(of: tuple[Row, Example, Answer | LaploraError]) -> Line:
+        def line(of: tuple[Row, Example, Prediction | LaploraError]) -> Line:
             (number, _), example, answer = of
             if isinstance(answer, LaploraError):
                 raise RowError(number, str(answer))
             record: dict[str, Any] = {
                 "number": number,
                 "truth": example.truth,
-                "decision": answer[0].decision,
-                "methods": method_rows(predictor.artifact.manifest, answering, *answer),
+                "decision": answer.decision,
+                "methods": method_rows(predictor.artifact.manifest, answering, answer),
             }
             if self.with_answers:
-                record |= {"fields": example.fields, "answer": written_answer(answer[0], example.fields)}
+                record |= {"fields": example.fields, "answer": written_answer(answer, example.fields)}
             return json.dumps(record).encode() + b"\n", False
 
         return each_in_turn(self.place, zip(window, examples, answers, strict=True), line)

@@ -100,7 +100,7 @@ def answer_window(predictor: Predictor, window: Sequence[Row], how: How) -> Iter
         try:
             if isinstance(answer, LaploraError):
                 raise answer
-            line = how.shown.select(written_answer(answer[0], fields, id=id, variance=how.variance))
+            line = how.shown.select(written_answer(answer, fields, id=id, variance=how.variance))
         except LaploraError as error:
             line = {"line": number, "error": {"message": str(error), "field": getattr(error, "field", None)}}
         yield json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n", "error" in line

@@ -25,13 +25,11 @@ class Artifact(Record):
 
 
 class Uncertainty(Record):
-    """In nats. ``total`` is ``aleatoric`` plus ``epistemic``; ``order`` is the part of ``epistemic`` that the order
-    of the choices causes."""
+    """In nats. ``total`` is ``aleatoric`` plus ``epistemic``."""
 
     total: float
     aleatoric: float
     epistemic: float
-    order: float | None = None
 
 
 class Prediction(Record):
@@ -80,7 +78,6 @@ class Prediction(Record):
     expected_label: float | None = None
     expected_label_std: float | None = None
     tokens: int | None = None
-    orders: int | None = None
     truncated: bool | None = None
 
 

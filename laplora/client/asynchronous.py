@@ -92,7 +92,6 @@ class AsyncClient:
         variance: bool = False,
         covariance: bool = False,
         truncate: bool = False,
-        order_average: bool = False,
         timeout_s: float | None = None,
         artifact: str | None = None,
         progress: bool | Advance = False,
@@ -118,7 +117,6 @@ class AsyncClient:
             variance=variance,
             covariance=covariance,
             truncate=truncate,
-            order_average=order_average,
             timeout_s=timeout_s,
         )
         rows = list(requests.checked(inputs))
@@ -167,7 +165,6 @@ class AsyncClient:
         inputs: Iterable[Mapping[str, Any]],
         *,
         truncate: bool = False,
-        order_average: bool = False,
         target_risk: float | None = None,
         timeout_s: float | None = None,
         artifact: str | None = None,
@@ -178,9 +175,7 @@ class AsyncClient:
 
         Raises as ``predict``.
         """
-        options = requests.stated(
-            truncate=truncate, order_average=order_average, target_risk=target_risk, timeout_s=timeout_s
-        )
+        options = requests.stated(truncate=truncate, target_risk=target_risk, timeout_s=timeout_s)
         body = requests.body_of(requests.checked(inputs), artifact, options)
         return responses.parsed(Evaluated, await self._send("POST", "/evaluate", json=body))
 
@@ -212,7 +207,6 @@ class AsyncClient:
         inputs: Inputs,
         *,
         truncate: bool = False,
-        order_average: bool = False,
         bins: int | None = None,
         resamples: int | None = None,
         seed: int | None = None,
@@ -233,7 +227,6 @@ class AsyncClient:
         """
         options = requests.stated(
             truncate=truncate,
-            order_average=order_average,
             bins=bins,
             resamples=resamples,
             seed=seed,

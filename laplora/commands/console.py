@@ -47,7 +47,6 @@ PredictiveOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Which predictive answers (default: the recommended).")
 ]
 
-OrderAverageOption = Annotated[bool, typer.Option(help="Ask each question with its choices in reverse too.")]
 TruncateOption = Annotated[bool, typer.Option(help="Cut inputs that are too long, instead of an error.")]
 TextFieldOption = Annotated[str, typer.Option("--text", metavar="NAME", help="Field of a row that has its text.")]
 LabelFieldOption = Annotated[str, typer.Option(metavar="NAME", help="Field of a row that has its label.")]

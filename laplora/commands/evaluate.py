@@ -44,7 +44,6 @@ def evaluate(
     label_field: console.LabelFieldOption = "label",
     text: console.TextFieldOption = "text",
     predictive: console.PredictiveOption = None,
-    order_average: console.OrderAverageOption = False,
     truncate: console.TruncateOption = False,
     resamples: Annotated[
         int,
@@ -79,7 +78,7 @@ def evaluate(
     in 40 has by chance on as many rows. Exit status: 0 all well, 1 a threshold was crossed, 2 it could not run.
     """
     thresholds = [MetricThreshold.parse(text) for text in fail_if or ()]
-    how, measure = How(predictive, batch_size, truncate, order_average), MeasureHow(resamples)
+    how, measure = How(predictive, batch_size, truncate), MeasureHow(resamples)
     Source.at(data, WINDOW)  # is there, before an artifact is fetched
     manifest = read(artifact, how, console.allowed(allowed_bases), console.say).manifest
     for threshold in thresholds:
@@ -111,8 +110,7 @@ def _to_measure(manifest: Manifest, how: How) -> list[str]:
 
     plain = [name for name in manifest.servable if not has_jacobians(name)]
     spread = (how.predictive or manifest.recommended.predictive) not in plain
-    names = dict.fromkeys(manifest.servable if spread else plain)
-    return [*names, *(f"{name}_order_average" for name in names if how.order_average)]
+    return list(manifest.servable if spread else plain)
 
 
 def _json(measured: Evaluated, crossed: Sequence[Crossed]) -> dict[str, Any]:

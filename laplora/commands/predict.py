@@ -33,7 +33,6 @@ def predict(
     workers: console.WorkersOption = 1,
     threads: console.ThreadsOption = None,
     predictive: console.PredictiveOption = None,
-    order_average: console.OrderAverageOption = False,
     target_risk: Annotated[
         float | None,
         typer.Option(metavar="SHARE", help="Error rate that accepted answers may have (default: the artifact's)."),
@@ -64,7 +63,7 @@ def predict(
     A line that cannot be answered becomes {"line": N, "error": {...}}, and the exit status is 1. Blank lines are
     passed over.
     """
-    how = How(predictive, batch_size, truncate, order_average, target_risk, detail, variance)
+    how = How(predictive, batch_size, truncate, target_risk, detail, variance)
     if (data is None) != (out is None):
         raise ConfigError("--data and --out go together")
     bases = console.allowed(allowed_bases)

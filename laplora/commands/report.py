@@ -27,7 +27,6 @@ def report(
     ] = None,
     label_field: console.LabelFieldOption = "label",
     predictive: console.PredictiveOption = None,
-    order_average: console.OrderAverageOption = False,
     truncate: console.TruncateOption = False,
     texts: console.TextsOption = False,
     batch_size: console.BatchOption = 16,
@@ -39,7 +38,7 @@ def report(
     Without --data it is the one that the artifact brings along, of its own test rows. With --data the artifact is
     measured on these rows, which must be none that trained or calibrated it.
     """
-    how, bases = How(predictive, batch_size, truncate, order_average), console.allowed(allowed_bases)
+    how, bases = How(predictive, batch_size, truncate), console.allowed(allowed_bases)
     if data is None:
         page = _brought(read(artifact, how, bases, console.say))
     else:
@@ -85,7 +84,6 @@ def _page(measured: Evaluated, data: Path, how: How, texts: bool) -> bytes:
         measured.methods,
         names=LabelNames.of(manifest),
         predictive=measured.accepted["predictive"],
-        averaged=how.order_average,
         title=measured.artifact.name,
         measured_on=f"{len(records)} rows of {data.name}",
         fields=manifest.template.template().fields,

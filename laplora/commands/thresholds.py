@@ -73,11 +73,8 @@ class MetricThreshold:
     def check_predictive(self, measured: Sequence[str]) -> None:
         """Raise ConfigError for a predictive that is not among those that will be measured."""
         if self.predictive is not None and self.predictive not in measured:
-            averaged = self.predictive.removesuffix("_order_average") in measured
-            without = " without --order-average" if averaged else ""
             raise ConfigError(
-                f"--fail-if {self.text!r}: no predictive {self.predictive!r} is measured{without}, but "
-                f"{', '.join(measured)}"
+                f"--fail-if {self.text!r}: no predictive {self.predictive!r} is measured, but {', '.join(measured)}"
             )
 
     def check(self, metrics: Mapping[str, Mapping[str, Any]], answering: str) -> Crossed:

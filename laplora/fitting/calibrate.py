@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -13,14 +12,12 @@ from pydantic import BaseModel
 from laplora.answers.explaining import nothing_accepted
 from laplora.answers.review_scores import ReviewScores, review_scores
 from laplora.artifact.manifest import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
-from laplora.classifier import Classifier
 from laplora.decisions.conformal import fit_label_sets, fit_present_sets
 from laplora.decisions.review import fit_thresholds
 from laplora.errors import warn
-from laplora.execution.progress import Progress
 from laplora.experts.base import Labelled
 from laplora.fitting.projected import SplitOutputs
-from laplora.linearised import PosteriorPredictive, contrast_mean, entropy, most_probable
+from laplora.linearised import PosteriorPredictive, entropy, most_probable
 from laplora.metrics.scores import row_nll
 from laplora.pool.choice import choose
 from laplora.posterior.base import Prior
@@ -28,9 +25,6 @@ from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_align
 from laplora.predictive.kinds import PredictiveName, has_jacobians
 from laplora.predictive.probs import fit_predictive_temperature, predictive_probs
 from laplora.prior.validation import choose_by_validation
-from laplora.prompts.examples import Example
-from laplora.prompts.option_order import restore_logits, reverse_choices
-from laplora.prompts.rows import Batch
 from laplora.settings import CalibrationSettings, FitSettings
 
 #: The names of calibration rows in an artifact.
@@ -225,46 +219,3 @@ def _fold_predictive(outputs: SplitOutputs, name: PredictiveName, prior_of: Prio
         return predictive_probs(mean[answered], spread, split.class_mask[answered], _temperature(outputs, name, fit))
 
     return predictive
-
-
-def reversed_temperature(
-    classifier: Classifier,
-    settings: FitSettings,
-    outputs: SplitOutputs,
-    calibration: Sequence[Example],
-    progress: Progress,
-) -> float | None:
-    """Return the temperature of the average over two orders, fitted on the calibration rows by one more pass over them.
-
-    None where rows have no choices, or without temperature scaling.
-    """
-    if not settings.predictives.temperature or not classifier.template.takes_choices:
-        return None
-    split = outputs.split
-    other = reversed_means(classifier, calibration, settings.laplace.batch_size, progress)
-    means = torch.stack([split.projected.contrast_mean.double(), other])
-    return fit_predictive_temperature(means, split.labels, split.class_mask)
-
-
-@torch.no_grad()
-def reversed_means(
-    classifier: Classifier, examples: Sequence[Example], batch_size: int, progress: Progress
-) -> torch.Tensor:
-    """Return (rows, classes - 1) float64 contrasts of prompts with the choices in reverse, in the rows' own order."""
-    title = "calibration rows, choices in reverse"
-
-    def answered(batch: Batch) -> torch.Tensor:
-        return classifier.readout.scores(classifier.model, batch).logits.double().cpu()
-
-    turned = [replace(example, fields=reverse_choices(example.fields)) for example in examples]
-    parts, order = classifier.over_batches(turned, batch_size, answered, lambda items: progress.track(items, title))
-    return contrast_mean(restore_logits(torch.cat(parts)[order], [example.class_count for example in examples]))
-
-
-def with_reversed(calibrated: Calibrated, temperature: float | None) -> Calibrated:
-    """Return what an artifact records, with a temperature of two orders beside that of one; None changes nothing."""
-    record = calibrated.predictives.get("temperature")
-    if temperature is None or record is None:
-        return calibrated
-    update = record.model_copy(update={"reversed_temperature": temperature})
-    return calibrated.model_copy(update={"predictives": {**calibrated.predictives, "temperature": update}})

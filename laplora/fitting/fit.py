@@ -23,7 +23,7 @@ from laplora.fitting.adapted_experts import (
     labelled_rows,
     possible_conditioning,
 )
-from laplora.fitting.calibrate import Calibrated, reversed_temperature, with_reversed
+from laplora.fitting.calibrate import Calibrated
 from laplora.fitting.familiarity import Familiar, familiar_layers, fit_familiar, warn_of_few, without_familiarity
 from laplora.fitting.passes import block_weights, fit_curvature, label_rows, many_classes
 from laplora.fitting.projected import Fitted, ProjectedSplit, SplitOutputs, project_split
@@ -170,10 +170,9 @@ def fit_rows(
     served = served_choice(laplace.requested, choices)
     outputs = SplitOutputs(split, Fitted(posterior, served.prior, split.projected))
     answering = fit_answering(settings, outputs, labelled, beside)
-    reverse = reversed_temperature(classifier, answering.settings, outputs, calibration, progress)
     many = many_classes_record(settings, classifier, posterior, served.prior, [(posterior, split)])
     curvature = posterior, tuple(choices), served, log_likelihood, distances, start is not None
-    decided = with_reversed(answering.calibrated, reverse), answering.scores, answering.fine_tuning
+    decided = answering.calibrated, answering.scores, answering.fine_tuning
     return Fit(answering.settings, *curvature, labelled, answering.experts, beside, familiar, split, *decided, many)
 
 

@@ -24,8 +24,6 @@ def display_name(method: str) -> str:
     """Return how a method is written: "MAP" for "map", "Laplace (evidence, group)" for "laplace_evidence_group"."""
     if method in _NAMES:
         return _NAMES[method]
-    if method.endswith("_order_average"):
-        return f"{display_name(method.removesuffix('_order_average'))}, order average"
     head, *rest = method.split("_")
     name = _NAMES.get(head, head)
     return f"{name} ({', '.join(rest)})" if rest else name

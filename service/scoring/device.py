@@ -191,7 +191,7 @@ class Device:
             return  # everybody has that answer already, and no retry could have another
         if len(batch) == 1:
             (queued,) = batch
-            settle(queued.entry.future, error=_row_failure(failure, queued.ticket.owners[queued.index]))
+            settle(queued.entry.future, error=_row_failure(failure, queued.index))
             return
         if is_out_of_memory(failure):
             with self._running():  # it waits for the device, as a run does, and may meet a fault or hang as one

@@ -89,12 +89,6 @@ class Model(Protocol):
     def encode(self, inputs: Mapping[str, object], *, truncate: bool) -> EncodedRow:
         """Return one input as a row."""
 
-    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> tuple[EncodedRow, EncodedRow]:
-        """Return one question's rows, one for each order of its options."""
-
-    def average_orders(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Return an answer per question, of those of its rows in order."""
-
     def decided(self, predictions: Sequence[Prediction], target_risk: float | None) -> tuple[list[Prediction], float]:
         """Return predictions with the decisions for a target risk, and that risk."""
 

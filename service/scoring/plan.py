@@ -14,7 +14,6 @@ from service.scoring.ticket import Ask, Ticket
 from service.telemetry.request_record import RequestRecord
 
 if TYPE_CHECKING:
-    from laplora.answers.prediction import Prediction
     from laplora.prompts.rows import EncodedRow
     from service.scoring.model import Model
 
@@ -28,7 +27,6 @@ class Plan:
         inputs: the template's fields of each input.
         caller: name of who asks; a caller's plans share its part of the queue.
         truncate: whether prompts that are too long are cut.
-        order_average: whether each input is asked with its choices in reverse too, a row of its own.
         begun, deadline: when the request began, and when rows that still wait are dropped.
         record: where the stages are noted.
         ticket: what is sent to whoever has the weights; None until the inputs are tokenised.
@@ -40,7 +38,6 @@ class Plan:
     ask: Ask
     caller: str
     truncate: bool = False
-    order_average: bool = False
     begun: float = field(default_factory=time.monotonic)
     deadline: float = math.inf
     record: RequestRecord = field(default_factory=RequestRecord)
@@ -52,20 +49,6 @@ class Plan:
     def rows(self) -> tuple[EncodedRow, ...]:
         """The tokenised prompts; none before."""
         return () if self.ticket is None else self.ticket.rows
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A plan's predictions, in the order of its inputs; ``own_order``: in the user's order alone, where averaged."""
-
-    predictions: list[Prediction]
-    own_order: list[Prediction] | None = None
-
-
-def order_counts(inputs: Sequence[Mapping[str, Any]], *, order_average: bool) -> list[int]:
-    """Return in how many orders of its choices each input is asked; 1 for an input that is refused later on."""
-    choices = [fields.get("choices") if order_average else None for fields in inputs]
-    return [2 if isinstance(c, list) and len(c) > 1 else 1 for c in choices]
 
 
 def choose_ask(model: Model, *, predictive: str | None, variance: bool, covariance: bool) -> Ask:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 from service.scoring.backend import Backend
 from service.scoring.entry import Entry
-from service.scoring.plan import Plan, Scored
+from service.scoring.plan import Plan
 from service.scoring.ticket import Ticket
 from service.scoring.tokenizing import Tokenizing
+
+if TYPE_CHECKING:
+    from laplora.answers.prediction import Prediction
 
 #: Gives the inputs of a plan the answers of another model, which its artifact corrects.
 Answered = Callable[[Plan], Awaitable[None]]
@@ -28,7 +32,7 @@ class Scorer:
         self.backend, self._answered = backend, answered
         self.tokenizing = Tokenizing(tokenizers)
 
-    async def score(self, plan: Plan) -> Scored:
+    async def score(self, plan: Plan) -> list[Prediction]:
         """Return the predictions of a plan's inputs, in order. Cancelling this frees the queued rows.
 
         Raises:
@@ -47,18 +51,14 @@ class Scorer:
         try:
             if self._answered is not None and plan.model.artifact.manifest.template.answered is not None:
                 await self._answered(plan)  # its rows have their room meanwhile
-            encoded = await self.tokenizing.encode(plan, expected)
+            rows = await self.tokenizing.encode(plan, expected)
             plan.ticket = ticket = Ticket(
                 plan.model.artifact.digest,
-                tuple(encoded.rows),
-                tuple(encoded.owners),
+                tuple(rows),
                 plan.ask,
                 plan.caller,
                 plan.deadline - time.monotonic(),
             )
-            predictions = await self.backend.submit(entry, ticket)
+            return await self.backend.submit(entry, ticket)
         finally:
             plan.record.stages += entry.end(time.monotonic())
-        if not plan.order_average:
-            return Scored(predictions)
-        return Scored(await self.tokenizing.average(plan, predictions), predictions[::2])

@@ -34,7 +34,7 @@ class Ticket:
 
     Attributes:
         digest: of the artifact, which names its content on every machine.
-        rows: one a prompt; owners: the number of each row's input, which errors name.
+        rows: one an input, in their order.
         ask: what is wanted of them.
         caller: name of who asks; a caller's tickets share its part of a queue.
         left_s: seconds in which an answer is of use, from when the ticket is sent: clocks of two machines differ.
@@ -42,7 +42,6 @@ class Ticket:
 
     digest: str
     rows: tuple[EncodedRow, ...]
-    owners: tuple[int, ...]
     ask: Ask
     caller: str
     left_s: float = math.inf

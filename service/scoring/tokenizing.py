@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,9 @@ from weakref import WeakKeyDictionary
 
 from laplora.errors import InvalidInputError, TooManyTokensError
 from service.scoring.admission import Amount
-from service.scoring.plan import Plan, order_counts
+from service.scoring.plan import Plan
 
 if TYPE_CHECKING:
-    from laplora.answers.prediction import Prediction
     from laplora.prompts.rows import EncodedRow
     from service.scoring.model import Model
 
@@ -34,23 +33,14 @@ class Expected:
     """The expected size of a plan's prompts.
 
     Attributes:
-        amount: of the queue, all orders counted.
+        amount: of the queue.
         fewest_tokens: that they have for certain.
-        sizes: UTF-8 bytes that each input's prompt has at least; ``orders``: in how many orders it is asked.
+        sizes: UTF-8 bytes that each input's prompt has at least.
     """
 
     amount: Amount
     fewest_tokens: int
     sizes: Sequence[int]
-    orders: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A plan's rows, and the number of each one's input."""
-
-    rows: list[EncodedRow]
-    owners: list[int]
 
 
 class Tokenizing:
@@ -75,40 +65,24 @@ class Tokenizing:
         Raises:
             TooManyTokensError: a text that is certainly too long, however it is tokenised, and is not to be cut.
         """
-        model, orders = plan.model, order_counts(plan.inputs, order_average=plan.order_average)
-        sizes = _text_sizes(plan)
+        model, sizes = plan.model, _text_sizes(plan)
         estimate, bounds, most = self.estimate(model), model.token_bounds, model.max_tokens
-        prompts = list(zip(sizes, orders, strict=True))
-        amount = Amount(
-            rows=sum(orders),
-            tokens=sum(count * estimate.tokens(size, most) for size, count in prompts),
-            text_bytes=sum(count * size for size, count in prompts),
-        )
-        fewest = sum(count * min(most, bounds.fewest(size)) for size, count in prompts)
-        return Expected(amount, fewest, sizes, orders)
+        tokens = sum(estimate.tokens(size, most) for size in sizes)
+        amount = Amount(rows=len(sizes), tokens=tokens, text_bytes=sum(sizes))
+        return Expected(amount, sum(min(most, bounds.fewest(size)) for size in sizes), sizes)
 
-    async def encode(self, plan: Plan, expected: Expected) -> Encoded:
+    async def encode(self, plan: Plan, expected: Expected) -> list[EncodedRow]:
         """Return a plan's rows.
 
         Raises:
             InvalidInputError, TooManyTokensError: an input does not fit; the field names which.
         """
-        model = plan.model
-        encode: Callable[..., Any] = model.encode_orders if plan.order_average else model.encode
-        weights = [size * count for size, count in zip(expected.sizes, expected.orders, strict=True)]
-        loop, items = asyncio.get_running_loop(), list[Any]()
-        for part in in_parts(weights, TOKENIZE_PART_BYTES):
-            items += await loop.run_in_executor(self._threads, _encode_part, encode, plan, part)
-        each = items if plan.order_average else [[item] for item in items]
-        rows = [row for rows in each for row in rows]
-        owners = [i for i, rows in enumerate(each) for _ in rows]
-        self.estimate(model).learn(rows, [expected.sizes[owner] for owner in owners])
-        return Encoded(rows, owners)
-
-    async def average(self, plan: Plan, predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Return one prediction for each input, of those in both its orders."""
-        average = plan.model.average_orders
-        return await asyncio.get_running_loop().run_in_executor(self._threads, average, predictions)
+        loop = asyncio.get_running_loop()
+        rows: list[EncodedRow] = []
+        for part in in_parts(expected.sizes, TOKENIZE_PART_BYTES):
+            rows += await loop.run_in_executor(self._threads, _encode_part, plan, part)
+        self.estimate(plan.model).learn(rows, expected.sizes)
+        return rows
 
 
 def _text_sizes(plan: Plan) -> list[int]:
@@ -144,17 +118,17 @@ def in_parts(sizes: Sequence[int], most: int) -> list[range]:
     return [*parts, range(start, len(sizes))]
 
 
-def _encode_part(encode: Callable[..., Any], plan: Plan, part: range) -> list[Any]:
-    items = []
+def _encode_part(plan: Plan, part: range) -> list[EncodedRow]:
+    rows = []
     for i in part:
         try:
-            items.append(encode(plan.inputs[i], truncate=plan.truncate))
+            rows.append(plan.model.encode(plan.inputs[i], truncate=plan.truncate))
         except TooManyTokensError as error:
             raise _located(error, i) from None
         except InvalidInputError as error:
             field = f"inputs.{i}.{error.field}" if error.field else f"inputs.{i}"
             raise InvalidInputError(f"input {i}: {error}", field=field) from None
-    return items
+    return rows
 
 
 def _located(error: TooManyTokensError, index: int) -> TooManyTokensError:

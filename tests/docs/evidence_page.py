@@ -25,7 +25,6 @@ from benchmarks.harness.provenance import ARTIFACT
 
 PAGES = ("docs/evidence.md", "README.md", "docs/decision-models.md")
 STUDY = "benchmarks/evidence/EARLIER.md"
-CURVES = "benchmarks/curves/RESULTS.md"
 COUNTS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
 #: Of the default artifact's table: what a row is called, and what its manifest calls it.
 METHODS = {
@@ -283,29 +282,6 @@ def ten_members() -> str:
     return "with a temperature {}, {} and {} nats".format(
         *(f"{float(cell.rpartition(', ')[2]):+.3f}" for cell in found)
     )
-
-
-def _orders() -> list[re.Match[str]]:
-    cells = [row(STUDY, task, after="with its interval")[2] for task in ("arc_easy", "openbookqa")]
-    found = [re.fullmatch(r"-(0\.\d+) \(-(0\.\d+) to -(0\.\d+)\)", cell.strip("*")) for cell in cells]
-    return [one for one in found if one]
-
-
-def orders() -> str:
-    first, second = (f"by {one[1]} ({one[3]} to {one[2]})" for one in _orders())
-    return f"{first} on ARC-Easy and {second} on OpenBookQA"
-
-
-def orders_in_short() -> str:
-    return "{} and {} nats".format(*(one[1] for one in _orders()))
-
-
-def with_labels() -> str:
-    heading = "| 50 | 150 | 450 | 1,000 | 2,000 |"
-    names = ("temperature scaling", "temperature, conditioned")
-    scaled, conditioned = (row(CURVES, f"NLL, nats | {name}", after=heading) for name in names)
-    gains = [f"{float(a.split()[0]) - float(b.split()[0]):.3f}" for a, b in zip(scaled, conditioned, strict=True)]
-    return f"by {gains[0]} with 50 labels, {gains[2]} with 450 and {gains[4]} with 2,000"
 
 
 def epochs() -> str:

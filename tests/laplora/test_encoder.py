@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny_runs import FinishedRun, reseal
@@ -35,17 +34,6 @@ def test_rows_and_decisions_are_the_predictors(sentiment_run: FinishedRun, senti
         assert encoder.decided(predictions, risk) == sentiment_predictor.decided(predictions, risk)
     for name in ("recommended", "predictives", "class_count", "max_tokens", "token_bounds", "side"):
         assert getattr(encoder, name) == getattr(sentiment_predictor, name)
-
-
-def test_orders_are_made_and_averaged_as_the_predictor_does(
-    choices_run: FinishedRun, choices_predictor: Predictor
-) -> None:
-    encoder = Encoder.of_folder(choices_run.artifact)
-    fields: dict[str, Any] = {"question": "Which one?", "choices": ["this", "that", "neither"]}
-    asked = encoder.encode_orders(fields, truncate=False)
-    assert asked == choices_predictor.encode_orders(fields, truncate=False)
-    predictions = choices_predictor.predict(asked)
-    assert encoder.average_orders(predictions) == choices_predictor.average_orders(predictions)
 
 
 def test_another_tokenizer_is_refused(artifact_copy: Path) -> None:

@@ -34,7 +34,7 @@ class Rig:
         """Return the entry of rows that now wait; a number stands for a row of this one token."""
         predictor = predictor or self.predictor
         encoded = tuple(predictor.row(row) if isinstance(row, int) else row for row in rows)
-        ticket = Ticket(predictor.artifact.digest, encoded, tuple(range(len(encoded))), Ask(predictive), caller="")
+        ticket = Ticket(predictor.artifact.digest, encoded, Ask(predictive), caller="")
         entry = Entry(ticket.caller, deadline)
         amount = Amount(len(encoded), ticket.tokens)
         self.queue.enter(entry, amount, fewest_tokens=amount.tokens, now=time.monotonic())

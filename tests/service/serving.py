@@ -24,7 +24,6 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from laplora.answers.explaining import NothingAccepted
-from laplora.answers.order_answers import encode_orders
 from laplora.answers.prediction import LabelArrays, PosteriorSpread, Prediction
 from laplora.decisions.thresholds import ReviewRule
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
@@ -143,19 +142,6 @@ class FakePredictor(Predictor):
 
     def device_tokens(self, row: EncodedRow) -> int:
         return len(row.token_ids)
-
-    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> tuple[EncodedRow, EncodedRow]:
-        return encode_orders(self.template, inputs, lambda fields: self.encode(fields, truncate=truncate))
-
-    def average_orders(self, predictions: Sequence[Any]) -> list[Any]:
-        """Average the probabilities; the rest is the first prompt's."""
-        answers = []
-        for one, other in zip(predictions[::2], predictions[1::2], strict=True):
-            probs = (one.arrays.probs + other.arrays.probs[::-1]) / 2
-            arrays = replace(one.arrays, probs=probs, map_probs=probs)
-            more = {"orders": 2, "order_information": 0.02, "tokens": one.tokens + other.tokens}
-            answers.append(replace(one, arrays=arrays, **more))
-        return answers
 
     def predict(
         self,

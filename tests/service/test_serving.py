@@ -40,7 +40,6 @@ def test_each_row_has_its_answer_and_its_decision(predictor: Any) -> None:
             assert (answer.arrays.probs.sum(), answer.arrays.map_probs.sum()) == (pytest.approx(1), pytest.approx(1))
             spread = (answer.probs_std, answer.aleatoric, answer.epistemic, answer.logit_variance)
             assert [part is None for part in spread] == [name == "map"] * 4
-            assert (answer.orders, answer.order_information) == (1, None)
         for risk in (None, 0.3):
             decided, used = predictor.decided(answers, risk)
             assert [answer.probs for answer in decided] == [answer.probs for answer in answers]

@@ -42,7 +42,6 @@ def posterior_report(
         measured.to_json(),
         names=LabelNames.of(manifest),
         predictive=posterior.recommended,
-        averaged=False,
         title=title,
         measured_on=measured_on,
         fields=classifier.template.fields,

@@ -29,6 +29,5 @@ class RemoteModel:
         self.own_bytes, self.weights, self.reverse_pass = facts.own_bytes, facts.weights, facts.reverse_pass
         self.budget, self.base = facts.budget, base
         self.base_name = repr(self.artifact.manifest.base)
-        self.encode, self.encode_orders = encoder.encode, encoder.encode_orders
-        self.average_orders, self.decided = encoder.average_orders, encoder.decided
+        self.encode, self.decided = encoder.encode, encoder.decided
         self.nothing_accepted = encoder.nothing_accepted

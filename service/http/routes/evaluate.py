@@ -18,7 +18,6 @@ from service.http.routes.dependencies import MeasureThreadsDep, ScorerDep
 from service.http.routes.planning import PlanningDep
 from service.http.schemas.evaluate import AcceptedOut, EvaluateRequest, EvaluateResponse, MethodMetrics
 from service.http.schemas.inputs import LabelledInput
-from service.scoring.plan import Scored
 from service.scoring.ticket import Ask
 
 if TYPE_CHECKING:
@@ -43,33 +42,31 @@ async def evaluate(
         names = LabelNames.of(manifest)
         truths = [_truth_of(i, item, names) for i, item in enumerate(body.inputs)]
 
-        def measured(scored: Scored) -> tuple[dict[str, dict[str, Any]], AcceptedOut]:
-            own_order: Sequence[Prediction | None] = scored.own_order or [None] * len(truths)
-            pairs = zip(scored.predictions, own_order, strict=True)
-            rows = [method_rows(manifest, plan.ask.predictive, answer, in_order) for answer, in_order in pairs]
+        def measured(predictions: Sequence[Prediction]) -> tuple[dict[str, dict[str, Any]], AcceptedOut]:
+            rows = [method_rows(manifest, plan.ask.predictive, answer) for answer in predictions]
             methods = measure(rows, truths, names=names, how=body.options)
-            decisions, target_risk = model.decided(scored.predictions, body.options.target_risk)
+            decisions, target_risk = model.decided(predictions, body.options.target_risk)
             answers = [(one.decision, one.arrays.probs.tolist()) for one in decisions]
             decided = {"predictive": plan.ask.predictive, "target_risk": target_risk}
             return methods, AcceptedOut(**decided, **accepted_rows(answers, truths, names))
 
-        async def work() -> tuple[Scored, tuple[dict[str, dict[str, Any]], AcceptedOut]]:
-            scored = await scorer.score(plan)
+        async def work() -> tuple[Sequence[Prediction], tuple[dict[str, dict[str, Any]], AcceptedOut]]:
+            predictions = await scorer.score(plan)
             try:
-                return scored, await measure_threads.run(plan.caller, lambda: measured(scored))
+                return predictions, await measure_threads.run(plan.caller, lambda: measured(predictions))
             except NonFiniteError:
                 raise UnscorableInputError(
                     "the model has no finite answer for one of the inputs", field="inputs"
                 ) from None
 
-        scored, (methods, accepted) = await planning.awaited(plan, work())
+        predictions, (methods, accepted) = await planning.awaited(plan, work())
         return EvaluateResponse(
             artifact=artifact_ref(model.artifact),
             rows=len(truths),
-            unfamiliar=unfamiliar_share(manifest, [answer.flags for answer in scored.predictions]),
+            unfamiliar=unfamiliar_share(manifest, [answer.flags for answer in predictions]),
             accepted=accepted,
             methods={name: MethodMetrics.model_validate(metrics) for name, metrics in methods.items()},
-            timing_ms=planning.timing(plan, tokens=sum(p.tokens for p in scored.predictions)),
+            timing_ms=planning.timing(plan, tokens=sum(p.tokens for p in predictions)),
         )
 
 

@@ -137,7 +137,7 @@ async def _submitted(
                             labels=LabelNames.of(model.artifact.manifest),
                             rule=model.artifact.manifest.predictives[model.recommended].thresholds.review,
                             options=options,
-                            methods=_methods(model, query),
+                            methods=set(model.predictives),
                             keep_rows=query.keep_rows,
                             template_fields=(*template_fields(model.artifact), *given_fields(model.artifact)),
                             tokens_of=lambda fields: _tokens_of(model, fields, query),
@@ -151,16 +151,9 @@ async def _submitted(
         raise ClientGoneError("the client closed its connection while sending the upload") from None
 
 
-def _methods(model: Model, query: JobQuery) -> set[str]:
-    names = set(model.predictives)
-    return names | {f"{name}_order_average" for name in names if query.order_average}
-
-
 def _tokens_of(model: Model, fields: dict[str, Any], query: JobQuery) -> int:
     if given_fields(model.artifact) and MODEL_PROBS not in fields:  # the other model is asked when the job runs
         fields = {**fields, MODEL_PROBS: made_up_answer(model.artifact.manifest.labels)}
-    if query.order_average:
-        return sum(len(row.token_ids) for row in model.encode_orders(fields, truncate=query.truncate))
     return len(model.encode(fields, truncate=query.truncate).token_ids)
 
 

@@ -21,7 +21,7 @@ from service.http.schemas.base import Timing
 from service.http.schemas.evaluate import EvaluateRequest
 from service.http.schemas.inputs import Input
 from service.http.schemas.suggest import SuggestRequest
-from service.scoring.plan import Plan, order_counts
+from service.scoring.plan import Plan
 from service.scoring.ticket import Ask
 from service.security.callers import caller_of
 from service.settings import Settings
@@ -74,9 +74,9 @@ class Planning:
             max_inputs = self._settings.max_inputs
             inputs = inputs_of(body, model.artifact, max_inputs) if isinstance(body, Call) else body.inputs
             self.inputs = inputs
-            check_inputs(inputs, max_inputs, order_average=options.order_average)
+            check_inputs(inputs, max_inputs)
             fields, ask = [item.template_fields for item in inputs], ask_of(model)
-            numbers = check_answer(fields, model, ask, order_average=options.order_average)
+            numbers = check_answer(fields, model, ask)
             self._request.state.hold_answer(numbers)
             plan = Plan(
                 model,
@@ -84,7 +84,6 @@ class Planning:
                 ask=ask,
                 caller=caller_of(self._request).name,
                 truncate=options.truncate,
-                order_average=options.order_average,
                 begun=begun,
                 deadline=begun + timeout_s,
                 record=record_of(self._request),
@@ -112,17 +111,17 @@ class Planning:
         return Timing(**stages)
 
 
-def check_answer(inputs: Sequence[Mapping[str, Any]], model: Model, ask: Ask, *, order_average: bool) -> int:
+def check_answer(inputs: Sequence[Mapping[str, Any]], model: Model, ask: Ask) -> int:
     """Return how many numbers an answer has, which are in memory until it is sent.
 
     Raises:
         BatchTooLargeError: more than ``MOST_NUMBERS``.
     """
     numbers = 0
-    for fields, orders in zip(inputs, order_counts(inputs, order_average=order_average), strict=True):
+    for fields in inputs:
         choices = fields.get("choices")
         labels = len(choices) if isinstance(choices, list) else model.class_count
-        numbers += orders * labels * (5 + len(model.predictives) + (labels if ask.covariance else 0))
+        numbers += labels * (5 + len(model.predictives) + (labels if ask.covariance else 0))
     if numbers > MOST_NUMBERS:
         why = "classes x classes of each input are its covariance" if ask.covariance else "some for each label"
         raise BatchTooLargeError(
@@ -149,32 +148,24 @@ def inputs_of(call: Call, artifact: Artifact, max_inputs: int) -> Sequence[Input
         BatchTooLargeError: the call has more inputs than ``max_inputs``; none was made.
         InvalidInputError: the call has no inputs for the fields of its template.
     """
-    if call.count > max_inputs:
-        raise BatchTooLargeError(
-            f"the request has {call.count} inputs, max_inputs is {max_inputs}: send it in parts",
-            field="inputs",
-            limit=max_inputs,
-            got=call.count,
-        )
+    _check_count(call.count, max_inputs)
     return call.inputs(template_fields(artifact))
 
 
-def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: bool) -> None:
-    """Check the number of prompts and that no id comes twice.
+def _check_count(count: int, max_inputs: int) -> None:
+    if count > max_inputs:
+        message = f"the request has {count} inputs, max_inputs is {max_inputs}: send it in parts"
+        raise BatchTooLargeError(message, field="inputs", limit=max_inputs, got=count)
+
+
+def check_inputs(inputs: Sequence[Input], max_inputs: int) -> None:
+    """Check the number of inputs and that no id comes twice.
 
     Raises:
-        BatchTooLargeError: more prompts than ``max_inputs``; ``order_average`` makes two of an input.
+        BatchTooLargeError: more than ``max_inputs``.
         InvalidRequestError: an id that two inputs share.
     """
-    prompts = sum(order_counts([item.template_fields for item in inputs], order_average=order_average))
-    if prompts > max_inputs:
-        made = f", of which order_average makes {prompts} prompts" if prompts > len(inputs) else ""
-        raise BatchTooLargeError(
-            f"the request has {len(inputs)} inputs{made}, max_inputs is {max_inputs}: send it in parts",
-            field="inputs",
-            limit=max_inputs,
-            got=prompts,
-        )
+    _check_count(len(inputs), max_inputs)
     seen: dict[str, int] = {}
     for i, item in enumerate(inputs):
         if item.id is not None and seen.setdefault(item.id, i) != i:

@@ -53,30 +53,24 @@ class Predicting:
 
         async with planning.plan(call, ask_of) as plan:
             plan.may_pass = True
-            scored = await planning.awaited(plan, self._scorer.score(plan))
+            predictions = await planning.awaited(plan, self._scorer.score(plan))
             artifact, predictive = plan.model.artifact, plan.ask.predictive
-            answers, target_risk = plan.model.decided(scored.predictions, options.target_risk)
+            answers, target_risk = plan.model.decided(predictions, options.target_risk)
             check_finite(answers)
             if plan.uncorrected:
                 answers = [one.reviewed("other_model") for one in answers]
             await asyncio.sleep(0)  # others' turn: of 256 answers with 150 labels each of these takes milliseconds
             ids: list[str] = []
             if self._feedback.on:
-                orders = "_order_average" if options.order_average else ""
                 ids = self._feedback.remember(
-                    plan.model,
-                    f"{predictive}{orders}",
-                    plan.caller,
-                    answers,
-                    target_risk,
-                    with_ids=call.has_prediction_ids,
+                    plan.model, predictive, plan.caller, answers, target_risk, with_ids=call.has_prediction_ids
                 )
             await asyncio.sleep(0)
             self._metrics.count_answers(artifact.name, predictive, answers)
             manifest, nothing = artifact.manifest, None
             if all(answer.decision == "review" for answer in answers):
                 nothing = plan.model.nothing_accepted(predictive, options.target_risk)
-            timing = planning.timing(plan, tokens=sum(p.tokens for p in scored.predictions))
+            timing = planning.timing(plan, tokens=sum(p.tokens for p in predictions))
             head: dict[str, Any] = {"artifact": artifact_ref(artifact)}
             if nothing is not None:
                 head["nothing_accepted"] = NothingAcceptedOut(**vars(nothing))

@@ -35,7 +35,7 @@ async def suggest(
     async with planning.plan(body, ask_of) as plan:
 
         async def work() -> Suggestion:
-            predictions = (await scorer.score(plan)).predictions
+            predictions = await scorer.score(plan)
 
             def telling() -> Suggestion:
                 from laplora.selection.suggest import gains_of, most_telling

@@ -14,10 +14,6 @@ class MeasureOptions(Strict):
 
     truncate: bool = Field(False, examples=[False])
     """Whether to cut inputs that are too long, where the artifact cuts them, else from the left, instead of 422."""
-    order_average: bool = Field(False, examples=[False])
-    """Whether to ask each question with its choices in reverse too, as in POST /predict, and measure the average as
-    NAME_order_average beside every method. An input counts twice for every limit.
-    """
     bins: WholeNumber = Field(15, ge=1, le=100, examples=[15])
     """Number of equal-width confidence bins of ece and reliability."""
     resamples: WholeNumber = Field(1000, ge=10, le=2000, examples=[1000])
@@ -135,8 +131,8 @@ class MethodMetrics(PartialMetrics):
 
 
 class AcceptedOut(Answer):
-    """The inputs that need no person: POST /predict gives them the decision accept, with the same target_risk and
-    order_average. Like there, low_confidence, unfamiliar and every other flag of review sends an input to a person.
+    """The inputs that need no person: POST /predict gives them the decision accept, with the same
+    target_risk. Like there, low_confidence, unfamiliar and every other flag of review sends an input to a person.
     """
 
     predictive: str = Field(examples=["laplace"])

@@ -117,7 +117,7 @@ class SeriesOut(Answer):
     artifact: str = Field(description="The artifact's name.", examples=["fields-smollm2"])
     digest: str = Field(description="Hash of the artifact's content.", examples=["sha256:2c26b46b68ffc68f"])
     predictive: str = Field(examples=["laplace"])
-    """The one that was asked for; NAME_order_average where two orders were averaged."""
+    """The one that was asked for."""
     predictions: int = Field(description="Number of answers since the artifact was first asked.", examples=[25_000])
     recent: int = Field(description="Number of them in the window that drift looks at.", examples=[1000])
     labelled: int = Field(description="Number of labelled predictions in the figures' window.", examples=[1000])

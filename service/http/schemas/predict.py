@@ -49,11 +49,6 @@ class PredictOptions(Strict):
     """Whether to send logit_covariance (classes x classes, squared nats)."""
     truncate: bool = False
     """Whether to cut inputs that are too long, where the artifact cuts them, else from the left, instead of 422."""
-    order_average: bool = False
-    """Whether to ask each question twice, as sent and with its choices in reverse, and average the probabilities; the
-    predictive temperature then has a temperature of its own. An input costs, and counts for every limit, twice; 422 for
-    templates without choices.
-    """
     timeout_s: TimeoutSeconds = None
 
     @property
@@ -80,11 +75,7 @@ class UncertaintyParts(Answer):
         description="Expected entropy under the posterior, nats; of a head, the rest of total.", examples=[0.41]
     )
     epistemic: FiniteFloat = Field(examples=[0.06])
-    """Mutual information of label and weights, nats: what more data could remove; with order_average, of label, weights
-    and order.
-    """
-    order: FiniteFloat | None = Field(None, examples=[0.01])
-    """The part of epistemic that the order of the choices decides, nats; only with order_average."""
+    """Mutual information of label and weights, nats: what more data could remove."""
 
 
 class PredictiveRef(Answer):
@@ -153,8 +144,8 @@ class PredictionOut(Answer):
     """
     probs_std: Probabilities | None = Field(None, examples=[{"negative": 0.11, "positive": 0.11}])
     """Standard deviation of each probability over the weights, by label; null for a predictive without a spread (map,
-    temperature), unless variance asks for the posterior's or order_average gives it one. A short answer has it and
-    uncertainty from laplace and with order_average; else variance asks for them.
+    temperature), unless variance asks for the posterior's. A short answer has it and uncertainty from laplace; else
+    variance asks for them.
     """
     spread_of: str | None = Field(None, examples=["laplace"])
     """The predictive that uncertainty and probs_std are of, where it is another than the answering one: only with
@@ -184,7 +175,7 @@ class PredictionOut(Answer):
     familiarity: Probability | None = Field(None, examples=[0.63])
     """How like the training rows the input is, 0 to 1: the share of the calibration rows that are at least as unusual,
     the input counted in. Among rows like the calibration rows, one in fifty has at most 0.02; null where the artifact
-    has no such score. With order_average, the largest of the orders'.
+    has no such score.
     """
     score: FiniteFloat | None = Field(None, examples=[0.47])
     """The predictive's review score, of no unit: higher means more likely wrong. If several labels may be right, the
@@ -199,9 +190,7 @@ class PredictionOut(Answer):
     how far true labels are from it. Null for a predictive without a spread.
     """
     tokens: int | None = Field(None, examples=[61])
-    """Tokens of the prompt as scored; with order_average, of both orders."""
-    orders: int | None = Field(None, examples=[2])
-    """Number of orders of the choices that the answer is an average over, 2; only with order_average."""
+    """Tokens of the prompt as scored."""
     truncated: bool | None = Field(None, description="Whether the prompt was cut.", examples=[False])
 
 

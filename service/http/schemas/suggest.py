@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field, FiniteFloat
 
 from service.http.schemas.artifacts import ArtifactRef
@@ -30,8 +28,6 @@ class SuggestOptions(Strict):
     timeout_s: TimeoutSeconds = None
     truncate: bool = Field(False, examples=[False])
     """Whether to cut inputs that are too long, where the artifact cuts them, else from the left, instead of 422."""
-
-    order_average: ClassVar[bool] = False
 
 
 class SuggestRequest(Strict):

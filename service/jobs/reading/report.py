@@ -94,7 +94,6 @@ def job_report(job: Job, result: JobResult, taken: MeasuredRows, artifact: Artif
         result.methods,
         names=about.label_names,
         predictive=str(manifest.recommended.predictive),
-        averaged=bool(about.options.order_average),
         title=about.artifact.name,
         measured_on=f"{result.rows} uploaded rows, job {job.id}",
         fields=about.fields,

@@ -129,10 +129,9 @@ async def score_chunk(
         ask=Ask(predictive, also=model.predictives if any(item.truth is not None for item in chunk.items) else ()),
         caller=f"{JOB_PREFIX}{job.id}",
         truncate=about.options.truncate,
-        order_average=about.options.order_average,
     )
     try:
-        scored = await tools.scorer.score(plan)
+        predictions = await tools.scorer.score(plan)
     except Exception as error:
         place = re.match(r"inputs\.(\d+)\b", getattr(error, "field", None) or "")
         row = chunk.items[int(place[1])].row if place else None
@@ -147,13 +146,12 @@ async def score_chunk(
         raise RowError(row, error) from error
     rows: list[ScoredRow] = []
     bad: dict[int, Exception] = {}
-    own_order: Sequence[Any] = scored.own_order or [None] * len(scored.predictions)
-    for item, prediction, in_own_order in zip(chunk.items, scored.predictions, own_order, strict=True):
-        if not all(one.finite for one in (prediction, in_own_order) if one is not None):
+    for item, prediction in zip(chunk.items, predictions, strict=True):
+        if not prediction.finite:
             bad[item.row] = UnscorableInputError(f"the model has no finite answer for line {item.row + 1}")
             continue
         labelled = item.truth is not None
-        methods = method_rows(manifest, predictive, prediction, in_own_order) if labelled else {}
+        methods = method_rows(manifest, predictive, prediction) if labelled else {}
         written = written_answer(prediction, item.fields)
         unfamiliar = None if manifest.familiarity is None else "unfamiliar" in prediction.flags
         answer = kept_answer(written) if about.keep_rows else None

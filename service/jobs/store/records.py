@@ -187,7 +187,6 @@ class JobOptions(BaseModel):
     """How a job measures: as of POST /evaluate."""
 
     truncate: bool = False
-    order_average: bool = False
     bins: int = 15
     resamples: int = 1000
     seed: int = 0

@@ -12,7 +12,6 @@ const nothing = byId("answer").firstElementChild;
 let shownFor = null;
 let asked = 0;
 
-const takesChoices = (artifact) => artifact.fields.includes("choices");
 
 function control(name, i, artifact) {
   const id = `field-${i}`;
@@ -47,8 +46,6 @@ export function showPlayground() {
     make("option", { value: "" }, `recommended (${recommended})`),
     ...artifact.predictives.map((name) => make("option", { value: name }, `${name}: ${predictiveInWords(name)}`)),
   );
-  byId("order-option").hidden = !takesChoices(artifact);
-  byId("order-average").checked = false;
   const examples = examplesFor(artifact);
   byId("examples").hidden = examples.length === 0;
   nothing.textContent = `The answer appears here. ${examples.length > 0 ? "Choose an example, or type your own input." : "Type an input."}`;
@@ -73,7 +70,6 @@ function body() {
   const options = {};
   if (byId("risk").value !== "") options.target_risk = Number((byId("risk").valueAsNumber / 100).toPrecision(6));
   if (byId("predictive").value !== "") options.predictive = byId("predictive").value;
-  if (byId("order-average").checked) options.order_average = true;
   const request = { inputs: [fields] };
   if (named() !== null) request.artifact = named();
   if (Object.keys(options).length > 0) request.options = options;

@@ -43,7 +43,6 @@ export const isTuned = ({ predictives }) => predictives.some((name) => name === 
 // Returns what a way to answer is.
 export function predictiveInWords(name) {
   if (name in PREDICTIVES) return PREDICTIVES[name];
-  if (name.endsWith("_order_average")) return `${predictiveInWords(name.slice(0, -"_order_average".length))}, over two orders of the choices`;
   return name.startsWith("laplace_") ? "laplace with another prior" : "";
 }
 

@@ -95,7 +95,7 @@ MANIFEST: Any = SimpleNamespace(
 )
 
 
-def measured(count: int, *, averaged: bool = False) -> Report:
+def measured(count: int) -> Report:
     """Return the report of inputs with three labels each, of which several may be right."""
     taken = MeasuredRows()
     for i in range(count):
@@ -109,10 +109,8 @@ def measured(count: int, *, averaged: bool = False) -> Report:
     pairs = [(answer["probs"], None) for answer in taken.answers]
     how = SimpleNamespace(bins=15, resamples=10, seed=0)
     methods = measure([{"map": pair, "laplace": pair} for pair in pairs], taken.truths, names=THREE, how=how)
-    if averaged:
-        methods |= {f"{name}_order_average": values for name, values in methods.items()}
     return measured_report(
-        taken, MANIFEST, methods, names=THREE, predictive="laplace", averaged=averaged, title="tags",
+        taken, MANIFEST, methods, names=THREE, predictive="laplace", title="tags",
         measured_on="rows", fields=("text",), unfamiliar=None, nothing=None, notes=[], provenance={}, texts=True,
     )  # fmt: skip
 
@@ -126,7 +124,7 @@ def test_where_one_label_is_right_a_row_has_the_figures_of_its_answer() -> None:
         answer |= {"score": 0.6, "tokens": 5, "decision": "accept", "prediction_set": [held], "flags": []}
         taken.add(f"row {held}", 1, answer | {"uncertainty": {"epistemic": probs[0]}}, {"text": held})
     report = measured_report(
-        taken, MANIFEST, {"laplace": {}}, names=names, predictive="laplace", averaged=False, title="choices",
+        taken, MANIFEST, {"laplace": {}}, names=names, predictive="laplace", title="choices",
         measured_on="rows", fields=("text",), unfamiliar=None, nothing=None, notes=[], provenance={}, texts=False,
     )  # fmt: skip
     rows = report.rows
@@ -149,7 +147,3 @@ def test_where_several_labels_may_be_right_each_is_a_question_of_its_own() -> No
     assert report.rows.review.nonzero()[:, 0].tolist() == [3 * i + k for i in range(1, 40, 4) for k in range(3)]
     for said in ("Rows by “label”", "<bdi>weather</bdi>", "question of its own", "text 11"):
         assert said in page
-    # An average over orders is the method that is judged.
-    averaged = measured(40, averaged=True)
-    assert averaged.served == "laplace_order_average"
-    assert "order average" in html(averaged, judge(averaged))

@@ -132,7 +132,6 @@ def test_the_metrics_are_those_of_the_rows_and_a_bar_fails_a_script(
     [
         (ROWS, ("--fail-if", "ece"), "--fail-if 'ece'"),
         (ROWS, ("--fail-if", "none.ece>1"), "no predictive 'none'"),
-        ([], ("--fail-if", "map_order_average.ece>1"), "'map_order_average' is measured without --order-"),
         ([], ("--fail-if", "laplace.ece>1", "--predictive", "map"), "no predictive 'laplace' is measured, but map"),
         (ROWS, ("--predictive", "nobody"), "no predictive 'nobody'"),
         ([*ROWS, {"text": "x"}, {"text": "y", "label": "maybe"}], (), "rows.jsonl, line 5"),

@@ -27,7 +27,6 @@ from laplora.metrics.scores import (
     order_errors,
     reliability_bins,
 )
-from laplora.prompts.option_order import restore_logits
 from laplora.readouts.label_sequences import LabelSequences
 
 F64 = torch.float64
@@ -193,8 +192,6 @@ RIGHT = torch.tensor([False])
         (empirical_coverage, (HALVES, ZERO), DataError, "bool"),
         (fit_temperature, (HALVES, torch.tensor([1]), torch.tensor([[True, False]])), DataError, "possible"),
         (temperature_probs, (HALVES, 0.0, MASK), ConfigError, "positive"),
-        (restore_logits, (torch.zeros(3, 2), [2, 2]), DataError, "got 2 for 3 rows"),
-        (restore_logits, (torch.zeros(1, 2), [3]), DataError, "order of 3 options does not fit 2 classes"),
         (LabelSequences, (((1, 2), (1, 2)),), ConfigError, "different sequences of one token or more"),
     ],
 )

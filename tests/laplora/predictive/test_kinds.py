@@ -13,9 +13,8 @@ from scipy import optimize
 
 from laplora.decisions.temperature import fit_temperature, temperature_penalty
 from laplora.errors import ConfigError, DataError, FactorizationError, NonFiniteError
-from laplora.linearised import PosteriorPredictive, class_probs, contrasts
+from laplora.linearised import class_probs, contrasts
 from laplora.predictive.gaussian import posterior_predictive
-from laplora.predictive.order_average import average_orders, order_information
 from laplora.predictive.probs import fit_predictive_temperature, predictive_probs
 
 F64 = torch.float64
@@ -83,16 +82,6 @@ def test_the_temperature_of_one_point_is_temperature_scaling() -> None:
     assert got == fit_temperature(logits, labels, mask)
     # The same order twice goes the other way, to the search's tolerance.
     assert fit_predictive_temperature(means.repeat(2, 1, 1), labels, mask) == pytest.approx(got, rel=1e-5)
-
-
-def test_orders_that_agree_hold_no_information_and_an_answer_that_only_looks_at_the_place_nothing_else() -> None:
-    probs = torch.tensor([[0.7, 0.2, 0.1, 0.0]], dtype=F64)
-    one = PosteriorPredictive(probs, torch.zeros_like(probs), torch.special.entr(probs).sum(1))
-    got = average_orders(one, one)
-    torch.testing.assert_close(got.probs, probs, atol=1e-15, rtol=0)
-    assert max(got.std.max(), order_information(probs, probs).max()) < 1e-15
-    place = torch.eye(2, dtype=F64)[:1]  # always the first place, never a doubt
-    assert order_information(place, place.flip(1)).item() == pytest.approx(math.log(2), abs=1e-15)
 
 
 def test_refusals() -> None:

@@ -7,14 +7,12 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-import torch
 from tiny_tokenizer import encoder_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from laplora.classifier import batches
 from laplora.errors import ConfigError, InvalidInputError, LabelTokenError, TooManyTokensError
-from laplora.prompts.option_order import restore_logits, reverse_choices
 from laplora.prompts.rows import EncodedRow, collate, encode
 from laplora.prompts.templates import (
     TEMPLATES,
@@ -233,28 +231,3 @@ def test_batches_are_padded_on_the_left_and_of_encoders_on_the_right() -> None:
     assert batch.input_ids.tolist() == [[5, 6, 7], [8, 5, 5]]
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch.to("cpu").inputs.keys() == {"input_ids", "attention_mask"}  # they count positions themselves
-
-
-F64 = torch.float64
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"text": "Good."}, r"order_average reorders the field 'choices', this input has \['text'\]"),
-        ({"question": "Which?", "choices": "ab"}, "must be a list of strings"),
-        ({"question": "Which?", "choices": 3}, "must be a list of strings"),
-    ],
-)
-def test_inputs_without_options_to_reorder_are_refused_by_field(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(InvalidInputError, match=message) as caught:
-        reverse_choices(fields)
-    assert caught.value.field == "choices"
-
-
-def test_choices_are_shown_in_reverse_and_restored_logits_stand_where_the_user_put_their_option() -> None:
-    fields = {"question": "Which?", "choices": ["a", "b", "c"]}
-    assert reverse_choices(fields) == {"question": "Which?", "choices": ["c", "b", "a"]}
-    assert fields["choices"] == ["a", "b", "c"]
-    # The fourth class is one that the row does not have.
-    assert restore_logits(torch.tensor([[3.0, 2.0, 1.0, 9.0]]), [3]).tolist() == [[1.0, 2.0, 3.0, 9.0]]

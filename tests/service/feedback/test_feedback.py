@@ -125,10 +125,8 @@ async def test_choices_have_the_labels_of_their_own_question() -> None:
         items = {"items": [{"prediction_id": two, "label": "C"}]}
         assert (await served.client.post("/feedback", json=items)).status_code == 422
         assert await give(served, (two, "B"), (three, "C")) == ["recorded", "recorded"]
-        await served.client.post("/predict", json={"inputs": inputs, "options": {"order_average": True}})
         found = {one["predictive"]: one for one in await series(served)}
     assert found["laplace"]["labelled"] == 2
-    assert found["laplace_order_average"]["predictions"] == 2
 
 
 def test_the_oldest_go_first() -> None:

@@ -226,5 +226,5 @@ def test_the_default_artifacts_references() -> None:
     # Reviews go by MAP's entropy, which with two classes orders rows as MAP's confidence does.
     assert reference_of(default, "map").scores_rank == ("score", "confidence")
     assert reference_of(default, "laplace").scores_rank == ("score",)
-    average = reference_of(default, "laplace_order_average")
+    average = reference_of(default, "no such")
     assert (average.nll, average.scores, average.coverage) == (None, None, 0.9)

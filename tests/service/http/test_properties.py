@@ -39,7 +39,6 @@ text_inputs = st.one_of(
     st.fixed_dictionaries({"text": texts | st.text(min_size=1, max_size=12).filter(lambda t: t.strip() != "")}),
     st.fixed_dictionaries({"prompt": texts}),
 )
-# Equal choices tie under order_average, and rounding decides between them.
 choice_inputs = st.fixed_dictionaries(
     {
         "question": texts,
@@ -51,7 +50,7 @@ ARTIFACTS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     "tiny-mixture": (text_inputs, [{}, *({"predictive": name} for name in ("temperature", "conditioned"))]),
     "tiny-choices-float32": (
         choice_inputs,
-        [{}, {"order_average": True}, {"order_average": True, "predictive": "map"}, {"target_risk": 0.2}],
+        [{}, {"predictive": "map"}, {"target_risk": 0.2}],
     ),
 }
 

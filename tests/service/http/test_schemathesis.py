@@ -217,7 +217,7 @@ def narrowed(document: dict[str, Any], artifact: str) -> dict[str, Any]:
         schemas[name]["required"] += ["options"]
     schemas["PredictOptions"]["properties"]["predictive"] = {"enum": [None]}
     for name in ("PredictOptions", "EvaluateOptions"):
-        schemas[name]["properties"] |= {"order_average": {"enum": [False]}, "truncate": {"enum": [True]}}
+        schemas[name]["properties"] |= {"truncate": {"enum": [True]}}
         schemas[name]["properties"]["timeout_s"] = {"enum": [None, 60.0]}
         schemas[name]["required"] = ["truncate"]
     # A thousand resamples are most of an evaluation's time.

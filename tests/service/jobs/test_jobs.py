@@ -30,7 +30,7 @@ async def test_a_job_shows_how_far_it_is_and_says_what_evaluate_says() -> None:
         running, job = await served.get(job_id), served.held(job_id)
         assert (running["status"], running["rows"], running["rows_done"]) == ("running", 150, 0)
         assert (running["partial"], running["result"]) == (None, None)
-        assert running["options"] == {"truncate": False, "order_average": False, **options}
+        assert running["options"] == {"truncate": False, **options}
         scraped = (await served.client.get("/metrics")).text.splitlines()
         assert served.state.backend.queue.rows > 0
         # A job's rows wait while requests keep the device busy: no reason to wake anybody.
@@ -104,7 +104,7 @@ async def test_rows_without_a_label_are_answered_and_those_with_one_measured(ser
     assert some["result"]["methods"] == await served.methods(mixed[::4])
 
 
-async def test_orders_of_the_choices_are_averaged_as_evaluate_does() -> None:
+async def test_questions_with_choices_are_measured_as_evaluate_does() -> None:
     predictor = FakePredictor(template=TEMPLATES["multiple_choice"], labels=("A", "B", "C"))
     items = [
         {"question": f"{i + 10} ?", "choices": ["20", f"words {i + 3000}", "7"][: 2 + i % 2], "label": "AB"[i % 2]}
@@ -112,10 +112,10 @@ async def test_orders_of_the_choices_are_averaged_as_evaluate_does() -> None:
     ]
     predictor.artifact.manifest.familiarity = None  # it flags no row, which is not that all are familiar
     async with serve(predictor, max_queue_rows=600) as served:
-        job_id = await served.submit(items, order_average="true")
+        job_id = await served.submit(items)
         done = await served.ended(job_id)
-        assert done["result"]["methods"] == await served.methods(items, order_average=True)
-        assert ("laplace_order_average" in done["result"]["methods"], done["result"]["unfamiliar"]) == (True, None)
+        assert done["result"]["methods"] == await served.methods(items)
+        assert done["result"]["unfamiliar"] is None
         # An answer names the text of a choice, no part of which is in the database.
         for item, one in zip(items, await served.answers(job_id, detail="full"), strict=True):
             assert one["answer"]["label_text"] == item["choices"]["ABC".index(one["answer"]["label"])]

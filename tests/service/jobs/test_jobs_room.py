@@ -40,10 +40,10 @@ def scored(labels: LabelNames, count: int) -> list[ScoredRow]:
             "label": names[-1], "label_text": "private", "answered_by": "laplace" * 8,
             "map_probs": by_label, "probs": by_label, "probs_std": None if row else dict.fromkeys(names, TINY),
             "calibrated_probs": {}, "logit_mean": [], "logit_variance": None,
-            "uncertainty": dict.fromkeys(("total", "aleatoric", "epistemic", "order"), -TINY), "label_mass": TINY,
+            "uncertainty": dict.fromkeys(("total", "aleatoric", "epistemic"), -TINY), "label_mass": TINY,
             "decision_reason": "why",
             "familiarity": TINY, "score": -TINY, "prediction_set": list(names), "flags": list(FLAGS),
-            "decision": "review", "tokens": 10**9, "orders": 2, "truncated": False,
+            "decision": "review", "tokens": 10**9, "truncated": False,
         }  # fmt: skip
         written |= {"labels": list(names)} if labels.several else {}
         score: Any = [-TINY] * len(names) if labels.several else 0.25

@@ -1,4 +1,4 @@
-"""Every predictive of a tiny artifact over HTTP, and one answer from two orders of the choices."""
+"""Every predictive of a tiny artifact over HTTP, and questions with choices."""
 
 from __future__ import annotations
 
@@ -71,40 +71,7 @@ def choice_predictor() -> FakePredictor:
 
 
 def ask(*inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return {"inputs": list(inputs), "options": {"order_average": True, **options}}
-
-
-async def test_each_input_is_asked_as_sent_and_in_reverse_and_answered_once() -> None:
-    async with serve(choice_predictor(), max_inputs=6) as served:
-        response = await served.client.post("/predict", json=ask(TWO, THREE, FOUR))
-        prompts = sum(len(rows) for _, rows in served.predictor.batches)
-        plain = (await served.client.post("/predict", json={"inputs": [TWO]})).json()["predictions"][0]
-        unknown = await served.client.post("/predict", json=ask(TWO, order_average="all"))
-    assert response.status_code == 200, response.text
-    answers = response.json()["predictions"]
-    assert [a["id"] for a in answers] == ["two", "three", "four"]
-    assert prompts == 6
-    for answer in answers:
-        # The fake looks at the place alone, so the first and the last option get the same share.
-        probs = list(answer["probs"].values())
-        assert probs == pytest.approx(probs[::-1])
-        assert answer["uncertainty"]["order"] == 0.02
-    assert "order" not in plain["uncertainty"]
-    assert (unknown.status_code, unknown.json()["error"]["field"]) == (422, "options.order_average")
-
-
-@pytest.mark.parametrize("path", ["/predict", "/evaluate"])
-async def test_limits_and_the_queue_count_orders(path: str) -> None:
-    labelled = [{**one, "label": "A"} if path == "/evaluate" else one for one in (TWO, THREE, FOUR)]
-    async with serve(choice_predictor(), max_inputs=3, max_queue_tokens=40, client_share=1.0) as served:
-        response = await served.client.post(path, json=ask(*labelled[:2]))
-        alone = await served.client.post(path, json=ask(labelled[1]))
-        long = await served.client.post(path, json=ask(labelled[2]))
-    error = response.json()["error"]
-    assert (response.status_code, error["limit"], error["got"], error["field"]) == (413, 3, 4, "inputs")
-    assert "order_average makes 4 prompts" in error["message"]
-    assert (alone.status_code, long.status_code) == (200, 413)
-    assert "max_queue_tokens" in long.json()["error"]["message"]
+    return {"inputs": list(inputs), "options": options}
 
 
 async def test_a_failing_prompt_is_blamed_on_its_input() -> None:
@@ -113,22 +80,3 @@ async def test_a_failing_prompt_is_blamed_on_its_input() -> None:
     async with serve(predictor) as served:
         failed = await served.client.post("/predict", json=ask(TWO, THREE, FOUR))
     assert (failed.status_code, failed.json()["error"]["field"]) == (422, "inputs.2")
-
-
-@pytest.mark.parametrize("fields", [{"prompt": "7 ? Answer:"}, {"question": "7", "choices": ["x"]}])
-async def test_inputs_without_options_to_reorder_are_refused(fields: dict[str, Any]) -> None:
-    async with serve(choice_predictor()) as served:
-        response = await served.client.post("/predict", json=ask(TWO, fields))
-    assert (response.status_code, response.json()["error"]["field"]) == (422, "inputs.1.choices")
-
-
-async def test_evaluate_has_both_of_each_method() -> None:
-    labelled = [{**TWO, "label": "A"}, {**THREE, "label": "B"}]
-    async with serve(choice_predictor()) as served:
-        averaged = (await served.client.post("/evaluate", json=ask(*labelled, resamples=10))).json()
-        plain = (await served.client.post("/evaluate", json={"inputs": labelled, "options": {"resamples": 10}})).json()
-    assert averaged["rows"] == 2
-    assert set(averaged["methods"]) == {n + end for n in plain["methods"] for end in ("", "_order_average")}
-    for name, metrics in plain["methods"].items():
-        assert averaged["methods"][name] == metrics
-    assert averaged["methods"]["map_order_average"]["nll"] == pytest.approx(1.040, abs=1e-3)  # (ln 2 + ln 4) / 2

@@ -21,7 +21,7 @@ NAME = f"{WORD} said so ."
 TOKEN = new_token()
 JSON_LINES = {"content-type": "application/jsonl"}
 GOOD = {"id": WORD, "text": f"The film was {WORD} ."}
-OPTIONS = ("predictive", "target_risk", "covariance", "truncate", "order_average")
+OPTIONS = ("predictive", "target_risk", "covariance", "truncate")
 
 
 def bad_bodies(**more: Any) -> list[Any]:
