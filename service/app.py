@@ -115,8 +115,14 @@ class _Parts:
         self.backend = make_backend(settings, library, self.metrics, (self.metrics.count_batch, *tell))
         self.upstream = UpstreamModel(settings)
         self.scorer = Scorer(self.backend, self.threads.pool("tokenize", TOKENIZE_THREADS), self.upstream.answer)
+
+        def changed() -> None:
+            if settings.feedback_rows:
+                import service.feedback.figures  # noqa: F401  scipy's second: not at somebody's first look
+            on_change()
+
         self.artifacts = ArtifactHost(
-            settings, self.backend, self.metrics, library, self.threads, on_load_failure, on_change
+            settings, self.backend, self.metrics, library, self.threads, on_load_failure, changed
         )
         self.conditioner = Conditioner(self.artifacts, self.backend)
         self.jobs = JobBoard(settings, self.scorer, self.artifacts, self.metrics, read_uploaded)
