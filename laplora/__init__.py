@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from laplora.predictive.cross_fitting import cross_fitted
     from laplora.predictive.gaussian import posterior_predictive
     from laplora.predictive.kinds import PREDICTIVES
-    from laplora.predictive.probs import fit_predictive_temperature, predictive_probs
+    from laplora.predictive.probs import predictive_probs
     from laplora.predictor import Predictor
     from laplora.prior.evidence import choose_by_evidence
     from laplora.prior.search import PriorChoice
@@ -158,7 +158,6 @@ __all__ = [
     "find_blocks",
     "fit",
     "fit_posterior",
-    "fit_predictive_temperature",
     "fit_temperature",
     "load",
     "posterior_predictive",
@@ -199,7 +198,7 @@ _HOMES = {
     "linearised": ("PosteriorPredictive",),
     "predictive.gaussian": ("posterior_predictive",),
     "predictive.kinds": ("PREDICTIVES",),
-    "predictive.probs": ("fit_predictive_temperature", "predictive_probs"),
+    "predictive.probs": ("predictive_probs",),
     "answers.comparison": ("Comparison",),
     "answers.prediction": ("Prediction",),
     "predictor": ("Predictor",),

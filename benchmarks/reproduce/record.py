@@ -51,7 +51,6 @@ def settings_digest(config: RunConfig) -> str:
     fields = config_hash_fields(config)
     for name in ("device", "device_map", "max_memory"):
         fields["base"].pop(name, None)
-    fields["optimizer"].pop("class_weights", None)  # balanced ones are of the rows that were drawn
     return digest({name: value for name, value in fields.items() if name not in ("name", "seed")})
 
 

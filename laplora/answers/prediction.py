@@ -93,10 +93,7 @@ class Prediction(_Compared):
         flags: see ``laplora.decisions.thresholds.FLAGS``.
         rule: what the score was compared with.
         calibrated_scores: by the names of ``calibrated_probs``, their review scores, nats.
-        tokens: of the prompt, or of the prompts of both orders; truncated: whether one was cut.
-        orders: 2 where the answer is averaged over two orders of the options (``laplora.answers.order_answers``).
-        order_information: nats, mutual information of label and order: the part of ``epistemic`` that is disagreement
-            of the orders; None for one order.
+        tokens: of the prompt; truncated: whether it was cut.
         labels_present: where several labels may be right, those of probability above 0.5; None where one is
             (``laplora.answers.several_labels`` says what the other attributes are then).
         posterior: the spread of the posterior, where the predictive has none and the posterior was looked at.
@@ -123,8 +120,6 @@ class Prediction(_Compared):
     calibrated_scores: dict[str, float]
     tokens: int
     truncated: bool
-    orders: int = 1
-    order_information: float | None = None
     labels_present: list[str] | None = None
     posterior: PosteriorSpread | None = None
     expected: ExpectedLabel | None = None
@@ -177,8 +172,7 @@ class Prediction(_Compared):
         arrays_there = [one for one in (*within, *logits) if one is not None]
         of_arrays = sum(float(one.sum()) if one.size > _FEW else sum(one.ravel().tolist()) for one in arrays_there)
         expected = () if self.expected is None else (self.expected.place, self.expected.std)
-        every = (*single, *expected, self.order_information)
-        return math.isfinite(of_arrays + sum(one for one in every if one is not None))
+        return math.isfinite(of_arrays + sum(one for one in (*single, *expected) if one is not None))
 
     def reviewed(self, flag: Flag) -> Prediction:
         """Return the answer with a further flag, for review."""

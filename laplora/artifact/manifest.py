@@ -190,8 +190,7 @@ class PredictiveRecord(_Record):
     reversed_temperature: float | None = Field(
         None,
         gt=0,
-        description="of temperature scaling that averages two orders of the choices, the user's and its reverse; null "
-        "where none was fitted",
+        description="read by nothing any more: of averages over two orders of the choices, by earlier versions",
     )
     nll: float = Field(description="nats, mean over the calibration rows, each under what was fitted without it")
     thresholds: PredictiveThresholds

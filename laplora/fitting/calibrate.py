@@ -14,16 +14,17 @@ from laplora.answers.review_scores import ReviewScores, review_scores
 from laplora.artifact.manifest import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
 from laplora.decisions.conformal import fit_label_sets, fit_present_sets
 from laplora.decisions.review import fit_thresholds
+from laplora.decisions.temperature import fit_temperature
 from laplora.errors import warn
 from laplora.experts.base import Labelled
 from laplora.fitting.projected import SplitOutputs
-from laplora.linearised import PosteriorPredictive, entropy, most_probable
+from laplora.linearised import PosteriorPredictive, contrast_logits, entropy, most_probable
 from laplora.metrics.scores import row_nll
 from laplora.pool.choice import choose
 from laplora.posterior.base import Prior
 from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
 from laplora.predictive.kinds import PredictiveName, has_jacobians
-from laplora.predictive.probs import fit_predictive_temperature, predictive_probs
+from laplora.predictive.probs import checked_mean, predictive_probs
 from laplora.prior.validation import choose_by_validation
 from laplora.settings import CalibrationSettings, FitSettings
 
@@ -165,8 +166,8 @@ def _temperature(outputs: SplitOutputs, name: PredictiveName, rows: torch.Tensor
     if name != "temperature":
         return 1.0
     split = outputs.split
-    means = split.projected.contrast_mean[rows][None]
-    return fit_predictive_temperature(means, split.labels[rows], split.class_mask[rows])
+    mean, mask = checked_mean(split.projected.contrast_mean[rows], split.class_mask[rows])
+    return fit_temperature(contrast_logits(mean), split.labels[rows], mask)
 
 
 def recommended_by(

@@ -72,14 +72,14 @@ class FeedbackStore:
         """Keep one request's predictions and return an id for each, in order; empty without ``with_ids``.
 
         Args:
-            predictive: the requested one; with ``_order_average`` behind it where orders were.
+            predictive: the requested one.
             caller: the only one who can give feedback on them.
             target_risk: that their decisions were made for.
             with_ids: whether the caller learns them; else nothing is kept by id, and the answers count as recent ones.
         """
         # Drawn at once: each draw is a call of the system, in which other threads take their turn.
-        drawn = secrets.token_urlsafe(_ID_CHARS * len(predictions)) if with_ids else ""
-        ids = [drawn[i : i + _ID_CHARS] for i in range(0, _ID_CHARS * len(predictions) * with_ids, _ID_CHARS)]
+        drawn = secrets.token_urlsafe(_ID_CHARS * len(predictions))
+        ids = [drawn[i * _ID_CHARS : (i + 1) * _ID_CHARS] for i in range(len(predictions))] if with_ids else []
         # Every row holds it: one string for all of a caller's rows.
         caller = sys.intern(caller)
         with self._lock:

@@ -13,10 +13,7 @@ if TYPE_CHECKING:
 
 
 def reference_of(model: Model, predictive: str) -> Reference:
-    """Return what the artifact records of a predictive.
-
-    An average over orders, a name that the artifact does not have, was not calibrated at all.
-    """
+    """Return what the artifact records of a predictive; of a name that it does not have, nothing is calibrated."""
     manifest = model.artifact.manifest
     calibration = manifest.calibration
     several = manifest.likelihood == "bernoulli"

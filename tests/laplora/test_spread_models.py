@@ -20,7 +20,7 @@ import laplora
 from laplora.fitting.rows import read_rows
 from laplora.jacobians.contrasts import ContrastJacobians, contrast_jacobians, covered_blocks, reverse_pass
 from laplora.models.spread import Spread, input_device, spread_of
-from laplora.predictive import gaussian, probs
+from laplora.predictive import gaussian
 from laplora.predictor import Predictor
 from laplora.prior import search
 from laplora.prompts.rows import Batch
@@ -35,8 +35,7 @@ pytestmark = pytest.mark.process  # accelerate asks nvidia-smi for the kind of G
 @pytest.fixture(autouse=True)
 def two_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """And searches that are coarse: each call of torch takes long here."""
-    for place, name in ((search, "PRECISION_GRID"), (probs, "TEMPERATURE_GRID")):
-        monkeypatch.setattr(place, name, 15)
+    monkeypatch.setattr(search, "PRECISION_GRID", 15)
     monkeypatch.setattr(gaussian, "SOBOL_POINTS", 64)
     with emulated_devices():
         yield

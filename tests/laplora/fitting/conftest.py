@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import laplora
-from laplora.predictive import gaussian, probs
+from laplora.predictive import gaussian
 from laplora.prior import search
 from laplora.prompts.templates import TEMPLATES
 
@@ -24,7 +24,6 @@ def coarse_searches(request: pytest.FixtureRequest, sentiment_run: object) -> It
             yield
             return
         patch.setattr(search, "PRECISION_GRID", 15)
-        patch.setattr(probs, "TEMPERATURE_GRID", 15)
         patch.setattr(gaussian, "SOBOL_POINTS", 64)
         yield
 

@@ -12,6 +12,7 @@ import torch
 
 from laplora.answers.review_scores import ReviewScores
 from laplora.decisions.conformal import fit_label_sets
+from laplora.decisions.temperature import fit_temperature
 from laplora.experts.base import Labelled, Outputs
 from laplora.fitting.adapted_experts import fit_answering
 from laplora.fitting.calibrate import HELD_OUT, Calibrated, held_out_entropy, out_of_fold, predictive_of, prior_without
@@ -19,12 +20,11 @@ from laplora.fitting.evaluation import Gain, RowOutputs, RowProbs, gain_over_tem
 from laplora.fitting.projected import Fitted, ProjectedSplit, SplitOutputs
 from laplora.head import fold_numbers
 from laplora.jacobians.blocks import Block
-from laplora.linearised import PosteriorPredictive, contrasts, entropy
+from laplora.linearised import PosteriorPredictive, contrast_logits, contrasts, entropy
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import ProjectedJacobians
 from laplora.predictive.cross_fitting import FOLDS, fold_rows
 from laplora.predictive.kinds import PredictiveName
-from laplora.predictive.probs import fit_predictive_temperature
 from laplora.prior.validation import choose_by_validation
 from laplora.settings import FitSettings
 
@@ -114,7 +114,7 @@ def test_served_is_the_fit_on_all_rows_and_thresholds_are_of_the_folds() -> None
     found, (got, scores) = outputs(), calibrated()
     split = found.split
     mean, _ = found.moments("temperature")
-    everything = fit_predictive_temperature(mean[None], split.labels, split.class_mask)
+    everything = fit_temperature(contrast_logits(mean), split.labels, split.class_mask)
     assert got.predictives["temperature"].temperature == everything
     assert got.calibration.folds == FOLDS
     priors = prior_without(SETTINGS, found)

@@ -39,7 +39,6 @@ from laplora.linearised import (
 )
 from laplora.metrics.scores import evaluate_probs
 from laplora.pool.weights import fit_weights
-from laplora.predictive.probs import fit_predictive_temperature
 from laplora.prior.search import predictive_nll
 from laplora.prompts.examples import label_tensor
 from laplora.prompts.labelled import example_of
@@ -77,7 +76,7 @@ def prior_nll(logits: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) ->
 
 def fits(logits: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
     """By name everything that is fitted to labels or measured by their likelihood."""
-    mean, logs = contrast_mean(logits), class_log_probs(logits, mask)
+    logs = class_log_probs(logits, mask)
     evaluated = evaluate_probs(logs.exp(), labels, resamples=0)
     pool = {"one": logs, "two": class_log_probs(logits.roll(1, 1), mask)}
     head = fit(logits.masked_fill(~mask, 0), labels, class_mask=mask, classes=mask.shape[1], folds=3)
@@ -85,7 +84,6 @@ def fits(logits: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> dict
         **likelihoods(logits, mask, labels),
         "pool": list(fit_weights(pool, labels).values()),
         "temperature": fit_temperature(logits, labels, mask),
-        "two orders": fit_predictive_temperature(torch.stack([mean, 0.5 * mean]), labels, mask),
         "prior": prior_nll(logits, mask, labels),
         "head": head.head.log_probs(logits.masked_fill(~mask, 0), None, mask).exp(),
         "held out": head.held_out.exp(),
