@@ -112,7 +112,7 @@ reference on the same tasks.
 _BUDGETS = """## From 50 to 1,500 labels
 
 The first columns are the NLL, with its verdict against the reference of the same size. The others are what is accepted
-at 5 %, as above. docs/results/evidence.json has the other methods.
+at 5 %, as above. A figure without a verdict has one seed. docs/results/evidence.json has the other methods.
 
 ![Share of answers that are accepted against the number of labels](frontier.svg)
 """
@@ -122,7 +122,7 @@ Nothing is guaranteed here: a threshold rests on rows like the labelled ones. *O
 set's training part (sentiment: its validation part, of earlier years) and tested on its test part. In the last columns
 every other test row of the first label is left out, or every other one of the other labels; figures are means over
 tasks. Figures are accepted share (error, as above) at 5 %, and of `served` the share that is flagged as unlike the
-labelled rows.
+labelled rows. The official tasks have one seed.
 """
 _AUTO = f"""## What `fine_tune: auto` would do
 
@@ -130,7 +130,7 @@ The rule of `laplora.pool.fine_tuning` was chosen on other tasks. It trains an a
 answers is {LEFT[0]:.0%} to {LEFT[1]:.0%} of the labels' entropy, with {ROWS_A_LABEL} rows a label. The last column is
 the NLL of the pool with the adapter less that of `served`, thousandths of a nat; it is bold if its interval excludes 0.
 """
-_BASES = "## Larger bases\n\nThe columns are as above. Nothing is trained on the base of 1.5B parameters.\n"
+_BASES = "## Larger bases\n\nColumns as above. The base of 1.5B is not trained and has one draw: nothing is paired.\n"
 #: Headings of the means, with their figures and decimals.
 _FIGURES = {
     **{"NLL": ("nll", 3), "accuracy": ("accuracy", 3), "Brier": ("brier", 3), "AURC": ("aurc", 3)},
