@@ -17,7 +17,7 @@ PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
 #: of their own since the study has 30 rivals: nothing that a user installs grew for them. 80 lines of it measure a
 #: server without a model's cost. A user reads the pages, so they have 52,000 words; RESULTS.md, which commands write,
 #: is not counted. Product and tests have little to spare: they are to become fewer.
-LIMITS = {"product": 60_590, "benchmarks": 8_780, "tests": 45_065, "pages": 52_250}
+LIMITS = {"product": 60_590, "benchmarks": 8_800, "tests": 45_065, "pages": 52_250}
 
 
 def tracked(suffix: str) -> list[Path]:

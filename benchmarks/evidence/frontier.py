@@ -11,10 +11,10 @@ from benchmarks.evidence.scores import TARGETS, Record
 
 #: Each line: its meaning, base and method, and its colour (Okabe and Ito, darkened: told apart by the colour-blind).
 LINES = (
-    ("nothing trained", SMALL, "pool_unadapted", "#00795a"),
+    ("nothing trained, as served", SMALL, "served", "#00795a"),
     ("adapter, temperature scaling", SMALL, "temperature", "#52606d"),
     ("both together", SMALL, "pool", "#0063a6"),
-    ("adapter of all labels", SMALL, "all_labels", "#b85c00"),
+    ("adapter of 90 % of labels", SMALL, "all_labels", "#b85c00"),
     ("both together, 0.5B", LARGER, "pool", "#a0417d"),
 )
 _SIDE, _HIGH, _LEFT, _TOP, _GAP, _ROW = 220, 200, 46, 62, 28, 22

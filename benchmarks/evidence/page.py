@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -48,8 +48,8 @@ DEPARTURES = [
     "Methods with a long fit are run after the first figures were published, with the settings that the code had "
     "before. They are paired with a reference that was trained again on the same rows, maybe on another machine.",
     "For their cost, and decided before any of it was seen: arc_challenge has no method with a long fit and no larger "
-    "base; 1,500 labels are on snips alone; cross-fitted adapters, the ensemble and the base of 1.5B have the first "
-    "seed alone, and that base one draw.",
+    "base; of 1,500 labels snips alone is to be run; of cross-fitted adapters, the ensemble and the base of 1.5B the "
+    "first seed alone, and one draw of that base.",
     "Thresholds of adapters are set on entropies that are put on the scale of the fit on all rows, those of heads and "
     "rivals on the folds' own, as the product does for each.",
 ]
@@ -70,8 +70,9 @@ _HEAD = """# Answers at a stated error rate, with equal labels
 
 `python -m benchmarks.evidence --publish` makes this page of docs/results/evidence.json. [The plan](PLAN.md) was
 written before any result. A user has 450 labels, and SmolLM2-135M-Instruct answers 500 test rows. Figures are means
-over three seeds of rows and training, with five draws of calibration rows each. The library's methods are in bold.
-`served` is its default, and the reference is an adapter with temperature scaling. An empty cell was not measured.
+over three seeds of rows and training, with five draws of calibration rows each, one of methods with a long fit. The
+library's are in bold, `served` is its default. The reference is an adapter with temperature scaling. An empty cell was
+not measured.
 """
 _SHORT = """## In short
 
@@ -109,7 +110,7 @@ NLL of 708 nats. `accepted` is at 5 %. Passes are through a model, for one answe
 passes and trainings; an expert alone has those of the whole fit. Methods that some tasks lack come last, below the
 reference on the same tasks.
 """
-_BUDGETS = """## From 50 to 1,500 labels
+_BUDGETS = """## By number of labels
 
 The first columns are the NLL, with its verdict against the reference of the same size. The others are what is accepted
 at 5 %, as above. A figure without a verdict has one seed. docs/results/evidence.json has the other methods.
@@ -130,7 +131,7 @@ The rule of `laplora.pool.fine_tuning` was chosen on other tasks. It trains an a
 answers is {LEFT[0]:.0%} to {LEFT[1]:.0%} of the labels' entropy, with {ROWS_A_LABEL} rows a label. The last column is
 the NLL of the pool with the adapter less that of `served`, thousandths of a nat; it is bold if its interval excludes 0.
 """
-_BASES = "## Larger bases\n\nColumns as above. The base of 1.5B is not trained and has one draw: nothing is paired.\n"
+_BASES = "## Larger bases\n\nColumns as above, of the draws that all bases have. Nothing is trained on 1.5B.\n"
 #: Headings of the means, with their figures and decimals.
 _FIGURES = {
     **{"NLL": ("nll", 3), "accuracy": ("accuracy", 3), "Brier": ("brier", 3), "AURC": ("aurc", 3)},
@@ -203,6 +204,7 @@ def render(records: Sequence[Record], tasks: Sequence[str] = REPORTED) -> str:
         tables = list[str]()
         for task in tasks:
             known = some(*((task, *name) for name in names))
+            known = _of_the_same_draws(known) if section is _BASES else known
             of = [(f"{one.name[2]:,}" if section is _BUDGETS else one.name[1], one) for one in known]
             columns: list[Column] = [(name, one.nll_and_verdict) for name, one in of]
             columns += [(name, partial(accepted_and_error, [one], 0.05)) for name, one in of]
@@ -223,7 +225,19 @@ def _auto(places: Sequence[Place]) -> str:
             trains = [LEFT[0] <= left <= LEFT[1] and budget >= ROWS_A_LABEL * classes for left in lefts]
             said = f"in {sum(trains)} of {len(trains)} draws"
             rows.append([place.title, f"{budget:,}", _percent(fmean(lefts)), said, difference])
-    return markdown_table(["task", "labels", "NLL of the entropy", "trains an adapter", "adapter less heads"], rows)
+    return markdown_table(
+        ["task", "labels", "NLL of the entropy", "trains an adapter", "with the adapter less `served`"], rows
+    )
+
+
+def _of_the_same_draws(places: Sequence[Place]) -> list[Place]:
+    draws = [{(r["seed"], r["draw"]) for r in place.methods.get(SERVED, ())} for place in places]
+    shared = set.intersection(*draws) if draws else set()
+    kept = [{m: [r for r in of if (r["seed"], r["draw"]) in shared] for m, of in p.methods.items()} for p in places]
+    return [
+        replace(place, methods={m: of for m, of in some.items() if of})
+        for place, some in zip(places, kept, strict=True)
+    ]
 
 
 def _shifted(places: Mapping[tuple[str, str, int], Place]) -> str:
@@ -363,7 +377,7 @@ def _missing(places: Mapping[tuple[str, str, int], Place]) -> list[str]:
         for count, methods in counts.items():
             every = len(methods) == sum(how.planned(place.cell) for how in METHODS.values())
             said = f"{'all methods' if every else '; '.join(methods)}: {count} draws"
-            few.setdefault(said, []).append(f"{name[0]}, {name[1].partition('-')[0]}, {name[2]:,}")
+            few.setdefault(said, []).append(f"{name[0]}, {name[1].removesuffix('-instruct')}, {name[2]:,}")
     return [f"{what}: {'; '.join(names)}." for what, names in few.items()]
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cached_property
 from typing import Annotated, Any, Literal, get_args
 
 import torch
@@ -94,8 +94,12 @@ class TemplateRecord(_Record):
             raise ValueError(str(error)) from None
         return self
 
-    @lru_cache(maxsize=64)  # each request asks for it  # noqa: B019
     def template(self) -> PromptTemplate:
+        return self._made
+
+    @cached_property
+    def _made(self) -> PromptTemplate:
+        """The template, which each request asks for."""
         cut = None if self.cut is None else Cut(self.cut.field, self.cut.side)
         return PromptTemplate(**self.model_dump(exclude={"cut"}), cut=cut)
 

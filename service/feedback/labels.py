@@ -78,8 +78,8 @@ class FeedbackStore:
             with_ids: whether the caller learns them; else nothing is kept by id, and the answers count as recent ones.
         """
         # Drawn at once: each draw is a call of the system, in which other threads take their turn.
-        drawn = secrets.token_urlsafe(_ID_CHARS * len(predictions))
-        ids = [drawn[i * _ID_CHARS : (i + 1) * _ID_CHARS] for i in range(len(predictions))] if with_ids else []
+        drawn = secrets.token_urlsafe(_ID_CHARS * len(predictions)) if with_ids else ""
+        ids = [drawn[i : i + _ID_CHARS] for i in range(0, _ID_CHARS * len(predictions), _ID_CHARS)] if with_ids else []
         # Every row holds it: one string for all of a caller's rows.
         caller = sys.intern(caller)
         with self._lock:

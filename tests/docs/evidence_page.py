@@ -16,10 +16,11 @@ from documents import ROOT, read, row
 
 from benchmarks.before_after import measured
 from benchmarks.decision_models.__main__ import GROUPS, against
+from benchmarks.evidence import scores
 from benchmarks.evidence.methods import METHODS as STUDIED
 from benchmarks.evidence.noise import VERDICTS, above, by_seed, has_skill, interval, worse
-from benchmarks.evidence.page import LIMIT, RIVALS, TITLES, Place, accepted_and_error, figure, judged, over
-from benchmarks.evidence.plan import REPORTED, SEEDS
+from benchmarks.evidence.page import LIMIT, RIVALS, TITLES, Place, accepted_and_error, figure, judged, over, places_of
+from benchmarks.evidence.plan import LABELS, SEEDS, SHIFTED, SMALL, planned
 from benchmarks.evidence.scores import SERVED
 from benchmarks.harness.provenance import ARTIFACT
 
@@ -184,15 +185,55 @@ def where_not() -> str:
 
 
 def not_yet() -> str:
-    """Return which rivals of the plan are not measured on all of these tasks, and which tasks are missing."""
-    places = _study()
+    """Return which rivals of the plan are not measured on all tasks with skill, and what of the plan was not begun."""
     names = [
         TITLES[name]
-        for name in RIVALS
-        if any(STUDIED[name].planned(one.cell) and len(one.methods.get(name, ())) < len(SEEDS) for one in places)
+        for name in (*RIVALS, "served_tuned")
+        if any(STUDIED[name].planned(one.cell) and len(one.methods.get(name, ())) < len(SEEDS) for one in _skilled())
     ]
-    missing = [task.replace("_", " ") for task in REPORTED if task not in {one.name[0] for one in places}]
-    return f"Planned and not yet measured on all tasks: {'; '.join([*missing, *names]) or 'nothing'}"
+    begun = {(place.name[1], place.name[2]) for place in places_of(scores.read()).values()}
+    planned_ = {(of.base, of.budget): None for of in planned(0)}
+    missing = [
+        f"{budget:,} labels" if base == SMALL else base for base, budget in planned_ if (base, budget) not in begun
+    ]
+    return f"Planned and not yet measured on all tasks: {'; '.join([*names, *missing]) or 'nothing'}"
+
+
+def few_labels() -> str:
+    """Return what the default accepts with fewer labels, by task, and its errors among them."""
+    places = [one for one in places_of(scores.read()).values() if one.name[1] == SMALL and one.name[2] < LABELS]
+    by_task: dict[str, list[Place]] = {}
+    for one in sorted(places, key=lambda one: one.name):
+        by_task.setdefault(one.title, []).append(one)
+    said = [
+        f"{task} {', '.join(accepted_and_error([one], 0.05, SERVED) for one in of)}" for task, of in by_task.items()
+    ]
+    sizes = " and ".join(sorted({str(one.name[2]) for one in places}, key=int))
+    better = [one.verdict(SERVED) for one in places].count("better")
+    return (
+        f"With {sizes} labels its NLL was better on {better} of {len(places)} tasks and sizes. It accepted, per cent, "
+        f"with the wrong ones of these in brackets: {'; '.join(said)}"
+    )
+
+
+def official() -> str:
+    """Return what the default accepts of official test parts, what it flags there, and where its NLL is higher."""
+    of = {name[0]: one for name, one in places_of(scores.read()).items() if name[0] in SHIFTED}
+    titles = {task: task.removesuffix("_official") for task in of}
+    said = [f"{titles[task]} {accepted_and_error([one], 0.05, SERVED)}" for task, one in of.items()]
+    flagged = [f"{100 * (one.mean(SERVED, figure('unlike')) or 0.0):.0f}" for one in of.values()]
+    lost = [
+        titles[t] for t, one in of.items() if (one.mean(SERVED, _nll) or 0.0) > (one.mean("temperature", _nll) or 0.0)
+    ]
+    return (
+        "On official test parts, of one seed, the default accepted, per cent, with the wrong ones of these in "
+        f"brackets: {'; '.join(said)}. It flagged {', '.join(flagged)} % as unlike. "
+        f"Its NLL was higher than temperature scaling's on: {', '.join(lost) or 'none'}"
+    )
+
+
+def _nll(record: Any) -> float:
+    return float(record["nll"])
 
 
 def decisions() -> str:

@@ -218,10 +218,11 @@ async def test_a_job_asks_too(model: DecisionServer, artifact: Path, monkeypatch
     async with served(artifact, monkeypatch, upstream_url=model.url) as client:
         paused = await job(client, lines, "paused", "done", "failed")  # it is down altogether
         assert paused["paused"]["code"] == "upstream_unavailable"
-        model.trick, model.bodies = None, []
+        answered: list[Any] = []
+        model.trick = lambda handler, body: bool(answered.append(body))  # type: ignore[func-returns-value]
         found = await until(client, paused["id"], "done", "failed", "cancelled")
         assert (found["status"], found["bad_rows"]) == ("done", []), found
-        assert len(model.bodies) == 11
+        assert len(answered) == 11
         assert set(found["result"]["methods"]) >= {"map", "pooled"}
         page = (await client.get(f"/evaluate/jobs/{found['id']}/report")).text
         assert all(said in page for said in ("letters-1", "choice: Early? (no, yes)", "sentence encoder"))

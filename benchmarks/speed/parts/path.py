@@ -41,7 +41,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         before = memory().rss
         asyncio.run(load(server, rows, MANY / (rows * rate)))
         grown = exactly((memory().rss - before) / 1e6)
-        yield conditions.record(f"path: growth of memory in about {MANY:,} rows", grown, "MB")
+        yield conditions.record(f"path: growth of the process's memory in about {MANY:,} rows", grown, "MB")
 
 
 async def load(url: str, rows: int, seconds: float, rate: float | None = None) -> float:

@@ -12,7 +12,6 @@ const nothing = byId("answer").firstElementChild;
 let shownFor = null;
 let asked = 0;
 
-
 function control(name, i, artifact) {
   const id = `field-${i}`;
   const words = name === "choices" ? `Choices, one a line (2 to ${artifact.labels.length})` : name;

@@ -92,10 +92,12 @@ def test_tables_say_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> Non
     assert line(text, f"| {served} ", "### At a target error of 5 %") == f"| {served} |{' 60 (4.0) |' * 4} 0 | 0 |"
     assert line(text, f"| {served} ", "### At a target error of 10 %") == f"| {served} |{' 70 (8.0) |' * 4} 0 |"
     figures = "0.800 | 0.300 | 0.100 | 0.040 | 0.030 | 2.0 | 12 | 30 (4.0) |"
-    means = text[text.index("## Means") : text.index("## From 50")].splitlines()
+    means = text[text.index("## Means") : text.index("## By number")].splitlines()
     assert means[-3:-1] == [f"| {reference} | 2 | 0.500 | {figures}", f"| {pool} | 2 | 0.420 | {figures}"]
     assert line(text, f"| {served} ", "### snips") == f"| {served} |{' 0.400 better |' * 2}{' 60 (4.0) |' * 2}"
-    assert f"{pool}: 5 of 15 draws: snips, smollm2, 450; ag_news, smollm2, 450; snips, smollm2, 50." in text
+    assert (
+        f"{pool}: 5 of 15 draws: snips, smollm2-135m, 450; ag_news, smollm2-135m, 450; snips, smollm2-135m, 50." in text
+    )
     absent = next(one for one in text.splitlines() if page.TITLES["setfit"] in one and " 0 of 3 draws: snips" in one)
     assert page.TITLES["laplace"] in absent
     assert render([]).count("**Missed.**") == 4
@@ -123,8 +125,8 @@ def test_the_picture_marks_errors_above_the_target_and_tells_the_cost() -> None:
     drawing = ElementTree.fromstring(picture(made_up(all_labels={"accepted_error": 0.051, "accepted": 0.2})))
     name = "{http://www.w3.org/2000/svg}"
     lines = {one.get("stroke"): one.get("points") for one in drawing.iter(f"{name}polyline")}
-    assert sum(len(points.split()) == 2 for points in lines.values()) == 3  # 50 and 450 labels of snips
+    assert sum(len(points.split()) == 2 for points in lines.values()) == 4  # 50 and 450 labels of snips
     assert len([one for one in drawing.iter(f"{name}circle") if one.get("class") == "wrong"]) == 2 + 1  # and the key
-    assert "snips, adapter of all labels, 50 labels: 20%." in drawing.find(f"{name}desc").text
+    assert "snips, adapter of 90 % of labels, 50 labels: 20%." in drawing.find(f"{name}desc").text
     assert picture([]) == ""
     assert any(one.text == "both together: 2 passes an answer" for one in drawing.iter(f"{name}text"))

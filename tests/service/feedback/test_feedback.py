@@ -66,7 +66,7 @@ async def test_every_prediction_has_an_unguessable_id_of_its_own(served: Served)
     requests = await asyncio.gather(*(ids(served, "a 7", "a 7", "b 9") for _ in range(20)))
     found = [one for own in requests for one in own]
     assert len(set(found)) == len(found) == 60
-    # 128 bits in the alphabet of URLs.
+    # 132 bits in the alphabet of URLs.
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{22}", one) for one in found)
 
 
