@@ -20,6 +20,7 @@ from service.backends.local import Local
 from service.backends.readiness import is_ready
 from service.backends.watching import watch
 from service.changes.board import Changes
+from service.changes.following import Following
 from service.errors import TracingUnavailableError
 from service.feedback.gauges import CalibrationGauges
 from service.feedback.labels import FeedbackStore
@@ -126,7 +127,8 @@ class _Parts:
         )
         self.conditioner = Conditioner(self.artifacts, self.backend)
         self.jobs = JobBoard(settings, self.scorer, self.artifacts, self.metrics, read_uploaded)
-        self.changes = Changes(settings, self.jobs.ledger.disk)
+        self.following = Following(settings, self.jobs.ledger.disk, self.artifacts)
+        self.changes = Changes(settings, self.jobs.ledger.disk, self.following.tell)
         self.feedback = FeedbackStore(
             keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window
         )
@@ -256,8 +258,9 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
     if parts.keyring is not None:
         parts.keyring.start()
     parts.backend.start()
-    parts.artifacts.start()
     await parts.jobs.open()
+    parts.artifacts.start(await parts.following.first())
+    parts.following.start()
     watching = asyncio.create_task(watch(parts.backend, parts.lifecycle, parts.on_failed))
     try:
         async with event_loop.watched(parts.metrics.observe_loop_lag):
@@ -267,6 +270,7 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
         lifecycle.stop()
         watching.cancel()
         await parts.changes.close()
+        await parts.following.close()
         closing_jobs = asyncio.create_task(parts.jobs.close())
         await asyncio.wait({closing_jobs}, timeout=lifecycle.left_s)
         await parts.upstream.close()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from service.artifacts.listing import ArtifactListing
 from service.artifacts.predictors import Library
 from service.artifacts.reports import Reports
 from service.artifacts.shelf import Place, Shelf
-from service.errors import ActivationRunningError, ArtifactNotLoadedError, NotReadyError
+from service.errors import ActivationRunningError, ArtifactNotLoadedError, DeviceFaultError, NotReadyError, kind_of
 from service.scoring.backend import Backend
 from service.scoring.model import Model, TokenBudget
 from service.settings import Settings
@@ -60,6 +60,7 @@ class ArtifactHost:
     Attributes:
         listing, shelf, loads: what the root has, what is loaded, and loads that may hang.
         stage: how far the start has come, in words.
+        began_whole: whether the start could serve all that it was given the names of.
     """
 
     def __init__(
@@ -75,11 +76,12 @@ class ArtifactHost:
         self.listing = ArtifactListing(library.read)
         self.shelf = Shelf(max_artifacts=settings.max_artifacts, max_bytes=settings.max_artifact_bytes)
         self.loads = BoundedLoads(settings.load_timeout_s, metrics.set_abandoned_load)
-        self.stage = "starting"
+        self.stage, self.began_whole = "starting", True
         self._settings, self._backend, self._metrics, self._library = settings, backend, metrics, library
         self._on_failure, self._on_change = on_failure, on_change
         self._reports = Reports()
-        self._fetched_folders: dict[str, Path] = {}
+        #: Of the artifacts that the settings name, by folder name; they need not lie in the root.
+        self._configured: dict[str, Path] = {}
         # One disk that does not answer keeps neither the other kind of work nor anybody else waiting.
         self._name_threads, self._disk_threads = threads.pool("names", 1), threads.pool("disk", 1)
         self._changing, self._telling = threading.Lock(), threading.Lock()
@@ -312,21 +314,22 @@ class ArtifactHost:
 
     # The start
 
-    def start(self) -> None:
-        """Load the configured artifacts in a background thread."""
-        threading.Thread(target=self._load_first, name="laplora-load", daemon=True).start()
+    def start(self, names: Sequence[str] = ()) -> None:
+        """Load artifacts in a background thread.
 
-    def _load_first(self) -> None:
+        Args:
+            names: of folders, the active one first; those that cannot be served are left out. Without the first one,
+                and where none is named, those that the settings name are loaded.
+        """
+        threading.Thread(target=self._load_first, args=(names,), name="laplora-load", daemon=True).start()
+
+    def _load_first(self, names: Sequence[str]) -> None:
         try:
             with self._changing:
-                first = self._settings.artifact
-                self._put_first(self._fetched(first) if is_address(first) else self._settings.artifact_path, True)
-                for name in self._settings.also_load:
-                    if is_address(name):
-                        self._put_first(self._fetched(name), False)
-                    else:
-                        in_root = artifact_folders(self._settings.artifacts_root, name).get(name)
-                        self._put_first(in_root or self.path_of(name), False)
+                configured = (self._settings.artifact, *self._settings.also_load)
+                if not self._put_named(names, configured):
+                    for number, name in enumerate(configured):
+                        self._put_first(self._configured_folder(name), number == 0)
             self._on_change()
             self._enter("ready", "ready")
         except Exception as error:
@@ -338,16 +341,40 @@ class ArtifactHost:
             if self._on_failure is not None:
                 self._on_failure(error)
 
-    def _fetched(self, address: str) -> Path:
-        """Return the folder of an artifact that lies elsewhere, which can be loaded by its name from now on."""
-        path = self._library.fetch(address, self._settings, lambda stage: self._enter("loading", stage))
-        self._fetched_folders[path.name] = path
+    def _configured_folder(self, name: str) -> Path:
+        """Return the folder of an artifact that the settings name, which can be loaded by its name from now on."""
+        settings = self._settings
+        if is_address(name):
+            path = self._library.fetch(name, settings, lambda stage: self._enter("loading", stage))
+        elif name == settings.artifact:
+            path = settings.artifact_path
+        else:
+            path = artifact_folders(settings.artifacts_root, name).get(name) or self.path_of(name)
+        self._configured[path.name] = path
         return path
 
     def _folders(self, name: str | None = None) -> dict[str, Path]:
-        """Return what can be loaded by name: what was fetched at the start, and the artifacts of the root."""
-        fetched = {key: path for key, path in self._fetched_folders.items() if name in (None, key)}
-        return artifact_folders(self._settings.artifacts_root, name) | fetched
+        """Return what can be loaded by name: what the settings name, and the artifacts of the root."""
+        configured = {key: path for key, path in self._configured.items() if name in (None, key)}
+        return artifact_folders(self._settings.artifacts_root, name) | configured
+
+    def _put_named(self, names: Sequence[str], configured: Sequence[str]) -> bool:
+        """Load artifacts by name, and return whether the first one is loaded; ``began_whole`` says whether all are."""
+        for name in configured if names else ():
+            with suppress(LaploraError):  # perhaps none of those that are named
+                self._configured_folder(name)
+        for number, name in enumerate(names):
+            try:
+                self._put_first(self.path_of(name), number == 0)
+            except DeviceFaultError:
+                raise
+            except Exception as error:
+                self.began_whole = False
+                fields = {"event": "follow_failed", "artifact": name, "code": kind_of(error).code}
+                logger.error("an artifact that was served cannot be any more: %s", type(error).__name__, extra=fields)
+                if number == 0:
+                    return False
+        return bool(names)
 
     def _put_first(self, path: Path, activate: bool) -> None:
         active = self.shelf.active

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -42,10 +42,11 @@ class Changes:
 
     Args:
         disk: of the jobs, whose database the changes are in.
+        tell: called after each change, before its end is told: so that it outlives this server.
     """
 
-    def __init__(self, settings: Settings, disk: Disk) -> None:
-        self._settings, self._disk = settings, disk
+    def __init__(self, settings: Settings, disk: Disk, tell: Callable[[], Awaitable[None]]) -> None:
+        self._settings, self._disk, self.tell = settings, disk, tell
         self._own: dict[str, Change] = {}
         #: The answer to the request of a change that may still be refused.
         self._answers: dict[str, asyncio.Future[Change | Exception]] = {}
@@ -142,7 +143,9 @@ class Changes:
                         return
                 loop.call_later(LOOK_UP_S, settle, change)
                 making = in_daemon_thread("laplora-change", lambda: work(lambda: loop.call_soon_threadsafe(begun)))
-                change.result = result_of(await asyncio.wrap_future(making)).model_dump(mode="json")
+                result = result_of(await asyncio.wrap_future(making)).model_dump(mode="json")
+                await self.tell()
+                change.result = result
             except Exception as error:
                 if not answer.done():
                     del self._own[change.id]

@@ -38,6 +38,8 @@ EVENTS = MappingProxyType(
         "conditioned": "an artifact learned from labels and its new version serves; artifact, digest, previous, rows, "
         "difference (NLL after less before, nats)",
         "conditioning_undone": "an artifact serves as it was packaged; artifact, digest, previous",
+        "follow_failed": "other servers of the deployment serve an artifact, or this one did before its start, and it "
+        "cannot be served now; it is tried again; artifact, code",
         "change_failed": "an artifact could not be loaded, activated or conditioned; change, artifact, code",
         "unloaded": "an artifact takes no new requests; artifact, digest",
         "keys_read": "the file of API keys changed and was read again; keys (how many)",

@@ -21,7 +21,7 @@ from service.artifacts.host import Change
 from service.artifacts.shelf import Place
 from service.http.openapi import STATE_ERRORS, error_responses
 from service.http.routes.changes import BeginDep, begins
-from service.http.routes.dependencies import ArtifactsDep
+from service.http.routes.dependencies import ArtifactsDep, ChangesDep
 from service.http.schemas.artifacts import (
     ActivateResponse,
     ArtifactRef,
@@ -109,11 +109,13 @@ async def activate_artifact(name: str, artifacts: ArtifactsDep, begin: BeginDep)
     "/artifacts/{name}/unload",
     responses=error_responses("artifact_not_found", "artifact_not_loaded", "artifact_active", *STATE_ERRORS),
 )
-async def unload_artifact(name: str, artifacts: ArtifactsDep) -> UnloadResponse:
+async def unload_artifact(name: str, artifacts: ArtifactsDep, changes: ChangesDep) -> UnloadResponse:
     """Take an artifact off memory: it gets no new requests, and those under way are still answered."""
     artifacts.require_taking()
     await artifacts.require_loaded(name)
-    return UnloadResponse(artifact=artifact_ref((await run_in_threadpool(artifacts.unload, name)).artifact))
+    model = await run_in_threadpool(artifacts.unload, name)
+    await changes.tell()
+    return UnloadResponse(artifact=artifact_ref(model.artifact))
 
 
 def _loaded(change: Change) -> LoadResponse:

@@ -105,6 +105,14 @@ CHANGES: Final = _table(
     UniqueConstraint("owner", "key"),
 )
 
+#: What the servers of a deployment serve (``service.changes.served``), as JSON; ``version`` grows with each change.
+SERVED: Final = _table(
+    "laplora_served",
+    Column("deployment", Text, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("record", Text, nullable=False),
+)
+
 
 def make_tables(connection: Connection) -> None:
     """Make the tables that a database has not, in the transaction that the connection is in.

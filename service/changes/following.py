@@ -1,0 +1,154 @@
+"""A server's part in what its deployment serves: it begins with it, tells its own changes, and follows others'.
+
+Belongs to the event loop. Without the database a server serves what it has, and tells and follows later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from laplora.errors import LaploraError
+from service.artifacts.host import ArtifactHost
+from service.changes import served
+from service.changes.served import Served
+from service.errors import ActivationRunningError, kind_of
+from service.jobs.store.disk import STORAGE_ERRORS, Disk
+from service.jobs.store.tasks import cancelled
+from service.settings import Settings
+from service.telemetry.logs import log_crash, logger
+from service.threads import in_daemon_thread
+
+T = TypeVar("T")
+#: Seconds until an artifact is tried again that other servers serve and this one cannot.
+_AGAIN_S = 60.0
+#: Seconds between two looks at whether the start is over.
+_START_LOOK_S = 0.05
+
+
+class Following:
+    """Holds a server to what its deployment serves.
+
+    Args:
+        disk: of the jobs, whose database is asked every ``job_look_s`` if servers share it.
+    """
+
+    def __init__(self, settings: Settings, disk: Disk, host: ArtifactHost) -> None:
+        self._settings, self._disk, self._host = settings, disk, host
+        self._configured = json.dumps([settings.artifact, *settings.also_load, str(settings.artifacts_root)])
+        #: What is served here as far as it was told or followed; the version that it is of; when one is tried again.
+        self._mine: Served | None = None
+        self._version, self._again = 0, -math.inf
+        self._changing = asyncio.Lock()
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def first(self) -> list[str]:
+        """Return the names to begin with, the active one first; none where the settings say."""
+        with suppress(*STORAGE_ERRORS):
+            version, kept = await self._in_database(served.find)
+            if kept is not None and kept.configured == self._configured:
+                self._version, self._mine = version, kept
+                return [kept.active, *(name for name in kept.loaded if name != kept.active)]
+        return []
+
+    def start(self) -> None:
+        """Tell and follow from now on."""
+        self._keeper = asyncio.create_task(self._keep_up(), name="laplora-following")
+
+    async def close(self) -> None:
+        """Follow no more."""
+        await cancelled([self._keeper])
+
+    async def tell(self) -> None:
+        """Tell what was changed here; later, if the database does not answer."""
+        async with self._changing:
+            with suppress(*STORAGE_ERRORS):
+                await self._tell()
+
+    async def _keep_up(self) -> None:
+        while self._host.active is None:
+            await asyncio.sleep(_START_LOOK_S)
+        async with self._changing:
+            if not self._host.began_whole:  # that is no change of this server's making, and it is tried again
+                self._mine, self._version, self._again = self._now(), 0, time.monotonic() + _AGAIN_S
+        shared = self._disk.shared
+        look_s = min(self._settings.job_look_s, self._settings.job_lease_s / 5) if shared else self._settings.job_look_s
+        while True:
+            try:
+                async with self._changing:
+                    await self._look()
+            except LaploraError:
+                pass  # the database does not answer, or a change is under way: next time
+            except Exception as error:
+                log_crash("what other servers serve could not be followed", error)
+            await asyncio.sleep(look_s)
+
+    async def _look(self) -> None:
+        if self._mine is not None:
+            await self._tell()
+            if not self._disk.shared:
+                return
+        version, kept = await self._in_database(served.find)
+        if self._mine is None:  # the database had nothing of this deployment at the start, or did not answer
+            self._mine = self._now()
+            if kept is None or kept.configured != self._configured:
+                _, self._version = await self._in_database(served.tell, None, self._mine)
+                return
+        if kept is None or kept.configured != self._configured or version == self._version:
+            return
+        if time.monotonic() >= self._again:
+            self._host.require_taking()
+            self._mine, whole = await asyncio.wrap_future(in_daemon_thread("laplora-follow", lambda: self._follow(kept)))
+            self._version, self._again = (version, -math.inf) if whole else (0, time.monotonic() + _AGAIN_S)
+
+    async def _tell(self) -> None:
+        now = self._now()
+        if self._mine is None or now == self._mine:
+            return
+        before, after = await self._in_database(served.tell, self._mine, now)
+        self._mine = now
+        if before == self._version:  # else another server's change is still to be followed
+            self._version = after
+
+    def _follow(self, kept: Served) -> tuple[Served, bool]:
+        """Serve what others do; return what of it is served here, and whether that is all. Not for the event loop."""
+        mine, whole = self._now(), True
+        digests = dict(mine.loaded)
+
+        def serve(name: str) -> bool:
+            try:
+                change = self._host.change(name, name == kept.active, lambda: None)
+            except ActivationRunningError:
+                raise
+            except LaploraError as error:
+                fields = {"event": "follow_failed", "artifact": name, "code": kind_of(error).code}
+                logger.error("other servers serve an artifact that this one cannot: %s", error, extra=fields)
+                return False
+            digests[name] = change.model.artifact.digest
+            return True
+
+        if not serve(kept.active):
+            return mine, False
+        for name in mine.loaded.keys() - kept.loaded.keys():
+            with suppress(LaploraError):  # gone already
+                self._host.unload(name)
+            del digests[name]
+        for name in kept.loaded:
+            whole &= name == kept.active or serve(name)
+        return Served(configured=self._configured, active=kept.active, loaded=digests), whole
+
+    def _now(self) -> Served:
+        places = [place.model.artifact for place in self._host.shelf.places]
+        digests = {artifact.path.name: artifact.digest for artifact in places}
+        return Served(configured=self._configured, active=places[0].path.name, loaded=digests)
+
+    async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:
+        if self._disk.closed is not None:
+            raise self._disk.closed
+        database, deployment = self._disk.tables.database, self._settings.deployment
+        return await self._disk.in_database(function, database, deployment, *arguments)
