@@ -67,8 +67,8 @@ class Following:
     async def tell(self) -> None:
         """Tell what was changed here; later, if the database does not answer."""
         async with self._changing:
-            with suppress(*STORAGE_ERRORS):
-                await self._tell()
+            with suppress(LaploraError):
+                await (self._look() if self._mine is None else self._tell())
 
     async def _keep_up(self) -> None:
         while self._host.active is None:
