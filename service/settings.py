@@ -159,8 +159,8 @@ class Settings(BaseSettings):
     same artifacts, and a jobs_dir or jobs_files_url that all of them reach. Unset: SQLite in jobs_dir.
     """
     deployment: str = Field("laplora", min_length=1)
-    """Name of the servers that serve the same: what one of them loads, activates, unloads or conditions, the others that
-    share jobs_url do too, and those that start begin with it. The settings that name artifacts begin it anew.
+    """Name of the servers that serve the same: what one of them loads, activates, unloads or conditions, the others of
+    jobs_url do too, and those that start begin with it. New settings that name artifacts begin it anew.
     """
     jobs_password_file: Path | None = None
     """File that has the password of jobs_url, in place of one in the URL; it is read when the database is opened."""

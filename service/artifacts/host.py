@@ -80,7 +80,7 @@ class ArtifactHost:
         self._settings, self._backend, self._metrics, self._library = settings, backend, metrics, library
         self._on_failure, self._on_change = on_failure, on_change
         self._reports = Reports()
-        #: Of the artifacts that the settings name, by folder name; they need not lie in the root.
+        #: Folders of the artifacts that the settings name, by their names; they need not lie in the root.
         self._configured: dict[str, Path] = {}
         # One disk that does not answer keeps neither the other kind of work nor anybody else waiting.
         self._name_threads, self._disk_threads = threads.pool("names", 1), threads.pool("disk", 1)
@@ -162,7 +162,8 @@ class ArtifactHost:
     def _list(self) -> list[Listed]:
         places = self.shelf.places
         shown = {place.model.artifact.path.resolve() for place in places}
-        folders = self._folders()
+        named = {place.name for place in places}
+        folders = {name: path for name, path in self._folders().items() if name not in named}
         others = self.listing.read({name: path for name, path in folders.items() if path.resolve() not in shown})
         loaded: list[Listed] = [(place.name, place.model.artifact, place) for place in places]
         return [*loaded, *((name, item, None) for name, item in others.items())]

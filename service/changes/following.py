@@ -41,7 +41,7 @@ class Following:
     def __init__(self, settings: Settings, disk: Disk, host: ArtifactHost) -> None:
         self._settings, self._disk, self._host = settings, disk, host
         self._configured = json.dumps([settings.artifact, *settings.also_load, str(settings.artifacts_root)])
-        #: What is served here as far as it was told or followed; the version that it is of; when one is tried again.
+        #: The state served here as far as it was told or followed; its version; when a failed artifact is tried again.
         self._mine: Served | None = None
         self._version, self._again = 0, -math.inf
         self._changing = asyncio.Lock()
@@ -103,7 +103,9 @@ class Following:
             return
         if time.monotonic() >= self._again:
             self._host.require_taking()
-            self._mine, whole = await asyncio.wrap_future(in_daemon_thread("laplora-follow", lambda: self._follow(kept)))
+            self._mine, whole = await asyncio.wrap_future(
+                in_daemon_thread("laplora-follow", lambda: self._follow(kept))
+            )
             self._version, self._again = (version, -math.inf) if whole else (0, time.monotonic() + _AGAIN_S)
 
     async def _tell(self) -> None:

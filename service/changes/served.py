@@ -1,4 +1,4 @@
-"""What the servers of a deployment serve: the artifact that answers unasked, and all that are loaded.
+"""The state that the servers of a deployment serve: the artifact that answers unasked, and all that are loaded.
 
 Kept in the database of jobs. A server of the deployment begins with it and follows it, so a change outlives its server.
 The functions are used from the database's one thread, and raise as ``Database.transaction``.
@@ -15,7 +15,7 @@ from service.jobs.store.schema import SERVED
 
 
 class Served(BaseModel):
-    """What is served. Other fields of a newer server are ignored.
+    """A deployment's state. Other fields of a newer server are ignored.
 
     Attributes:
         configured: the settings that name artifacts: a server with others begins anew.

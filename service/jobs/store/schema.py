@@ -105,7 +105,7 @@ CHANGES: Final = _table(
     UniqueConstraint("owner", "key"),
 )
 
-#: What the servers of a deployment serve (``service.changes.served``), as JSON; ``version`` grows with each change.
+#: The state that servers of a deployment serve (``service.changes.served``), as JSON; ``version`` grows with changes.
 SERVED: Final = _table(
     "laplora_served",
     Column("deployment", Text, primary_key=True),

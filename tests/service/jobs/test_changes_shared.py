@@ -58,7 +58,7 @@ def test_a_change_is_told_by_every_server_that_shares_the_database(servers: Serv
             409,
             "idempotency_conflict",
         )
-        # What is loaded is each server's own: the other one can change meanwhile.
+        # The other one can change meanwhile.
         loaded = other.post("/artifacts/fake/load").headers["location"]
         until(lambda: one.get(loaded).json()["status"] == "succeeded")
         # What a newer server keeps beside what is known here is left out.

@@ -53,7 +53,7 @@ def test_one_activates_learns_and_dies_and_no_answer_is_of_a_mix(
         with process.client() as client:
             while not done.is_set():
                 try:
-                    answer = client.post("/predict", json={"inputs": [TEXT]})
+                    answer = client.post("/predict", json={"inputs": [TEXT], "options": {"predictive": "conditioned"}})
                 except httpx.TransportError:
                     return
                 assert answer.status_code == 200, answer.text
