@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.peers.dense import in_contrasts, relative_difference, variance_ratio
+from benchmarks.peers.differences import in_contrasts, relative_difference, variance_ratio
 from benchmarks.peers.laplace_torch_calls import (
     ClassLogits,
     fit_laplace,

@@ -11,7 +11,6 @@ from benchmarks.peers.subject import Subject
 from laplora.jacobians.blocks import ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.posterior.base import Posterior
-from laplora.posterior.eigen import EigenPosterior
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.structures import fit_posterior
 
@@ -45,10 +44,3 @@ def covariances(subject: Subject, posterior: Posterior, precision: float, *, siz
             for batch in subject.batches(subject.test, size)
         ]
     )
-
-
-def trace(posterior: Posterior) -> float:
-    """Return the trace of the curvature over all blocks."""
-    assert isinstance(posterior, EigenPosterior)
-    flat = posterior.spectrum
-    return float((flat.count * flat.curvature).sum())

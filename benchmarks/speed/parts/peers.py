@@ -20,7 +20,7 @@ import torch
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import ARTIFACT
 from benchmarks.harness.timing import in_turns, ratio
-from benchmarks.peers.dense import relative_difference
+from benchmarks.peers.differences import relative_difference
 from benchmarks.peers.subject import Subject, artifact_subject, attentions, lora_parameters, plain_attention
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import POSTERIOR
