@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.harness import provenance
+from benchmarks.harness.record import conditions_here
 from training.report.markdown import fill, markdown_table
 
 FOLDER = Path(__file__).parent
 PAGE = provenance.ROOT / "docs" / "evidence.md"
-PACKAGES = ["laplace-torch", "curvlinops-for-pytorch", "laplora", "torch", "transformers", "peft"]
+PACKAGES = ("laplace-torch", "curvlinops-for-pytorch", "laplora")
 _MEASURED = "`{command}`, {date}, commit {commit}, {hardware}; {versions}."
 
 
@@ -39,35 +37,21 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.tables:
         from benchmarks.peers.against_laplace import compare
 
-        begun = conditions(sys.argv[1:] if arguments is None else arguments)
+        here = conditions_here(arguments, module="benchmarks.peers").with_versions(*PACKAGES)
+        begun = {**here.measured, "hardware": f"{here.hardware}, {here.measured['threads']} thread used"}
         results = {"laplace": {"measured": begun, **compare()}}
         path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     tables = page_tables(json.loads(path.read_text(encoding="utf-8")))
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), "peers", tables), encoding="utf-8")
 
 
-def conditions(arguments: list[str]) -> dict[str, Any]:
-    """Return when, with what, from what and on what a comparison ran."""
-    return {
-        "date": provenance.today(),
-        "commit": provenance.commit(),
-        "command": shlex.join(["python", "-m", "benchmarks.peers", *arguments]),
-        "hardware": f"{provenance.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread used",
-        "versions": provenance.versions(PACKAGES),
-    }
-
-
 def page_tables(results: dict[str, Any]) -> dict[str, str]:
     """Return the table of docs/evidence.md, and what was measured when, by name."""
     tiny = results["laplace"]["tiny"]
+    identity = "laplace-torch multiplies the GGN with a float32 identity"
     same = [
         ("`kron`, reduce", "`kfac_reduce`", "kfac_reduce, alone", ""),
-        (
-            "`full`",
-            "`joint_core`, nothing left out",
-            "joint_core, alone",
-            "laplace-torch multiplies the GGN with a float32 identity",
-        ),
+        ("`full`", "`joint_core`, nothing left out", "joint_core, alone", identity),
     ]
     heading = ["laplace-torch", "laplora", "covariance", "evidence", "what is left"]
     rows = [[theirs, ours, *(f"{tiny[key][of]:.0e}" for of in heading[2:4]), left] for theirs, ours, key, left in same]

@@ -12,15 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.peers.differences import in_contrasts, relative_difference, variance_ratio
-from benchmarks.peers.laplace_torch_calls import (
-    ClassLogits,
-    fit_laplace,
-    laplace_covariances,
-    mapping,
-    quiet,
-)
-from benchmarks.peers.ours import covariances, fit_laplora
+from benchmarks.peers.laplace_torch_calls import ClassLogits, fit_laplace, laplace_covariances, mapping, quiet
+from benchmarks.peers.ours import covariances, fit_laplora, in_contrasts, relative_difference, variance_ratio
 from benchmarks.peers.subject import Subject, initial_weights, lora_parameters, tiny_subject
 from laplora.posterior.base import Posterior
 
@@ -63,13 +56,7 @@ def compare_tiny() -> dict[str, Any]:
     return {**pairs, "padding moves laplora": moved}
 
 
-def difference(
-    subject: Subject,
-    theirs: Any,
-    ours: Posterior,
-    precision: float,
-    start: torch.Tensor,
-) -> dict[str, Any]:
+def difference(subject: Subject, theirs: Any, ours: Posterior, precision: float, start: torch.Tensor) -> dict[str, Any]:
     """Return how far two posteriors, both with a prior around ``start``, are apart: covariances, and log evidence."""
     package, own = in_contrasts(laplace_covariances(subject, theirs)), covariances(subject, ours, precision)
     result: dict[str, Any] = {"covariance": relative_difference(package, own)} | variance_ratio(package, own)

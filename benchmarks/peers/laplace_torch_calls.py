@@ -41,12 +41,7 @@ class ClassLogits(nn.Module):
 
 
 def fit_laplace(
-    subject: Subject,
-    structure: str,
-    precision: float,
-    *,
-    size: int = 1,
-    prior_mean: torch.Tensor | None = None,
+    subject: Subject, structure: str, precision: float, *, size: int = 1, prior_mean: torch.Tensor | None = None
 ) -> Any:
     """Return laplace-torch's posterior of the training rows, ``size`` rows per batch."""
     from laplace import Laplace

@@ -1,4 +1,4 @@
-"""laplora's posteriors of a subject's training rows, with nothing cut off and nothing rounded."""
+"""laplora's posteriors of a subject's training rows, nothing cut off or rounded, and how far covariances are apart."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from benchmarks.peers.subject import Subject
 from laplora.jacobians.blocks import ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import contrasts
 from laplora.posterior.base import Posterior
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.structures import fit_posterior
@@ -44,3 +45,29 @@ def covariances(subject: Subject, posterior: Posterior, precision: float, *, siz
             for batch in subject.batches(subject.test, size)
         ]
     )
+
+
+def in_contrasts(logit_covariance: torch.Tensor) -> torch.Tensor:
+    """Return ``Q^T V Q`` of covariances of the class logits: what a softmax sees of them."""
+    transform = contrasts(logit_covariance.shape[-1])
+    return transform.T @ logit_covariance.double() @ transform
+
+
+def relative_difference(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the largest over rows of |got - wanted| / |wanted|, Frobenius norms of each row's entry."""
+    gaps = (got.double() - wanted.double()).flatten(1).norm(dim=1)
+    return float((gaps / wanted.double().flatten(1).norm(dim=1)).max())
+
+
+def variance_ratio(got: torch.Tensor, wanted: torch.Tensor) -> dict[str, float | None]:
+    """Return the median and range of the rows' total variances' ratio, and their logs' correlation, None below 0."""
+    ours = got.double().diagonal(dim1=1, dim2=2).sum(1)
+    truth = wanted.double().diagonal(dim1=1, dim2=2).sum(1)
+    ratio = ours / truth
+    logs = torch.stack([ours.log(), truth.log()])
+    return {
+        "median_ratio": float(ratio.median()),
+        "lowest_ratio": float(ratio.min()),
+        "highest_ratio": float(ratio.max()),
+        "log_correlation": float(torch.corrcoef(logs)[0, 1]) if bool((ours > 0).all()) else None,
+    }

@@ -44,15 +44,11 @@ class Subject:
             yield self.batch(rows[start : start + size])
 
 
-def tiny_subject(*, length: int | None = None) -> Subject:
-    """Return a random two-layer Llama with LoRA on q and v, and random rows of 1 to 7 tokens, or of ``length``."""
+def tiny_subject() -> Subject:
+    """Return a random two-layer Llama with LoRA on q and v, and random rows of 1 to 7 tokens."""
     tiny, train, classes = _tiny_models(), 24, 3
     task = tiny.tiny_task(examples=train + 8, classes=classes)
     rows = [dataclasses.replace(r, class_count=classes) for r in task.rows]
-    if length is not None:
-        draw = tiny.generator(5)
-        drawn = torch.randint(3, tiny.VOCABULARY, (len(rows), length), generator=draw).tolist()
-        rows = [EncodedRow(tuple(ids), classes) for ids in drawn]
     return Subject(
         model=tiny.tiny_model("llama", targets=["q_proj", "v_proj"], dropout=0.0, dtype=torch.float64),
         label_ids=tuple(task.label_ids),

@@ -21,18 +21,7 @@ from benchmarks.harness.page import PAGE
 from benchmarks.harness.record import FOLDER, conditions_here, keep, read, write
 from benchmarks.speed import published
 
-PARTS = (
-    "predict",
-    "pool",
-    "peers",
-    "fit",
-    "large",
-    "server",
-    "overload",
-    "path",
-    "start",
-    "workers",
-)
+PARTS = ("predict", "pool", "peers", "fit", "large", "server", "overload", "path", "start", "workers")
 #: The parts that ``--quick`` runs unless others are named.
 QUICK_PARTS = ("predict", "peers", "fit", "overload")
 

@@ -16,11 +16,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from transformers import BatchEncoding
 
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import ARTIFACT
 from benchmarks.harness.timing import in_turns, ratio
-from benchmarks.peers.differences import relative_difference
+from benchmarks.peers.ours import relative_difference
 from benchmarks.peers.subject import Subject, artifact_subject, attentions, lora_parameters, plain_attention
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import POSTERIOR
@@ -140,24 +141,33 @@ def laplora(subject: Subject) -> Callable[[], torch.Tensor]:
 
 
 def bayesian_lora(subject: Subject) -> Answer:
-    """Return the package's ``jacobian_mean`` and ``variance``, as its example calls them."""
-    from bayesian_lora import calculate_kronecker_factors, cholesky_decompose_small_factors
-    from bayesian_lora.main import variance
+    """Return the package's ``jacobian_mean`` and ``variance``, as its example calls them.
 
-    from benchmarks.peers.bayesian_lora_calls import class_logits, inputs_of, package_jacobian
+    It needs an ``output_callback`` (without one ``jacobian_mean`` reads a global that it does not define).
+    """
+    from bayesian_lora import calculate_kronecker_factors, cholesky_decompose_small_factors
+    from bayesian_lora.main import jacobian_mean, variance
+
+    def inputs_of(rows: Sequence[EncodedRow]) -> BatchEncoding:
+        batch = subject.batch(rows)
+        return BatchEncoding({"input_ids": batch.input_ids, "attention_mask": batch.attention_mask})
+
+    def logits_of(output: Any) -> torch.Tensor:
+        logits: torch.Tensor = output.logits[:, -1, list(subject.label_ids)]
+        return logits
 
     rank = min(min(p.shape) for p in lora_parameters(subject.model).values())
-    inputs, scale = inputs_of(subject, subject.test), torch.tensor(0.1)
+    inputs, scale = inputs_of(subject.test), torch.tensor(0.1)
     with plain_attention():
-        logits, rows = class_logits(subject), [inputs_of(subject, subject.train)]
+        logits, rows = lambda model, batch: logits_of(model(**batch)), [inputs_of(subject.train)]
         factors = calculate_kronecker_factors(subject.model, logits, rows, PACKAGE_RANK, WIDE, ["lora"])
     subject.model.zero_grad()
     subject.model.eval()
     factors = cholesky_decompose_small_factors(factors, WIDE, "cpu", torch.float32)
 
     def answer(attention: Attention) -> torch.Tensor:
-        with attention():
-            jacobian, _ = package_jacobian(subject, subject.test)
+        with attention(), torch.no_grad():
+            jacobian, _ = jacobian_mean(subject.model, inputs, output_callback=logits_of)
         covariance: torch.Tensor = variance(inputs, jacobian, factors, scale, 2, rank, PACKAGE_RANK, "cpu")
         return covariance
 

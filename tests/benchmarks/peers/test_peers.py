@@ -80,7 +80,7 @@ def test_a_package_is_timed_with_the_fastest_attention_that_works_and_answers_al
 
 
 def test_every_attention_gives_the_same_logits_and_is_undone() -> None:
-    subject = tiny_subject(length=6)
+    subject = tiny_subject()
     forward = peers.plain_forward(subject)
     before, outputs = subject.model.config._attn_implementation, []
     for attention in attentions(subject.model).values():
