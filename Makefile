@@ -9,7 +9,7 @@ PORT ?= 8000
 WORKERS ?= 2
 MINUTES ?= 20
 
-.PHONY: help setup serving peers count demo serve train test test-exhaustive test-fast docs notebook bench bench-gpu soak images wheel check format clean
+.PHONY: help setup serving peers count demo serve train test test-exhaustive test-fast docs notebook bench gpu soak images wheel check format clean
 
 help:
 	@echo "make setup                    install everything into .venv; the others install what they need alone"
@@ -20,7 +20,7 @@ help:
 	@echo "make docs                     build the documentation site into site/, with every link checked"
 	@echo "make notebook                 execute docs/five-lines.ipynb and write its page"
 	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes, publishes nothing)"
-	@echo "make bench-gpu                four large models' shapes on one GPU, meant to take 8 minutes"
+	@echo "make gpu [ARGS=...]           all that needs a GPU, in at most 30 minutes, into one file to send back"
 	@echo "make soak [MINUTES=20]        every kind of client at once: is memory flat, was an answer wrong? benchmarks/load/"
 	@echo "make train [CONFIG=...]       heads first, then fine-tune if asked (default: $(CONFIG));"
 	@echo "                              SET='optimizer.steps=5 name=quick' overrides fields"
@@ -87,8 +87,8 @@ wheel: setup
 bench: setup peers
 	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
 
-bench-gpu: setup
-	$(BIN)/python -m benchmarks.gpu
+gpu: setup
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 soak: setup
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)

@@ -14,10 +14,10 @@ Records = Sequence[Mapping[str, Any]]
 Verdict = Literal["met", "missed", "open"]
 _HEAD = """# Speed
 
-`python -m benchmarks.speed` (`make bench`) and `python -m benchmarks.gpu` (`make bench-gpu`) write this page from
-results.json. `python -m benchmarks.speed --only PART` measures one part anew. A time without a unit is a ratio of
-times taken in turns in one run. A figure is the median of the turns, with their range. Memory is exact: the running
-total of torch's allocator.
+`python -m benchmarks.speed` (`make bench`) and, of a GPU, `make gpu` with `python -m benchmarks.gpu --publish FILE`
+write this page from results.json. `python -m benchmarks.speed --only PART` measures one part anew. A time without a
+unit is a ratio of times taken in turns in one run. A figure is the median of the turns, with their range. Memory is
+exact: the running total of torch's allocator.
 
 Targets: {targets}. {counts}{unmeasured} A target is open if its limit lies within the range of the turns. The
 median's verdict is then in brackets.
@@ -46,7 +46,7 @@ def render(records: Records) -> str:
     head = _HEAD.format(
         targets=len(judged),
         counts=_counts(judged),
-        unmeasured="" if gpu else " `python -m benchmarks.gpu` has not run on a GPU yet.",
+        unmeasured="" if gpu else " `make gpu` has not run on a GPU yet.",
     )
     parts = [head]
     for hardware in dict.fromkeys(r["hardware"] for r in records):

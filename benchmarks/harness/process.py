@@ -16,6 +16,13 @@ import httpx
 from benchmarks.harness.subject import ARTIFACT
 
 
+def free_port() -> int:
+    """Return a port of this machine on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def served(flags: Sequence[str] = (), cores: Collection[int] | None = None, module: str = "service") -> Iterator[str]:
     """Yield the address of a server of the default artifact, once it is ready; it is gone afterwards.
@@ -27,19 +34,22 @@ def served(flags: Sequence[str] = (), cores: Collection[int] | None = None, modu
     Raises:
         RuntimeError: it left before it was ready.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    fixed = f"-m {module} --auth off --log-level error --port"
-    command = [*fixed.split(), str(port), "--artifact", str(ARTIFACT), *flags]
-    address = f"http://127.0.0.1:{port}"
+    port = free_port()
+    fixed = f"-m {module} --auth off --log-level error --port {port} --artifact"
     with on_cores(cores):  # a process begins on the cores of the thread that starts it
-        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, *fixed.split(), str(ARTIFACT), *flags])
+    with answering(process, f"http://127.0.0.1:{port}") as address:
+        yield address
+
+
+@contextmanager
+def answering(process: subprocess.Popen[bytes], address: str) -> Iterator[str]:
+    """Yield a server's address, once its process is ready there; it is gone afterwards. Raises as ``served``."""
     with process:
         try:
             while not _ready(address):
                 if process.poll() is not None:
-                    raise RuntimeError(f"the server left with {process.returncode}: {' '.join(command)}")
+                    raise RuntimeError(f"the server left with {process.returncode}")
                 time.sleep(0.02)
             yield address
         finally:
