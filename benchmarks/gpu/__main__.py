@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from subprocess import STDOUT
+from subprocess import PIPE, STDOUT
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ from laplora.errors import DataError, ModelError
 from laplora.models.base import resolve_device
 
 TRIAL = "--device cpu --layers 2 --quick"
-#: The steps, and the seconds of each: 30 minutes together. One card needs no more than 90 s for a model, by estimate.
+#: The steps, and the most seconds of each on a card: 30 minutes together. A model needs less than 90, by estimate.
 LIMITS = {
     "card": 60,
     "tests": 360,
@@ -47,6 +47,8 @@ LIMITS = {
     "Ray": 180,
     "image": 150,
 }
+#: How much longer a step may take on a CPU, which other work may share.
+CPU_TIMES = 3
 SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
 
 
@@ -96,16 +98,16 @@ def driver(command: Sequence[str] = SMI) -> list[str]:
 
 def run_every(options: argparse.Namespace) -> int:
     """Run every step, say where the report is and where to send it; return 1 if a step failed, 130 after Ctrl-C."""
-    flags = ["--device", options.device, "--layers", str(options.layers), *(["--quick"] if options.quick else [])]
+    flags, cuda = flags_of(options), options.device.startswith("cuda")
     command = [sys.executable, "-m", "benchmarks.gpu", *flags, "--step"]
-    steps = [Step(name, [*command, name], limit) for name, limit in LIMITS.items()]
-    whole = options.device.startswith("cuda") and options.layers == models.LAYERS and not options.quick
+    steps = [Step(name, [*command, name], limit * (1 if cuda else CPU_TIMES)) for name, limit in LIMITS.items()]
+    whole = cuda and options.layers == models.LAYERS and not options.quick
     cards = driver()
     head = {"format": publish.FORMAT, "whole": whole, "commit": provenance.commit(), "flags": flags, "cards": cards}
     folder = provenance.SCRATCH.with_name("gpu" if whole else "gpu-trial")
     print(
-        f"{len(steps)} steps on {', '.join(cards) or options.device}, at most {sum(LIMITS.values()) / 60:.0f} minutes: "
-        f"{', '.join(f'{name} {limit} s' for name, limit in LIMITS.items())}. Ctrl-C stops; the same command goes on."
+        f"{len(steps)} steps on {', '.join(cards) or options.device}, at most {sum(s.limit_s for s in steps) / 60:.0f} "
+        f"minutes: {', '.join(f'{s.name} {s.limit_s} s' for s in steps)}. Ctrl-C stops; the same command goes on."
     )
     for number in (signal.SIGINT, signal.SIGTERM):  # as Ctrl-C does, also where a shell started this in the background
         signal.signal(number, signal.default_int_handler)
@@ -118,6 +120,11 @@ def run_every(options: argparse.Namespace) -> int:
     print(", ".join(f"{number} {status}" for status, number in count.items()))
     print(f"Please attach {os.path.relpath(folder / REPORT)} to an issue; --publish FILE then takes it into the pages")
     return int(bool(set(count) - {"passed", "skipped"}))
+
+
+def flags_of(options: argparse.Namespace) -> list[str]:
+    """Return the flags that every step has."""
+    return ["--device", options.device, "--layers", str(options.layers), *(["--quick"] if options.quick else [])]
 
 
 def run_one(options: argparse.Namespace) -> int:
@@ -135,12 +142,12 @@ def run_one(options: argparse.Namespace) -> int:
 def findings(options: argparse.Namespace) -> Iterator[Record | dict[str, Any]]:
     """Return the figures and facts of a step."""
     device, name, quick = options.device, options.step, options.quick
-    given, hardware = ["--device", device, "--layers", str(options.layers), "--step", name], provenance.hardware()
+    hardware = provenance.hardware()
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(resolve_device(device))
         hardware = torch.cuda.get_device_name()
-    conditions = conditions_here(given, module="benchmarks.gpu", hardware=hardware)
+    conditions = conditions_here([*flags_of(options), "--step", name], module="benchmarks.gpu", hardware=hardware)
     if cuda:
         version = next((line.rpartition(", ")[2] for line in driver()), "unknown")
         versions = f"{conditions.measured['versions']}, CUDA {torch.version.cuda}, driver {version}"
@@ -182,8 +189,8 @@ def gpu_tests(which: str, conditions: Conditions, title: str) -> Iterator[Record
     tests = provenance.ROOT / "tests"
     files = [str(file) for file in sorted(tests.rglob("test_*.py")) if "mark.gpu" in file.read_text(encoding="utf-8")]
     command = ["-m", "pytest", "-v", "--tb=short", "--color=no", "-p", "no:cacheprovider", "-m", "gpu", "-k", which]
-    os.environ["COLUMNS"] = "300"  # pytest cuts reasons to it
-    process = subprocess.Popen([sys.executable, *command, *files], stdout=subprocess.PIPE, stderr=STDOUT, text=True)
+    wide = os.environ | {"COLUMNS": "300"}  # pytest cuts reasons to it
+    process = subprocess.Popen([sys.executable, *command, *files], stdout=PIPE, stderr=STDOUT, text=True, env=wide)
     count: Counter[str] = Counter()
     assert process.stdout is not None
     for line in process.stdout:

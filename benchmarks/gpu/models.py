@@ -44,24 +44,29 @@ COUNTS = ROOT / "docs" / "models.md"
 
 
 class Sizes(NamedTuple):
-    """Tokens of every row, rows of the batches (memory and the fit are at the first), and how often each is run."""
+    """Tokens of a row, rows of the batches (the fit is at the first), and how often each is run.
+
+    ``answered`` are rows and tokens of the batches of answers whose memory is measured; docs/models.md counts the last.
+    """
 
     tokens: int
     rows: tuple[int, ...]
+    answered: tuple[tuple[int, int], ...]
     fit_rows: int
     answers: int
     turns: int
     steps: int
 
 
-FULL = Sizes(64, (8, 32), 64, answers=50, turns=5, steps=5)
-QUICK = Sizes(16, (2,), 4, answers=3, turns=2, steps=1)
+COUNTED = (4, 512)
+FULL = Sizes(64, (8, 32), ((1, 64), (8, 64), (32, 64), COUNTED), 64, answers=50, turns=5, steps=5)
+QUICK = Sizes(16, (2,), ((1, 16), (2, 16), (1, 32)), 4, answers=3, turns=2, steps=1)
 #: These are divided by 16 with quick sizes.
 WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 
 class Count(NamedTuple):
-    """Bytes that docs/models.md counts: the weights, and what each takes above them; answers are of 2,048 tokens."""
+    """Bytes that docs/models.md counts: the weights, and what each takes above them; answers are to ``COUNTED``."""
 
     weights: float
     training: float
@@ -86,9 +91,9 @@ class Subject:
     def record(self, name: str, *rest: Any, **target: Any) -> Record:
         return self.conditions.record(f"{self.title}: {name}", *rest, **target)
 
-    def functions(self, rows: int) -> dict[str, Callable[[], Any]]:
+    def functions(self, rows: int, tokens: int) -> dict[str, Callable[[], Any]]:
         """Return a MAP and a Laplace answer to a batch of two classes; rows have no padding."""
-        batch = random_batch(self.adapted, rows, self.sizes.tokens)
+        batch = random_batch(self.adapted, rows, tokens)
         return {
             "MAP": lambda: batch_outputs(self.adapted, batch, covariance=False),
             "Laplace": lambda: batch_outputs(self.adapted, batch, covariance=True),
@@ -112,7 +117,9 @@ def fitting(sizes: Sizes, count: Count, free: float) -> Sizes:
     usable = 0.9 * (free - GIB)
     if (least := count.weights + max(count.training, count.fit)) > usable:
         raise SkipStep(f"it takes {least / GB:.1f} GB, of which {usable / GB:.1f} may be used on this card")
-    return sizes if count.weights + count.answers <= usable else sizes._replace(rows=sizes.rows[:1])
+    if count.weights + count.answers <= usable:
+        return sizes
+    return sizes._replace(rows=sizes.rows[:1], answered=sizes.answered[:2])
 
 
 def measured(
@@ -133,7 +140,8 @@ def measured(
     started = time.perf_counter()
     adapted = random_model(settings, device=device, quantization=quantization, targets=targets)
     made = exactly(time.perf_counter() - started)
-    subject = Subject(title, adapted, conditions, sizes, count)
+    # Without the packed weights that a pass expands, less is held than the page counts.
+    subject = Subject(title, adapted, conditions, sizes, count if quantization == "nf4" else None)
     yield subject.record("time to make it, on the device", made, "seconds")
     yield subject.record("memory, weights", exactly(held_bytes(adapted.model) / GIB), "GiB")
     yield from training(subject, config)
@@ -188,11 +196,13 @@ def fit_and_answers(subject: Subject) -> Iterator[Record]:
     yield subject.record(fit, exactly(time.perf_counter() - started), "seconds")
     yield from memory(subject, fit, peak, subject.count and subject.count.fit)
     subject = replace(subject, adapted=made.pop())
-    for rows in (1, *sizes.rows):
-        for name, function in subject.functions(rows).items():
-            of_one = peak_bytes(function, subject.device)
-            yield from memory(subject, f"{name}, {rows} x {sizes.tokens} tokens", of_one, None)
-    yield from latencies(subject.record, in_turns(subject.functions(1), sizes.answers), f"1 x {sizes.tokens} tokens")
+    for rows, tokens in sizes.answered:
+        for name, function in subject.functions(rows, tokens).items():
+            is_counted = (name, rows, tokens) == ("Laplace", *COUNTED)
+            peak, count = peak_bytes(function, subject.device), subject.count and subject.count.answers
+            yield from memory(subject, f"{name}, {rows} x {tokens} tokens", peak, count if is_counted else None)
+    times = in_turns(subject.functions(1, sizes.tokens), sizes.answers)
+    yield from latencies(subject.record, times, f"1 x {sizes.tokens} tokens")
     yield from throughput(subject)
 
 
@@ -207,7 +217,7 @@ def latencies(record: Callable[..., Record], times: dict[str, list[float]], size
 def throughput(subject: Subject) -> Iterator[Record]:
     """Yield rows a second, and Laplace over MAP with the target that it has on a CPU, by batch."""
     for rows in subject.sizes.rows:
-        times = in_turns(subject.functions(rows), subject.sizes.turns)
+        times = in_turns(subject.functions(rows, subject.sizes.tokens), subject.sizes.turns)
         size, limit = f"{rows} x {subject.sizes.tokens} tokens", 2.2 if rows >= 8 else None
         yield subject.record(f"2 classes, {size}", ratio(times, "Laplace", "MAP"), "a MAP answer", limit=limit)
         for name, seconds in times.items():

@@ -78,14 +78,18 @@ def _ran(part: str, yes: str, no: str) -> Callable[[Records], str]:
 
 def _counts(records: Records) -> str:
     """Return how much of the count of memory was measured on each card, by what was run."""
-    ratios: dict[tuple[str, str], list[float]] = {}
+    ratios: dict[str, dict[str, list[float]]] = {}
     for r in records:
-        if found := re.search(r": memory, (training step|fit).*, over the count$", r["name"]):
-            ratios.setdefault((r["hardware"], found[1]), []).append(r["value"])
-    parts = [f"on {card} a {what} takes {min(of):.2f} to {max(of):.2f} of it" for (card, what), of in ratios.items()]
-    return f"{'; '.join(parts)} ([figures](../benchmarks/RESULTS.md))" if parts else "**it has not run on a GPU yet**"
+        if found := re.search(r": memory, (training step|fit|Laplace).*, over the count$", r["name"]):
+            ratios.setdefault(r["hardware"], {}).setdefault(found[1], []).append(r["value"])
+    cards = [
+        f"on {card} " + ", ".join(f"{_RUN[run]} takes {min(of):.2f} to {max(of):.2f} of it" for run, of in runs.items())
+        for card, runs in ratios.items()
+    ]
+    return f"{'; '.join(cards)} ([figures](../benchmarks/RESULTS.md))" if cards else "**it has not run on a GPU yet**"
 
 
+_RUN = {"training step": "a training step", "fit": "a fit", "Laplace": "a Laplace answer"}
 #: By page, its sentence between a pair of markers.
 SENTENCES: dict[str, Callable[[Records], str]] = {
     "docs/models.md": _counts,

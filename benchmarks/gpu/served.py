@@ -111,6 +111,7 @@ def answers(
             asks = {"MAP": partial(ask, rows, "map"), "Laplace": partial(ask, rows, "laplace")}
             # Without CUDA's context, which is the server's.
             times = in_turns(asks, 2 if quick else TURNS, time.perf_counter)
-            yield from latencies(record, times, f"{count} inputs")
+            size = "1 input" if count == 1 else f"{count} inputs"
+            yield from latencies(record, times, size)
             for name, seconds in times.items():
-                yield record(f"throughput, {name}, {count} inputs", spread([count / s for s in seconds]), "inputs/s")
+                yield record(f"throughput, {name}, {size}", spread([count / s for s in seconds]), "inputs/s")

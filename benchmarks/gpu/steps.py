@@ -119,9 +119,10 @@ def said(text: str, kind: str) -> Iterator[dict[str, Any]]:
 
 
 def scrubbed(text: str) -> str:
-    """Return text without folders of this machine, its name and its user's."""
+    """Return text without folders and addresses of this machine, its name and its user's."""
     text = text.replace(f"{ROOT}{os.sep}", "")
     text = re.sub(r"(?<![\w.:/~-])(?:~|/[\w.+@~-]+)(?:/[\w.+@~-]+)*/(?=[\w.+@~-])", "", text)
+    text = re.sub(r"(?<![\w.])(?!127\.)\d+\.\d+\.\d+\.\d+(?![\w.])", "ADDRESS", text)
     for name, instead in ((socket.gethostname(), "HOST"), (Path.home().name, "USER")):
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", instead, text) if name else text
     return text

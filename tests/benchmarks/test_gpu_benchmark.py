@@ -24,7 +24,7 @@ from laplora.errors import DataError
 
 MEASURED = {"date": "2026-01-01", "commit": "abc", "artifact": "a", "command": "c", "threads": "2", "versions": "t 2"}
 CARD = Conditions("NVIDIA A100-SXM4-80GB", MEASURED)
-FIGURE = CARD.record("gpu, Ray: latency, MAP, 1 inputs, median", exactly(3.0), "ms")
+FIGURE = CARD.record("gpu, Ray: latency, MAP, 1 input, median", exactly(3.0), "ms")
 HEAD = {"format": publish.FORMAT, "whole": True}
 RECORD = f"echo 'record: {json.dumps(asdict(FIGURE))}'"
 
@@ -89,8 +89,10 @@ def test_ctrl_c_keeps_what_is_there_and_the_same_command_goes_on(tmp_path: Path)
 def test_what_is_sent_names_no_folder_machine_or_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "box7")
     monkeypatch.setattr(Path, "home", lambda: Path("/home/ada"))
-    text = f"{gpu.provenance.ROOT}/tests/a.py:3 on box7: ada read ~/x/y.bin, /home/ada/z and http://127.0.0.1:80/a"
-    assert scrubbed(text) == "tests/a.py:3 on HOST: USER read y.bin, z and http://127.0.0.1:80/a"
+    text = (
+        f"{gpu.provenance.ROOT}/tests/a.py:3 on box7, 10.2.0.7: ada read ~/x/y.bin, /home/ada/z, http://127.0.0.1:80/a"
+    )
+    assert scrubbed(text) == "tests/a.py:3 on HOST, ADDRESS: USER read y.bin, z, http://127.0.0.1:80/a"
 
 
 @pytest.mark.process

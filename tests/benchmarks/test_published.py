@@ -15,6 +15,7 @@ from benchmarks.evidence import page as evidence
 from benchmarks.evidence import scores
 from benchmarks.familiarity import __main__ as familiarity
 from benchmarks.familiarity.page import render as familiarity_page
+from benchmarks.gpu import publish as gpu
 from benchmarks.harness import page as speed
 from benchmarks.harness.record import FOLDER, read
 from benchmarks.peers import __main__ as peers
@@ -51,6 +52,12 @@ MADE: list[tuple[Path, Callable[[str], str]]] = [
 def test_a_published_page_is_made_of_the_committed_figures(page: Path, made: Callable[[str], str]) -> None:
     text = page.read_text(encoding="utf-8")
     assert made(text) == text
+
+
+@pytest.mark.parametrize("name", gpu.SENTENCES)
+def test_what_a_page_says_of_a_gpu_is_of_the_committed_figures(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert gpu.with_sentence(text, gpu.SENTENCES[name], read(FOLDER)) == text
 
 
 def test_the_readme_lists_every_page_of_figures_and_commands_that_exist() -> None:
