@@ -15,10 +15,10 @@ ROOT = Path(__file__).parent.parent
 PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
 #: The most lines of what users install, of benchmarks and of tests, and words of pages. Benchmarks have a limit
 #: of their own since the study has 30 rivals: nothing that a user installs grew for them. 80 lines of it measure a
-#: server without a model's cost, and 180 run everything that needs a GPU by one command. A user reads the pages, so
+#: server without a model's cost, and 200 run everything that needs a GPU by one command. A user reads the pages, so
 #: they have 52,000 words; RESULTS.md, which commands write, is not counted. Product and tests have little to spare:
 #: they are to become fewer.
-LIMITS = {"product": 60_590, "benchmarks": 8_980, "tests": 45_065, "pages": 52_250}
+LIMITS = {"product": 60_590, "benchmarks": 9_000, "tests": 45_065, "pages": 52_250}
 
 
 def tracked(suffix: str) -> list[Path]:
