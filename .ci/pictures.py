@@ -43,7 +43,7 @@ def packages(picture: Picture) -> None:
         [("starting", "flags, and what is looked at first")],
         [("app", "wires the packages together")],
         [("http/routes", "a function per endpoint")],
-        [("changes", "of what is loaded, and how they are")],
+        [("changes", "of what is loaded"), ("deployment", "what servers share")],
         [("jobs", "large files"), ("page", "at /")],
         [("http", "bodies, headers, schemas")],
         [("backends", "who has the weights")],

@@ -20,7 +20,8 @@ from service.backends.local import Local
 from service.backends.readiness import is_ready
 from service.backends.watching import watch
 from service.changes.board import Changes
-from service.changes.following import Following
+from service.deployment.feedback import SharedFeedback
+from service.deployment.following import Following
 from service.errors import TracingUnavailableError
 from service.feedback.gauges import CalibrationGauges
 from service.feedback.labels import FeedbackStore
@@ -132,6 +133,7 @@ class _Parts:
         self.feedback = FeedbackStore(
             keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window
         )
+        self.shared_feedback = SharedFeedback(settings, self.jobs.ledger.disk, self.feedback)
         self.requests = SharedLimit("requests", "max_requests", settings.max_requests, share, lent=True)
         self.body_bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", settings.in_flight_bytes, share)
         most_numbers = math.ceil(planning.MOST_ANSWERS * planning.MOST_NUMBERS / share)
@@ -249,7 +251,7 @@ def _read_at_scrapes(parts: _Parts) -> None:
     ):
         gauge.set_function(read)
     if feedback.on:
-        gauges = CalibrationGauges(lambda: feedback.reports(parts.artifacts.loaded_digests), lambda: len(feedback))
+        gauges = CalibrationGauges(lambda: feedback.reports(parts.artifacts.models), lambda: len(feedback))
         metrics.registry.register(gauges)
 
 
@@ -261,6 +263,7 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
     await parts.jobs.open()
     parts.artifacts.start(await parts.following.first())
     parts.following.start()
+    parts.shared_feedback.start()
     watching = asyncio.create_task(watch(parts.backend, parts.lifecycle, parts.on_failed))
     try:
         async with event_loop.watched(parts.metrics.observe_loop_lag):
@@ -271,7 +274,7 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
         watching.cancel()
         await parts.changes.close()
         await parts.following.close()
-        closing_jobs = asyncio.create_task(parts.jobs.close())
+        closing_jobs = asyncio.create_task(_jobs_closed(parts))
         await asyncio.wait({closing_jobs}, timeout=lifecycle.left_s)
         await parts.upstream.close()
         closing = None if parts.tracing is None else parts.tracing.close()
@@ -281,6 +284,11 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
         if parts.keyring is not None:
             parts.keyring.stop()
         parts.threads.stop()
+
+
+async def _jobs_closed(parts: _Parts) -> None:
+    await parts.shared_feedback.close()
+    await parts.jobs.close()
 
 
 def _tracing(settings: Settings) -> Tracing | None:

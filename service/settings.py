@@ -262,8 +262,8 @@ class Settings(BaseSettings):
     max_condition_rows: int = Field(1000, ge=20, le=10_000)
     """Most labelled rows of one conditioning, and most calibration rows beside them; more are refused with 413."""
     feedback_rows: int = Field(100_000, ge=0, le=10_000_000)
-    """Most predictions kept for feedback, about 350 bytes each at two classes; the oldest go first. 0 keeps none, and
-    predictions have no prediction_id.
+    """Most predictions kept for feedback, about 350 bytes each at two classes, here and in the database of all servers
+    of a deployment; the oldest go first. 0 keeps none, and predictions have no prediction_id.
     """
     feedback_window: int = Field(1000, ge=100, le=10_000)
     """Labelled predictions, and recent answers, of an artifact and predictive that figures are computed from."""

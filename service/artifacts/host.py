@@ -94,12 +94,8 @@ class ArtifactHost:
         return self.shelf.active if self.stage == "ready" else None
 
     @property
-    def loaded_digests(self) -> frozenset[str]:
-        """Digests of the artifacts that are loaded."""
-        return frozenset(one.artifact.digest for one in self._loaded)
-
-    @property
-    def _loaded(self) -> list[Model]:
+    def models(self) -> list[Model]:
+        """The artifacts that are loaded, the active one first."""
         return [place.model for place in self.shelf.places]
 
     def require_active(self) -> Model:
@@ -255,7 +251,7 @@ class ArtifactHost:
         """
         self.require_active()
         model = self.shelf.remove(name)
-        self._backend.use(self.require_active(), self._loaded)
+        self._backend.use(self.require_active(), self.models)
         self._tell(_UNLOADED, model)
         self._on_change()
         return model
@@ -309,7 +305,7 @@ class ArtifactHost:
 
     def _put(self, model: Model, *, activate: bool, former: Model | None = None) -> list[str]:
         unloaded = self.shelf.put(model, activate=activate, former=former)
-        self._backend.use(model, self._loaded)
+        self._backend.use(model, self.models)
         self._tell(_ACTIVATED if activate else _LOADED, model)
         return unloaded
 

@@ -1,5 +1,7 @@
 """Answered predictions, kept for a while so that their true labels can be told later. Knows no HTTP and no prompt.
 
+The store is this server's part, in memory; ``service.deployment.feedback`` keeps it in the database.
+
 A prediction is known by an unguessable id and to its caller only. Both the number kept and their age, by a monotonic
 clock, are bounded.
 """
@@ -10,12 +12,13 @@ import secrets
 import sys
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from service.errors import InvalidRequestError
-from service.feedback.records import Outcome, SeriesKey, SeriesReport, StoredPrediction
+from service.feedback.records import Outcome, Reference, SeriesKey, SeriesReport, StoredPrediction
 from service.feedback.references import reference_of
 from service.feedback.series import Series
 
@@ -38,13 +41,18 @@ class FeedbackStore:
         window: labelled predictions, and recent answers, of a series that figures are computed from. A labelled one
             counts in its window even where newer predictions have pushed out its id.
         clock: monotonic seconds.
+
+    Attributes:
+        unsaved: predictions with their ids that ``service.deployment.feedback`` has not put into the database yet.
     """
 
     def __init__(self, *, keep_s: float, rows: int, window: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.keep_s, self.rows, self.window = keep_s, rows, window
-        self._clock = clock
+        self.clock = clock
         self._predictions: OrderedDict[str, StoredPrediction] = OrderedDict()
+        self.unsaved: deque[tuple[str, StoredPrediction]] = deque()
         self._series: dict[SeriesKey, Series] = {}
+        self._references: dict[SeriesKey, Reference] = {}
         self._lock = threading.Lock()
         self._next_sweep = clock() + keep_s / _SWEEPS
 
@@ -83,12 +91,12 @@ class FeedbackStore:
         # Every row holds it: one string for all of a caller's rows.
         caller = sys.intern(caller)
         with self._lock:
-            now = self._clock()
+            now = self.clock()
             key = model.artifact.digest, predictive
-            series = self._series_of(key, model)
+            series = self._series_of(key)
             for prediction_id, p in zip(ids, predictions, strict=with_ids):
                 held = set(p.prediction_set)
-                self._predictions[prediction_id] = StoredPrediction(
+                kept = StoredPrediction(
                     series=key,
                     caller=caller,
                     answered=now,
@@ -101,11 +109,20 @@ class FeedbackStore:
                     flags=series.shared(p.flags),
                     several=p.labels_present is not None,
                 )
+                self._predictions[prediction_id] = kept
+                self.unsaved.append((prediction_id, kept))
+            while len(self.unsaved) > self.rows:
+                self.unsaved.popleft()
             series.count(predictions, now)
             self._expire()
         return ids
 
-    def give(self, caller: str, items: Sequence[tuple[str, str | list[str]]]) -> list[Outcome]:
+    def give(
+        self,
+        caller: str,
+        items: Sequence[tuple[str, str | list[str]]],
+        found: Mapping[str, StoredPrediction] = MappingProxyType({}),
+    ) -> list[Outcome]:
         """Record true labels and return what became of each; nothing is recorded if one is refused.
 
         The same label again changes nothing; another one takes the place of the first, and the prediction counts once
@@ -113,6 +130,7 @@ class FeedbackStore:
 
         Args:
             items: ids and labels, lists of them where several may be right; the same id may come more than once.
+            found: predictions by id as the database has them. A label there counts more than one here.
 
         Raises:
             InvalidRequestError: a label that is none of its prediction's, a list where one label is right, or none
@@ -120,28 +138,57 @@ class FeedbackStore:
         """
         with self._lock:
             self._expire()
-            places = [self._place(caller, i, prediction_id, label) for i, (prediction_id, label) in enumerate(items)]
-            return [self._record(place) for place in places]
+            known = dict[str, StoredPrediction | None]()
+            for one, _ in items:
+                here, there = self._predictions.get(one), found.get(one)
+                known[one] = here if there is None or (here is not None and there.right is None) else there
+            places = [self._place(caller, i, known[one], label) for i, (one, label) in enumerate(items)]
+            return [self._record(one, place) for (one, _), place in zip(items, places, strict=True)]
 
-    def reports(self, digests: Collection[str]) -> list[SeriesReport]:
-        """Return the figures of every series of these artifacts, by artifact and predictive. Takes milliseconds."""
+    def find(self, prediction_id: str) -> StoredPrediction | None:
+        """Return the prediction that is kept here by this id."""
+        with self._lock:
+            self._expire()
+            return self._predictions.get(prediction_id)
+
+    def take(self, labelled: Iterable[tuple[str, StoredPrediction]]) -> None:
+        """Take in labelled predictions of any server, those that are known already once more without effect."""
+        with self._lock:
+            oldest = self.clock() - self.keep_s
+            for prediction_id, prediction in labelled:
+                series = self._series_of(prediction.series)
+                before = series.right_of(prediction_id)
+                kept = self._predictions.get(prediction_id, prediction)
+                kept.right = prediction.right
+                if prediction.answered >= oldest and before != prediction.right:
+                    series.label(prediction_id, kept)
+
+    def reports(self, models: Collection[Model]) -> list[SeriesReport]:
+        """Return the figures of every series of these models, by artifact and predictive. Takes milliseconds."""
+        of = {model.artifact.digest: model for model in models}
         with self._lock:
             self._expire(sweep=True)
-            snapshots = [
-                (series, series.snapshot()) for (digest, _), series in self._series.items() if digest in digests
-            ]
-        reports = [series.report(snapshot) for series, snapshot in snapshots]
+            snapshots = [(key, one, one.snapshot()) for key, one in self._series.items() if key[0] in of]
+        reports = [
+            series.report(snapshot, of[digest].artifact.name, self._reference(of[digest], predictive))
+            for (digest, predictive), series, snapshot in snapshots
+        ]
         return sorted(reports, key=lambda report: (report.artifact, report.predictive))
 
-    def _series_of(self, key: SeriesKey, model: Model) -> Series:
+    def _reference(self, model: Model, predictive: str) -> Reference:
+        key = model.artifact.digest, predictive
+        if key not in self._references:
+            self._references[key] = reference_of(model, predictive)
+        return self._references[key]
+
+    def _series_of(self, key: SeriesKey) -> Series:
         if key not in self._series:
-            reference = reference_of(model, key[1])
-            self._series[key] = Series(model.artifact.name, *key, reference, self.window)
+            self._series[key] = Series(*key, self.window)
         return self._series[key]
 
     def _expire(self, *, sweep: bool = False) -> None:
         """Forget what is too old or too much; ``sweep``: in the windows too, which is dearer."""
-        now = self._clock()
+        now = self.clock()
         oldest = now - self.keep_s
         while self._predictions:
             first = next(iter(self._predictions.values()))
@@ -155,12 +202,12 @@ class FeedbackStore:
                 # As old as all it held: an artifact that has long left must not leave its series behind.
                 if series.last_answered < oldest and series.rows == 0:
                     del self._series[key]
+                    self._references.pop(key, None)
 
     def _place(
-        self, caller: str, number: int, prediction_id: str, label: str | list[str]
+        self, caller: str, number: int, prediction: StoredPrediction | None, label: str | list[str]
     ) -> tuple[StoredPrediction, int] | None:
         """Return a prediction and the bits of its right labels; None where this caller has none of this id."""
-        prediction = self._predictions.get(prediction_id)
         # Another's prediction is as unknown as none: an answer must not tell that the id exists, nor its labels.
         if prediction is None or prediction.caller != caller:
             return None
@@ -177,12 +224,14 @@ class FeedbackStore:
             )
         return prediction, sum(1 << prediction.labels.index(one) for one in right)
 
-    def _record(self, place: tuple[StoredPrediction, int] | None) -> Outcome:
+    def _record(self, prediction_id: str, place: tuple[StoredPrediction, int] | None) -> Outcome:
         if place is None:
             return "unknown"
         prediction, right = place
         before, prediction.right = prediction.right, right
         if before == right:
             return "repeated"
-        self._series[prediction.series].label(prediction, first=before is None)
+        kept = self._predictions.get(prediction_id, prediction)
+        kept.right = right
+        self._series_of(prediction.series).label(prediction_id, kept)
         return "recorded" if before is None else "corrected"

@@ -39,13 +39,12 @@ class Series:
         window: labelled predictions, and recent answers, that figures are computed from.
     """
 
-    def __init__(self, artifact: str, digest: str, predictive: str, reference: Reference, window: int) -> None:
-        self.artifact, self.digest, self.predictive = artifact, digest, predictive
-        self.reference = reference
+    def __init__(self, digest: str, predictive: str, window: int) -> None:
+        self.digest, self.predictive = digest, predictive
         self.predictions = 0
         self.last_answered = -math.inf
         self._window = window
-        self._labelled: deque[StoredPrediction] = deque(maxlen=window)
+        self._labelled: dict[str, StoredPrediction] = {}
         self._version = 0
         self._first: list[AnswerSignals] = []
         self._recent: deque[AnswerSignals] = deque(maxlen=window)
@@ -71,16 +70,27 @@ class Series:
         """Return the same tuple for equal ones: rows hold labels and flags, of which there are few kinds."""
         return self._shared.setdefault(tuple(names), tuple(names))
 
-    def label(self, prediction: StoredPrediction, *, first: bool) -> None:
-        """Take in a prediction whose label was told, or told anew."""
-        if first:
-            self._labelled.append(prediction)
+    def label(self, prediction_id: str, prediction: StoredPrediction) -> None:
+        """Take in a prediction whose label was told, or told anew: it counts where it first did."""
+        known = self._labelled.get(prediction_id)
+        if known is not None:
+            known.right = prediction.right
+        else:
+            self._labelled[prediction_id] = prediction
+            if len(self._labelled) > self._window:
+                del self._labelled[next(iter(self._labelled))]
+        self.last_answered = max(self.last_answered, prediction.answered)
         self._version += 1
+
+    def right_of(self, prediction_id: str) -> int | None:
+        """Return the bits of a prediction's right labels, None where the window has none of it."""
+        known = self._labelled.get(prediction_id)
+        return None if known is None else known.right
 
     def forget_before(self, oldest: float) -> None:
         """Drop labelled predictions that were answered before ``oldest``, clock seconds."""
-        if any(one.answered < oldest for one in self._labelled):
-            self._labelled = deque((one for one in self._labelled if one.answered >= oldest), maxlen=self._window)
+        if any(one.answered < oldest for one in self._labelled.values()):
+            self._labelled = {key: one for key, one in self._labelled.items() if one.answered >= oldest}
             self._version += 1
 
     def snapshot(self) -> Snapshot:
@@ -89,23 +99,27 @@ class Series:
         after = max(0, self.predictions - self._window)
         return Snapshot(
             version=self._version,
-            labelled=[(one, one.right) for one in self._labelled if one.right is not None],
+            labelled=[(one, one.right) for one in self._labelled.values() if one.right is not None],
             predictions=self.predictions,
             recent=recent,
             first=self._first,
             later=recent[-after:] if after else [],
         )
 
-    def report(self, now: Snapshot) -> SeriesReport:
-        """Return the figures of a snapshot; those of labelled rows are computed once for each change of them."""
+    def report(self, now: Snapshot, artifact: str, reference: Reference) -> SeriesReport:
+        """Return the figures of a snapshot; those of labelled rows are computed once for each change of them.
+
+        Args:
+            artifact: its name; reference: its record of the predictive.
+        """
         from service.feedback.figures import drifts, measure  # torch and scipy: not before somebody asks
 
         version, measured = self._measured
         if version != now.version:
-            measured = measure(now.labelled, self.reference)
+            measured = measure(now.labelled, reference)
             self._measured = now.version, measured
         return SeriesReport(
-            artifact=self.artifact,
+            artifact=artifact,
             digest=self.digest,
             predictive=self.predictive,
             predictions=now.predictions,
@@ -116,6 +130,6 @@ class Series:
             figures=measured.figures,
             labels=measured.labels,
             flags=measured.flags,
-            drift=drifts(self.reference, recent=now.recent, first=now.first, later=now.later),
-            baseline=self.reference,
+            drift=drifts(reference, recent=now.recent, first=now.first, later=now.later),
+            baseline=reference,
         )

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from service.artifacts.conditioning import Conditioner
 from service.artifacts.host import ArtifactHost
 from service.changes.board import Changes
+from service.deployment.feedback import SharedFeedback
 from service.feedback.labels import FeedbackStore
 from service.http.in_flight import SharedLimit
 from service.jobs.board import JobBoard
@@ -39,6 +40,7 @@ ArtifactsDep = Annotated[ArtifactHost, _part("artifacts")]
 ConditionerDep = Annotated[Conditioner, _part("conditioner")]
 ChangesDep = Annotated[Changes, _part("changes")]
 FeedbackDep = Annotated[FeedbackStore, _part("feedback")]
+SharedFeedbackDep = Annotated[SharedFeedback, _part("shared_feedback")]
 JobsDep = Annotated[JobBoard, _part("jobs")]
 MetricsDep = Annotated[Metrics, _part("metrics")]
 UpstreamDep = Annotated[UpstreamModel, _part("upstream")]

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Column,
     Connection,
     Double,
+    Index,
     Integer,
     MetaData,
     Table,
@@ -105,12 +106,30 @@ CHANGES: Final = _table(
     UniqueConstraint("owner", "key"),
 )
 
-#: The state that servers of a deployment serve (``service.changes.served``), as JSON; ``version`` grows with changes.
+#: The state that a deployment serves (``service.deployment.served``), as JSON; ``version`` grows with each change.
 SERVED: Final = _table(
     "laplora_served",
     Column("deployment", Text, primary_key=True),
     Column("version", Integer, nullable=False),
     Column("record", Text, nullable=False),
+)
+
+#: Answers that may still be labelled, one each (``service.deployment.answers``): ``answered`` in seconds of the epoch,
+#: ``right`` the bits of the right labels in hexadecimal. ``told`` numbers the labels of a deployment, as TOLD counts.
+ANSWERS: Final = Table(
+    "laplora_answers",
+    _METADATA,
+    Column("id", Text, primary_key=True),
+    Column("deployment", Text, nullable=False),
+    Column("answered", Double, nullable=False),
+    Column("record", Text, nullable=False),
+    Column("right", Text),
+    Column("told", BigInteger),
+    Index("laplora_answers_by_age", "deployment", "answered"),
+    Index("laplora_answers_by_label", "deployment", "told"),
+)
+TOLD: Final = _table(
+    "laplora_told", Column("deployment", Text, primary_key=True), Column("told", BigInteger, nullable=False)
 )
 
 

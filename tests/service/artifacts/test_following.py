@@ -13,8 +13,8 @@ import pytest
 from serving import artifacts_in, changed, library, settings, started
 
 from service.app import create_app
-from service.changes.served import Served
-from service.changes.served import changed as kept_after
+from service.deployment.served import Served
+from service.deployment.served import changed as kept_after
 
 pytestmark = pytest.mark.anyio
 

@@ -88,7 +88,7 @@ class Store:
 
     @property
     def shown(self) -> SeriesReport:
-        (report,) = self.kept.reports({self.predictor.artifact.digest})
+        (report,) = self.kept.reports([self.predictor])
         return report
 
     @property

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from laplora.errors import LaploraError
 from service.artifacts.host import ArtifactHost
-from service.changes import served
-from service.changes.served import Served
+from service.deployment import served
+from service.deployment.served import Served
 from service.errors import ActivationRunningError, kind_of
 from service.jobs.store.disk import STORAGE_ERRORS, Disk
 from service.jobs.store.tasks import cancelled

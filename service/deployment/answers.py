@@ -1,0 +1,118 @@
+"""Answered predictions in the database of jobs, so that a label finds its answer at every server, and after a restart.
+
+Used from the database's one thread; the functions raise as ``Database.transaction``, and may be called again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from base64 import b85decode, b85encode
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+
+from service.feedback.records import StoredPrediction
+from service.jobs.store.database import Database
+from service.jobs.store.schema import ANSWERS, TOLD
+
+#: Ids that are looked for by one statement.
+_AT_ONCE = 500
+
+
+def keep(
+    database: Database, deployment: str, predictions: Iterable[tuple[str, StoredPrediction]], now: Callable[[], float]
+) -> None:
+    """Keep predictions; ``now``: the clock of their ``answered``."""
+    since = time.time() - now()
+    rows = [
+        {"id": key, "deployment": deployment, "answered": since + one.answered, "record": _text(one)}
+        for key, one in predictions
+    ]
+    with database.transaction() as db:
+        dialect = postgresql if db.dialect.name == "postgresql" else sqlite
+        # A call whose answer was lost kept them already, and perhaps they are labelled.
+        db.execute(dialect.insert(ANSWERS).on_conflict_do_nothing(), rows)
+
+
+def find(
+    database: Database, deployment: str, ids: Sequence[str], now: Callable[[], float]
+) -> dict[str, StoredPrediction]:
+    """Return those predictions that are kept, by id."""
+    found = dict[str, StoredPrediction]()
+    with database.transaction() as db:
+        for start in range(0, len(ids), _AT_ONCE):
+            wanted = ANSWERS.c.id.in_(ids[start : start + _AT_ONCE]) & (ANSWERS.c.deployment == deployment)
+            found |= {row.id: _prediction(row, now) for row in db.execute(select(ANSWERS).where(wanted))}
+    return found
+
+
+def label(database: Database, deployment: str, right: Mapping[str, int]) -> None:
+    """Keep the bits of right labels by id; ids that are not kept are left out."""
+    try:
+        _label(database, deployment, right)
+    except IntegrityError:  # another server gave the deployment's first label meanwhile
+        _label(database, deployment, right)
+
+
+def _label(database: Database, deployment: str, right: Mapping[str, int]) -> None:
+    of = TOLD.c.deployment == deployment
+    with database.transaction() as db:
+        # The update locks the count until the labels are there too: who read a number has read all below it.
+        if not db.execute(update(TOLD).where(of).values(told=TOLD.c.told + len(right))).rowcount:
+            db.execute(insert(TOLD).values(deployment=deployment, told=len(right)))
+        last = db.execute(select(TOLD.c.told).where(of)).scalar_one()
+        this = update(ANSWERS).where(ANSWERS.c.id == bindparam("one"), ANSWERS.c.deployment == deployment)
+        numbered = enumerate(right.items(), last - len(right) + 1)
+        rows = [{"one": key, "right": f"{bits:x}", "told": number} for number, (key, bits) in numbered]
+        db.execute(this.values(right=bindparam("right"), told=bindparam("told")), rows)
+
+
+def labelled(
+    database: Database, deployment: str, after: int, now: Callable[[], float]
+) -> tuple[int, list[tuple[str, StoredPrediction]]]:
+    """Return the next predictions that were labelled after a number, oldest label first, and the last one's number."""
+    later = (ANSWERS.c.deployment == deployment) & (ANSWERS.c.told > after)
+    with database.transaction() as db:
+        rows = db.execute(select(ANSWERS).where(later).order_by(ANSWERS.c.told).limit(_AT_ONCE)).all()
+    return max([after, *(row.told for row in rows)]), [(row.id, _prediction(row, now)) for row in rows]
+
+
+def prune(database: Database, deployment: str, keep_s: float, most: int) -> None:
+    """Forget predictions that are older than ``keep_s`` or not among the newest ``most``."""
+    of = ANSWERS.c.deployment == deployment
+    newest = select(ANSWERS.c.answered).where(of).order_by(ANSWERS.c.answered.desc()).offset(most).limit(1)
+    with database.transaction() as db:
+        first_over = db.execute(newest).scalar_one_or_none()
+        oldest = max(time.time() - keep_s, -1.0 if first_over is None else first_over)
+        db.execute(delete(ANSWERS).where(of & (ANSWERS.c.answered <= oldest)))
+
+
+def _text(one: StoredPrediction) -> str:
+    numbers = b85encode(one.numbers).decode()
+    held = f"{one.prediction_set:x}"
+    told = [one.score, one.target_risk, one.accepted, one.flags, one.several]
+    return json.dumps([*one.series, one.caller, one.labels, numbers, held, *told])
+
+
+def _prediction(row: Any, now: Callable[[], float]) -> StoredPrediction:
+    digest, predictive, caller, labels, numbers, held, score, target_risk, accepted, flags, several, *_ = json.loads(
+        row.record
+    )
+    return StoredPrediction(
+        series=(digest, predictive),
+        caller=caller,
+        answered=now() - (time.time() - row.answered),
+        labels=tuple(labels),
+        numbers=b85decode(numbers),
+        prediction_set=int(held, 16),
+        score=score,
+        target_risk=target_risk,
+        accepted=accepted,
+        flags=tuple(flags),
+        several=several,
+        right=None if row.right is None else int(row.right, 16),
+    )
