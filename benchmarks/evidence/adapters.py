@@ -76,12 +76,13 @@ def train(
     folder: Path,
     say: Callable[[str], None],
     of: Base = SMALL,
+    rates: tuple[float, float] = (RATE, RATE),
 ) -> Classifier:
     """Train one adapter; return its classifier in evaluation mode, and write its weights to the folder.
 
-    AdamW with a linearly falling rate, dropout, no weight decay, as ``training/configs/sst2-smollm2.yaml``. Written are
-    ``early`` and last ``training.json``. After a finished training, the classifier has its start: ``put`` gives it what
-    was written.
+    AdamW with linearly falling ``rates``, of all weights and of every ``lora_B``, dropout, no weight decay, as
+    ``training/configs/sst2-smollm2.yaml``. Written are ``early`` and last ``training.json``. After a finished training,
+    the classifier has its start: ``put`` gives it what was written.
 
     Raises:
         NonFiniteError: a weight became NaN or infinite.
@@ -93,9 +94,12 @@ def train(
     started, processor = time.monotonic(), time.process_time()
     rows = classifier.encode_examples(examples)
     labels = torch.tensor([e.label for e in examples])
-    parameters = list(lora_parameters(classifier.model).values())
+    named = lora_parameters(classifier.model)
+    parameters = list(named.values())
     steps = EPOCHS * -(-len(rows) // BATCH)
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+    sides = [[one for name, one in named.items() if name.endswith(".lora_B") is b] for b in (False, True)]
+    groups = [{"params": of_side, "lr": rate} for of_side, rate in zip(sides, rates, strict=True)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     order, losses = random.Random(f"{task.name} order {seed}"), []
     with _training(classifier, parameters):

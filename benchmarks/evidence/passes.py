@@ -184,7 +184,7 @@ class Passes:
     def _tensors(self, source: str, rows: tuple[Example, ...], adapter: Path | None) -> dict[str, torch.Tensor]:
         if adapter is not None:
             put(self.classifier, load_file(adapter / "early.safetensors"))
-            return _adapted(self.classifier, rows)
+            return adapted(self.classifier, rows)
         encoder = load_sentence_encoder(ENCODER, progress=self.say) if source == "encoder" else None
         passes = ExpertPasses.of(self.classifier, (source,), encoder, answers=source == "frozen")  # type: ignore[arg-type]
         outputs = passes.outputs(rows, Silent(), "", _BATCH)
@@ -206,7 +206,7 @@ def _seconds(record: Path) -> float:
 
 
 @torch.no_grad()
-def _adapted(classifier: Classifier, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
+def adapted(classifier: Classifier, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
     """Return ``logits``, ``class_mask`` and ``states``, the last token's, of a model with its adapter."""
     classifier.model.eval()
 

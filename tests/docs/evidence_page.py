@@ -24,7 +24,7 @@ from benchmarks.evidence.plan import LABELS, SEEDS, SHIFTED, SMALL, planned
 from benchmarks.evidence.scores import SERVED
 from benchmarks.harness.provenance import ARTIFACT
 
-PAGES = ("docs/evidence.md", "README.md", "docs/decision-models.md")
+PAGES = ("docs/evidence.md", "README.md", "docs/decision-models.md", "docs/training.md")
 STUDY = "benchmarks/evidence/EARLIER.md"
 COUNTS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
 #: Of the default artifact's table: what a row is called, and what its manifest calls it.
@@ -295,6 +295,21 @@ def limits() -> str:
     records = json.loads(read("benchmarks/results.json"))
     met = [r["met"] for r in records if r["name"].startswith("overload: ") and r["target"]]
     return f"{COUNTS[sum(met)]} of {COUNTS[len(met)]} limits"
+
+
+def loraplus() -> str:
+    """Return the NLL of plain LoRA and of LoRA+, mean over seeds, by task, and how often LoRA+ is better."""
+    records = json.loads(read("docs/results/loraplus.json"))
+    by = {(one["task"], one["seed"], one["tag"]): one["nll"] for one in records}
+    pairs = {(task, seed): (by[task, seed, "plain"], by[task, seed, "x16"]) for task, seed, _ in by}
+    better = sum(plus < plain for plain, plus in pairs.values())
+    slower = sum(by[*of, "x16 quarter"] < plain for of, (plain, _) in pairs.items())
+    said = list[str]()
+    for task in dict.fromkeys(task for task, _ in pairs):
+        means = [fmean(pair[side] for (of, _), pair in pairs.items() if of == task) for side in (0, 1)]
+        said.append(f"{task} {means[0]:.3f} to {means[1]:.3f}")
+    nll = f"NLL with a temperature {', '.join(said)}"
+    return f"better in {better} of {len(pairs)} pairs, {nll}; at a quarter of the rate in {slower}"
 
 
 def later() -> str:
