@@ -95,11 +95,12 @@ def test_all_select_the_servers_pods(release: Any) -> None:
 
 def test_two_releases_of_one_namespace_do_not_meet(helm: Any) -> None:
     names = {}
-    for name in ("blue", "laplora-green"):
-        done = helm("template", name, values=RELEASES["several-values"])
+    for name, values in {"blue": {}, "laplora-green": {}, "third": {"fullnameOverride": "chosen"}}.items():
+        done = helm("template", name, values=RELEASES["several-values"] | values)
         documents = [document for document in yaml.safe_load_all(done.stdout) if document]
         names[name] = {(document["kind"], document["metadata"]["name"]) for document in documents}
     assert not names["blue"] & names["laplora-green"]
+    assert all("chosen" in name and "laplora" not in name for _, name in names["third"])
     assert ("Deployment", "blue-laplora") in names["blue"]
     assert ("Deployment", "laplora-green") in names["laplora-green"]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import re
 import shutil
+import socketserver
 import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -198,10 +202,29 @@ def test_gpus_are_asked_for_where_they_are_used(render: Any, settings: Any) -> N
     assert server(render({"gpu": {"count": 4}}))["resources"]["limits"]["nvidia.com/gpu"] == 4
 
 
+@pytest.mark.parametrize("values", [{}, SEVERAL], ids=["default", "several"])
+def test_the_chart_s_own_test_asks_the_service_and_is_no_server(render: Any, values: dict[str, Any]) -> None:
+    documents = render(values)
+    asking, service = documents["Pod", "laplora-test"], documents["Service", "laplora"]["spec"]
+    (container,) = asking["spec"]["containers"]
+    assert container["command"][-1] == f"http://laplora:{service['ports'][0]['port']}/health/ready"
+    assert container["image"] == server(documents)["image"]
+    labels = asking["metadata"]["labels"]
+    assert not service["selector"].items() <= labels.items()
+    (policy,) = [document["spec"] for (kind, _), document in documents.items() if kind == "NetworkPolicy"]
+    assert {"podSelector": {"matchLabels": labels}} in policy["ingress"][0]["from"]
+    # Its command is run here against a port where nobody listens, and one where somebody does.
+    with socketserver.TCPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as asked:
+        threading.Thread(target=asked.handle_request, daemon=True).start()
+        command = [sys.executable, *container["command"][1:-1], f"http://127.0.0.1:{asked.server_address[1]}/"]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
 def test_the_network_policy_leaves_open_what_is_used(render: Any) -> None:
     (policy,) = [document["spec"] for (kind, _), document in render().items() if kind == "NetworkPolicy"]
     (requests,) = policy["ingress"]
-    assert requests["from"] == [{"podSelector": {}}], "the same namespace, not everybody"
+    assert requests["from"][0] == {"podSelector": {}}, "the same namespace, not everybody"
     assert [port["port"] for port in policy["egress"][0]["ports"]] == [53, 53, 443]
     route = {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}, "jobs": {"url": JOBS}}
     watched = render({"monitoring": {"enabled": True}, "networkPolicy": {"egressPorts": [80]}, **route})
@@ -209,6 +232,8 @@ def test_the_network_policy_leaves_open_what_is_used(render: Any) -> None:
     peers = [peer["namespaceSelector"]["matchLabels"] for rule in policy["ingress"][1:] for peer in rule["from"]]
     assert peers == [{"kubernetes.io/metadata.name": name} for name in ("ingress-nginx", "monitoring")]
     assert [port["port"] for port in policy["egress"][0]["ports"]] == [53, 53, 80, 5432]
+    (policy,) = [document["spec"] for (kind, _), document in render(SEVERAL).items() if kind == "NetworkPolicy"]
+    assert policy["egress"][1:] == SEVERAL["networkPolicy"]["egress"]
     assert all(
         port["port"] == server(watched)["ports"][0]["name"] for rule in policy["ingress"] for port in rule["ports"]
     )
