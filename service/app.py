@@ -46,8 +46,6 @@ from service.http.routes import (
     predict,
     suggest,
     systemone,
-    tei,
-    vllm,
 )
 from service.http.routes.job_contract import read_uploaded
 from service.http.versioned import Versioned
@@ -68,7 +66,7 @@ from service.upstream import UpstreamModel
 if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
 
-#: The routers of the API's own endpoints, and of other servers' protocols.
+#: The routers of the API's own endpoints.
 _NATIVE = (
     predict.router,
     feedback.router,
@@ -82,7 +80,6 @@ _NATIVE = (
     changes.router,
     health.router,
 )
-_FOREIGN = (vllm.router, tei.router, systemone.router)
 
 #: Makes who has the weights, of settings, how artifacts are loaded, the metrics, and who watches batches.
 MakeBackend = Callable[[Settings, Library, Metrics, Sequence[Callable[[BatchReport], None]]], Backend]
@@ -226,7 +223,7 @@ def create_app(
     app.add_middleware(SafeHeaders, docs_script=openapi.docs_script(app))
     paths = [route.path for router in _NATIVE for route in router.routes if isinstance(route, APIRoute)]
     app.add_middleware(Versioned, names={path.split("/")[1] for path in paths})
-    routers = (*_NATIVE, *_FOREIGN, page.page_router())
+    routers = (*_NATIVE, systemone.router, page.page_router())
     for router in routers:
         app.include_router(router)
     openapi.install(app, with_keys=parts.keyring is not None)

@@ -74,27 +74,24 @@ class FeedbackStore:
         caller: str,
         predictions: Sequence[Prediction],
         target_risk: float,
-        *,
-        with_ids: bool = True,
     ) -> list[str]:
-        """Keep one request's predictions and return an id for each, in order; empty without ``with_ids``.
+        """Keep one request's predictions and return an id for each, in order.
 
         Args:
             predictive: the requested one.
             caller: the only one who can give feedback on them.
             target_risk: that their decisions were made for.
-            with_ids: whether the caller learns them; else nothing is kept by id, and the answers count as recent ones.
         """
         # Drawn at once: each draw is a call of the system, in which other threads take their turn.
-        drawn = secrets.token_urlsafe(_ID_CHARS * len(predictions)) if with_ids else ""
-        ids = [drawn[i : i + _ID_CHARS] for i in range(0, _ID_CHARS * len(predictions), _ID_CHARS)] if with_ids else []
+        drawn = secrets.token_urlsafe(_ID_CHARS * len(predictions))
+        ids = [drawn[i : i + _ID_CHARS] for i in range(0, _ID_CHARS * len(predictions), _ID_CHARS)]
         # Every row holds it: one string for all of a caller's rows.
         caller = sys.intern(caller)
         with self._lock:
             now = self.clock()
             key = model.artifact.digest, predictive
             series = self._series_of(key)
-            for prediction_id, p in zip(ids, predictions, strict=with_ids):
+            for prediction_id, p in zip(ids, predictions, strict=True):
                 held = set(p.prediction_set)
                 kept = StoredPrediction(
                     series=key,

@@ -4,6 +4,5 @@ Around every request, outermost first: ``connections`` (uvicorn's protocol, boun
 (id, log, count; then the keys of ``service.security``), ``in_flight`` (places). ``body`` and ``json_parsing`` read what
 may be hostile. A request is refused by ``service.security.access`` (401, 403), ``in_flight`` (429, 503), ``body`` and
 ``schemas`` (413, 415, 422), and the queue's room (``service.scoring.admission``). ``error_answers`` writes what went
-wrong, in the shape of the protocol that a path belongs to. ``schemas`` is the contract, ``openapi`` its document.
-``calls`` is what a request for predictions comes to in every protocol: our own, vLLM's, text-embeddings-inference's.
+wrong. ``schemas`` is the contract, ``openapi`` its document.
 """

@@ -1,4 +1,4 @@
-"""A call's answer on its way out: each prediction as the contract has it, and a body that is written in pieces.
+"""Predictions on their way out: each as the contract has it, and a body that is written in pieces.
 
 An answer can have millions of numbers. They are arrays until a thread writes them, some kilobytes at a time, so that
 neither the event loop nor memory ever holds them as Python's.
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 from pydantic_core import to_json
 
 from laplora.answers.written import Shown, written_answer
@@ -33,7 +32,7 @@ _PIECE_BYTES, _PIECE_NUMBERS = 1 << 16, 1 << 12
 
 @dataclass(frozen=True)
 class Answered:
-    """A call's answer.
+    """The answer to a request for predictions.
 
     Attributes:
         head: all of it but the predictions; inputs, predictions, ids: of each input, no ids where none are kept.
@@ -59,11 +58,19 @@ class Answered:
         none: Sequence[str | None] = [None] * len(self.predictions)
         return zip(self.predictions, self.ids or none, strict=True)
 
-    def body(self) -> Iterator[bytes]:
-        """Yield what POST /predict answers, each prediction's covariance last in it."""
-        shown = self.shown
+    def response(self) -> Response:
+        """Return what POST /predict answers, which is sent as it is written where it is large."""
+        if self.numbers <= _FEW:
+            return Response(b"".join(self._body()), media_type="application/json")
+        return StreamingResponse(_pieces(self._body()), media_type="application/json")
+
+    def _body(self) -> Iterator[bytes]:
+        """Yield the parts of the answer, each prediction's covariance last in it."""
+        shown, head = self.shown, self.head.model_dump_json(exclude={"predictions"}, exclude_unset=True)
+        yield f'{head[:-1]},"predictions":['.encode()
         for i, (item, (prediction, its_id)) in enumerate(zip(self.inputs, self.rows(), strict=True)):
-            yield b"," if i else opened(self.head, "predictions", exclude_unset=True) + b"["
+            if i:
+                yield b","
             written = written_answer(prediction, item.template_fields, id=item.id, variance=shown.has_variance)
             if its_id is not None:
                 written["prediction_id"] = its_id
@@ -75,24 +82,6 @@ class Answered:
             else:
                 yield row
         yield b"]}"
-
-    def response(self, body: Iterable[bytes]) -> Response:
-        """Return the response with a body, which is sent as it is written where the answer is large."""
-        if self.numbers <= _FEW:
-            return Response(b"".join(body), media_type="application/json")
-        return StreamingResponse(_pieces(body), media_type="application/json")
-
-
-def opened(head: BaseModel, last: str, *, exclude_unset: bool = False) -> bytes:
-    """Return a JSON object up to the value of its field ``last``, which comes last."""
-    return head.model_dump_json(exclude={last}, exclude_unset=exclude_unset).encode()[:-1] + f',"{last}":'.encode()
-
-
-def listed(rows: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the JSON list of JSON values."""
-    for i, row in enumerate(rows):
-        yield (b"," if i else b"[") + row
-    yield b"]"
 
 
 def check_finite(predictions: Sequence[Prediction]) -> None:

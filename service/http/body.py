@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from email.message import Message
 from functools import partial
 from typing import Any, ClassVar
@@ -32,20 +32,13 @@ _DISCARD_FACTOR = 16
 _DISCARD_BYTES = 2**26
 #: Largest body that is parsed on the event loop, which takes a few ms at worst.
 _PARSED_INLINE_BYTES = 32 * 1024
+#: The lists of bodies, and the setting that bounds their items.
+_BOUNDED_LISTS = {"inputs": "max_inputs", "items": "max_inputs", "rows": "max_condition_rows"}
 
 
 class JsonBodyRoute(APIRoute):
-    """A route whose JSON body is bounded, counted and parsed strictly before FastAPI sees it.
+    """A route whose JSON body is bounded, counted and parsed strictly before FastAPI sees it."""
 
-    A subclass says otherwise where a protocol calls its inputs something else.
-    """
-
-    #: The lists of bodies, and the setting that bounds their items.
-    bounded_lists: ClassVar[dict[str, str]] = {
-        "inputs": "max_inputs",
-        "items": "max_inputs",
-        "rows": "max_condition_rows",
-    }
     #: Most keys of one object of a body.
     max_keys: ClassVar[int] = MAX_KEYS
 
@@ -64,7 +57,7 @@ class JsonBodyRoute(APIRoute):
                     value = await _read_value(request, self.max_keys)
             except TimeoutError:
                 raise DeadlineError("the request's deadline passed before its body had come") from None
-            _check_lists(value, self.bounded_lists, settings)
+            _check_lists(value, settings)
             return await handler(_ParsedRequest(request, value))
 
         return bounded
@@ -82,12 +75,13 @@ async def _read_value(request: Request, max_keys: int) -> Any:
     return await asyncio.get_running_loop().run_in_executor(state.parse_threads, work)
 
 
-def _check_lists(value: Any, bounded: Mapping[str, str], settings: Settings) -> None:
+def _check_lists(value: Any, settings: Settings) -> None:
     """Check the number of items in each list of inputs, or of labels, before any of them is validated."""
     for name, items in value.items() if isinstance(value, dict) else ():
-        if name not in bounded or not isinstance(items, list):
+        if name not in _BOUNDED_LISTS or not isinstance(items, list):
             continue
-        setting, limit = bounded[name], getattr(settings, bounded[name])
+        setting = _BOUNDED_LISTS[name]
+        limit = getattr(settings, setting)
         if len(items) > limit:
             hint = "send it in parts" if setting == "max_inputs" else "send fewer"
             raise BatchTooLargeError(

@@ -1,13 +1,12 @@
-"""Every error becomes an answer by the table of ``service.errors``, in the shape of the request's protocol.
+"""Every error becomes an answer by the table of ``service.errors``.
 
-Status and headers are the same for all protocols; the path says whose clients read the body.
+Status and headers are the same for all paths; those of decision models' clients have a body of their own shape.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -31,8 +30,6 @@ from service.errors import (
 from service.http.meant import meant
 from service.http.schemas.errors import ErrorResponse
 from service.http.schemas.systemone import SystemOneErrorResponse
-from service.http.schemas.tei import TeiErrorResponse
-from service.http.schemas.vllm import VllmErrorResponse
 from service.telemetry.logs import log_crash, request_id
 from service.telemetry.request_record import note
 
@@ -40,31 +37,13 @@ from service.telemetry.request_record import note
 _TOLD_PROBLEMS = 16
 #: Types of pydantic's errors about a value that is no JSON object; their messages name its own classes.
 _NO_OBJECT = frozenset({"dict_type", "model_type", "model_attributes_type"})
+#: The paths of decision models' clients.
+_SYSTEMONE = frozenset({"/v1/systemone", "/v1/models"})
 
 
-@dataclass(frozen=True)
-class ErrorShape:
-    """How one protocol writes an error.
-
-    Attributes:
-        write: makes the body of laplora's own and the HTTP status.
-        model: describes the body.
-    """
-
-    write: Callable[[dict[str, Any], int], dict[str, Any]]
-    model: type[BaseModel]
-
-
-def _vllm(content: dict[str, Any], status: int) -> dict[str, Any]:
-    detail = content["error"]
-    # Their inputs are called input.
-    param = re.sub(r"^inputs\b", "input", detail["field"]) if "field" in detail else None
-    return {"error": {"message": detail["message"], "type": detail["code"], "param": param, "code": status}}
-
-
-def _tei(content: dict[str, Any], status: int) -> dict[str, Any]:
-    kinds = {429: "Overloaded", 503: "Unhealthy", 500: "Backend", 504: "Backend"}
-    return {"error": content["error"]["message"], "error_type": kinds.get(status, "Validation")}
+def schema_of(path: str) -> type[BaseModel]:
+    """Return what describes the errors of a path."""
+    return SystemOneErrorResponse if path in _SYSTEMONE else ErrorResponse
 
 
 def _systemone(content: dict[str, Any], status: int) -> dict[str, Any]:
@@ -85,33 +64,20 @@ def _systemone(content: dict[str, Any], status: int) -> dict[str, Any]:
     }
 
 
-_LAPLORA = ErrorShape(lambda content, status: content, ErrorResponse)
-#: By the beginning of a path.
-_FOREIGN = (
-    (re.compile(r"/v1/systemone$"), ErrorShape(_systemone, SystemOneErrorResponse)),
-    (re.compile(r"/classify$|/v1(/|$)"), ErrorShape(_vllm, VllmErrorResponse)),
-    (re.compile(r"/tei(/|$)"), ErrorShape(_tei, TeiErrorResponse)),
-)
-
-
-def shape_of_path(path: str) -> ErrorShape:
-    """Return how errors of a path are written."""
-    return next((shape for pattern, shape in _FOREIGN if pattern.match(path)), _LAPLORA)
-
-
 def error_response(error: BaseException, its_id: str | None = None, *, scope: Scope | None = None) -> JSONResponse:
     """Return the answer for an exception, as the error table says; without a request's id it is the present one's.
 
     Args:
-        scope: of the request, whose path says the shape; None: laplora's.
+        scope: of the request; None: its path is not known.
     """
     kind, retry = kind_of(error), retry_after_s(error)
     headers = {} if retry is None else {"Retry-After": str(retry)}
     if kind.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    shape = _LAPLORA if scope is None else shape_of_path(scope["path"])
-    body = shape.write(error_content(error, its_id or request_id.get()), kind.status)
-    return JSONResponse(body, kind.status, headers)
+    content = error_content(error, its_id or request_id.get())
+    if scope is not None and scope["path"] in _SYSTEMONE:
+        content = _systemone(content, kind.status)
+    return JSONResponse(content, kind.status, headers)
 
 
 def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
@@ -155,7 +121,7 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     limit = next((value for value in bounds if isinstance(value, int)), None)
     message = "; ".join(f"{problem['field']}: {problem['message']}" for problem in problems)
     body_field = getattr(request.scope["route"], "body_field", None)
-    if body_field is not None and shape_of_path(request.scope["path"]) is _LAPLORA:
+    if body_field is not None:
         likely = meant(error.body, body_field.field_info.annotation)
         message += "" if likely is None else f". Probably meant: {likely}"
     field, got = problems[0]["field"], context.get("actual_length")

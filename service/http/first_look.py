@@ -30,7 +30,7 @@ _OURS = frozenset({"same-origin", "none"})
 #: A Host header: a name or an address, and perhaps a port.
 _HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+?)\.?)(?::[0-9]{0,5})?")
 #: Begins the paths that orchestrators and monitoring ask for, by whatever name or address.
-PROBED: Final = ("/health", "/tei/health", "/metrics")
+PROBED: Final = ("/health", "/metrics")
 
 
 class FirstLook:

@@ -11,13 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ClientTooManyRequestsError, ServiceError, TooManyRequestsError
 from service.http.body import hear_out
-from service.http.calls import PREDICTING
 from service.scoring.admission import SPARE_SHARE, Presence
 from service.security.access import Answer, line_of
 from service.security.callers import caller_of
@@ -25,7 +25,7 @@ from service.security.callers import caller_of
 #: POSTs without a body: they change what is loaded, or make room.
 _FREE = frozenset({"/artifacts/{rest:path}", "/evaluate/jobs/{rest:path}"})
 #: The endpoints that need room in the queue.
-_SCORED = PREDICTING | {"/evaluate", "/suggest"}
+SCORED: Final = frozenset({"/predict", "/v1/systemone", "/evaluate", "/suggest"})
 
 
 def needs_place(method: str, path: str) -> bool:
@@ -138,7 +138,7 @@ class InFlight:
         request.state.hold_answer = partial(hold, self._answer_numbers)
         try:
             line = line_of(scope["method"], scope["path"])
-            if line is not None and line.path in _SCORED:
+            if line is not None and line.path in SCORED:
                 self._check_queue(caller)
         except ServiceError as error:
             await self._refuse(request, error, send)

@@ -56,10 +56,7 @@ def _of_list(value: Any, listed: str) -> Iterator[str]:
     if isinstance(value, dict):
         yield f"{listed} is a list: send {{{example}}}"
     elif isinstance(value, str) or (isinstance(value, list) and any(isinstance(one, str | list) for one in value)):
-        yield (
-            f"each of {listed} is an object of the template's fields: send {{{example}}}; texts without names are POST "
-            "/tei/predict's and /classify's"
-        )
+        yield f"each of {listed} is an object of the template's fields: send {{{example}}}"
 
 
 def _of_names(

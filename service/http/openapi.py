@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
 from service.errors import kinds_by_code
-from service.http.error_answers import shape_of_path
+from service.http.error_answers import schema_of
 from service.http.in_flight import needs_place
 from service.http.schemas.errors import ErrorResponse
 from service.http.versioned import PREFIX
@@ -52,8 +52,8 @@ DESCRIPTION = """
 Calibrated probabilities for a LoRA-tuned language-model classifier, by the linearised Laplace approximation.
 
 Every error has one shape, `{"error": {"code", "message", "field"?, "limit"?, "got"?}, "request_id"}`; branch on
-`code`. Only the endpoints of other servers' protocols (tag `protocols`) have their own. All others answer under `/v1`
-too. Every answer carries
+`code`. Only the endpoints for clients of decision models (tag `protocols`) have their own. All others answer under
+`/v1` too. Every answer carries
 `X-Request-ID`: yours, if you sent one of up to 128 letters, digits, dots, colons, dashes and underscores. Numbers in
 answers are always finite. Beside what an operation lists, any request may be answered with 400 `malformed_http`, 404
 `route_not_found`, 405 `method_not_allowed`, 429 `too_many_requests` or `client_too_many_requests` where there are too
@@ -70,7 +70,7 @@ with gzip (`Content-Encoding: gzip`): limits are of what they hold. Answers of 1
 #: Descriptions of the tags of operations, in the order of the docs page.
 TAGS = {
     "scoring": "Answers about inputs: predictions, and metrics where the labels are known.",
-    "protocols": "vLLM's, text-embeddings-inference's and decision models', for clients that speak these.",
+    "protocols": "For clients of decision models.",
     "jobs": "Large files of inputs, with labels or without: uploaded, answered in the background, across restarts.",
     "feedback": "True labels of earlier predictions, and how calibrated they turned out to be.",
     "artifacts": "Which artifacts there are, and which answers.",
@@ -209,7 +209,7 @@ def _add_keys(document: dict[str, Any]) -> None:
 
 def _add_errors(path: str, operation: dict[str, Any], *codes: str) -> None:
     """Document these error codes of a path's operation, beside those of the same statuses that it has."""
-    model = shape_of_path(path).model.__name__
+    model = schema_of(path).__name__
     for status, response in error_responses(*codes).items():
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model}"}}}
         documented = operation["responses"].setdefault(str(status), {"description": "", "content": content})

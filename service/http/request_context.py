@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import DrainingError, kind_of
-from service.http.calls import PREDICTING
 from service.http.error_answers import error_response
 from service.http.first_look import PROBED
+from service.http.in_flight import SCORED
 from service.security.access import line_of
 from service.security.callers import caller_of
 from service.telemetry.logs import log_crash, logger, request_id
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-#: The endpoints that are traced.
-_SCORED = PREDICTING | {"/evaluate"}
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -54,7 +52,7 @@ class RequestContext:
         token = request_id.set(_request_id(headers))
         record = RequestRecord()
         line = line_of(scope["method"], scope["path"]) if self._tracing is not None else None
-        if self._tracing is not None and line is not None and line.method == "POST" and line.path in _SCORED:
+        if self._tracing is not None and line is not None and line.method == "POST" and line.path in SCORED:
             with unfailing("tracing.begin"):
                 record.trace = self._tracing.begin(f"POST {line.path}", headers)
                 record.fields["trace_id"] = record.trace.trace_id

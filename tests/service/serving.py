@@ -236,9 +236,8 @@ def artifacts_in(root: Path, *names: str) -> list[FakePredictor]:
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
-    """Return an error's status and code; in text-embeddings-inference's shape, which has no codes, the text."""
-    error = response.json()["error"]
-    return response.status_code, error if isinstance(error, str) else error["code"]
+    """Return an error's status and code."""
+    return response.status_code, response.json()["error"]["code"]
 
 
 async def changed(client: httpx.AsyncClient, change: str, **request: Any) -> httpx.Response:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.backends.readiness import require_ready
@@ -13,17 +11,9 @@ from service.http.routes.artifacts import artifact_ref
 from service.http.routes.dependencies import ArtifactsDep, LifecycleDep, MetricsDep, ScorerDep
 from service.http.schemas.health import LiveResponse, ReadyResponse
 
-if TYPE_CHECKING:
-    from service.scoring.model import Model
-
 router = APIRouter(tags=["health"])
 
 
-async def _ready(artifacts: ArtifactsDep, lifecycle: LifecycleDep, scorer: ScorerDep) -> Model:
-    return require_ready(artifacts, lifecycle, scorer.backend)
-
-
-ReadyDep = Annotated[Any, Depends(_ready)]
 _READY_RESPONSES = error_responses("device_stalled", *STATE_ERRORS)
 
 
@@ -38,10 +28,11 @@ async def health_live() -> LiveResponse:
 @router.head("/health/ready", include_in_schema=False)
 @router.get("/health", responses=_READY_RESPONSES, name="health")
 @router.get("/health/ready", responses=_READY_RESPONSES)
-async def health_ready(active: ReadyDep, artifacts: ArtifactsDep) -> ReadyResponse:
+async def health_ready(artifacts: ArtifactsDep, lifecycle: LifecycleDep, scorer: ScorerDep) -> ReadyResponse:
     """Whether new requests are to be sent here: an artifact's real pass and golden replay succeeded, the server is not
     about to stop, the device has not failed, and no run of it is overdue.
     """
+    active = require_ready(artifacts, lifecycle, scorer.backend)
     return ReadyResponse(status="ready", artifact=artifact_ref(active.artifact), stuck_load=artifacts.loads.stuck)
 
 

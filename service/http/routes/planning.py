@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from fastapi import Depends, Request
 
 from service.artifacts.host import ArtifactHost
-from service.errors import (
-    BatchTooLargeError,
-    InvalidRequestError,
-)
-from service.http.calls import Call
+from service.errors import BatchTooLargeError, InvalidRequestError
 from service.http.disconnects import while_awaited
-from service.http.routes.artifacts import template_fields
 from service.http.schemas.base import Timing
 from service.http.schemas.evaluate import EvaluateRequest
 from service.http.schemas.inputs import Input
+from service.http.schemas.predict import PredictRequest
 from service.http.schemas.suggest import SuggestRequest
 from service.scoring.plan import Plan
 from service.scoring.ticket import Ask
@@ -29,7 +25,6 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.request_record import note, record_of
 
 if TYPE_CHECKING:
-    from laplora.artifact.folder import Artifact
     from service.scoring.model import Model
 
 T = TypeVar("T")
@@ -39,11 +34,7 @@ MOST_NUMBERS, MOST_ANSWERS = 10_000_000, 2
 
 
 class Planning:
-    """Plans the scoring of one HTTP request, and says where its time went.
-
-    Attributes:
-        inputs: those that were planned.
-    """
+    """Plans the scoring of one HTTP request, and says where its time went."""
 
     def __init__(self, request: Request) -> None:
         # Not given one by one: each part that FastAPI looks up costs every request some 15 microseconds.
@@ -52,11 +43,10 @@ class Planning:
         self._settings: Settings = state.settings
         self._artifacts: ArtifactHost = state.artifacts
         self._metrics: Metrics = state.metrics
-        self.inputs: Sequence[Input] = ()
 
     @asynccontextmanager
     async def plan(
-        self, body: Call | EvaluateRequest | SuggestRequest, ask_of: Callable[[Model], Ask]
+        self, body: PredictRequest | EvaluateRequest | SuggestRequest, ask_of: Callable[[Model], Ask]
     ) -> AsyncIterator[Plan]:
         """Yield the plan for a body; inside the block its artifact stays in memory.
 
@@ -64,18 +54,14 @@ class Planning:
             DeviceFaultError, DrainingError, NotReadyError, ArtifactNotFoundError, ArtifactNotLoadedError: as
                 ``ArtifactHost.lease``.
             TooManyRequestsError: other answers have too many numbers, which nobody has taken yet.
-            BatchTooLargeError, InvalidRequestError: as ``inputs_of`` and ``check_inputs``, or what ``ask_of`` raises.
-            InvalidInputError: a call has no inputs for the fields of the artifact's template.
+            BatchTooLargeError, InvalidRequestError: as ``check_answer`` and ``check_ids``, or what ``ask_of`` raises.
         """
         begun, options = time.monotonic(), body.options
         limit_s = self._settings.request_timeout_s
         timeout_s = limit_s if options.timeout_s is None else min(limit_s, options.timeout_s)
         async with self._artifacts.lease(body.artifact) as model:
-            max_inputs = self._settings.max_inputs
-            inputs = inputs_of(body, model.artifact, max_inputs) if isinstance(body, Call) else body.inputs
-            self.inputs = inputs
-            check_inputs(inputs, max_inputs)
-            fields, ask = [item.template_fields for item in inputs], ask_of(model)
+            check_ids(body.inputs)
+            fields, ask = [item.template_fields for item in body.inputs], ask_of(model)
             numbers = check_answer(fields, model, ask)
             self._request.state.hold_answer(numbers)
             plan = Plan(
@@ -141,31 +127,8 @@ async def _planning(request: Request) -> Planning:
 PlanningDep = Annotated[Planning, Depends(_planning)]
 
 
-def inputs_of(call: Call, artifact: Artifact, max_inputs: int) -> Sequence[Input]:
-    """Return the inputs of a call to an artifact.
-
-    Raises:
-        BatchTooLargeError: the call has more inputs than ``max_inputs``; none was made.
-        InvalidInputError: the call has no inputs for the fields of its template.
-    """
-    _check_count(call.count, max_inputs)
-    return call.inputs(template_fields(artifact))
-
-
-def _check_count(count: int, max_inputs: int) -> None:
-    if count > max_inputs:
-        message = f"the request has {count} inputs, max_inputs is {max_inputs}: send it in parts"
-        raise BatchTooLargeError(message, field="inputs", limit=max_inputs, got=count)
-
-
-def check_inputs(inputs: Sequence[Input], max_inputs: int) -> None:
-    """Check the number of inputs and that no id comes twice.
-
-    Raises:
-        BatchTooLargeError: more than ``max_inputs``.
-        InvalidRequestError: an id that two inputs share.
-    """
-    _check_count(len(inputs), max_inputs)
+def check_ids(inputs: Sequence[Input]) -> None:
+    """Raise InvalidRequestError for an id that two inputs share."""
     seen: dict[str, int] = {}
     for i, item in enumerate(inputs):
         if item.id is not None and seen.setdefault(item.id, i) != i:

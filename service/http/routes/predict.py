@@ -1,19 +1,17 @@
-"""POST /predict, and how every protocol's request for predictions is answered: from a call to ``Answered``."""
+"""POST /predict, and how requests for predictions are answered, those of decision models' clients too."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 
 from laplora.answers.reasons import reason_for
 from laplora.prompts.templates import MODEL_PROBS
 from service.feedback.labels import FeedbackStore
 from service.http.answers import Answered, check_finite
 from service.http.body import JsonBodyRoute
-from service.http.calls import Call
 from service.http.openapi import SCORING_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
 from service.http.routes.dependencies import FeedbackDep, MetricsDep, ScorerDep
@@ -31,19 +29,19 @@ router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
 
 
 class Predicting:
-    """Answers the calls of one HTTP request."""
+    """Answers what one HTTP request asks to predict, of one artifact or of several at once."""
 
     def __init__(self, planning: Planning, scorer: Scorer, feedback: FeedbackStore, metrics: Metrics) -> None:
         self._planning, self._scorer, self._feedback, self._metrics = planning, scorer, feedback, metrics
 
-    async def answer(self, call: Call) -> Answered:
-        """Return the answer to a call: it becomes a plan, the plan is scored, its predictions are counted and kept.
+    async def answer(self, body: PredictRequest) -> Answered:
+        """Return the answer to a body: it becomes a plan, the plan is scored, its predictions are counted and kept.
 
         Raises:
             LaploraError: as ``Planning.plan`` and ``Scorer.score``.
             UnscorableInputError: a number of an answer is not finite.
         """
-        planning, options = self._planning, call.options
+        planning, options = self._planning, body.options
         shown = options.shown
 
         def ask_of(model: Model) -> Ask:
@@ -51,7 +49,7 @@ class Predicting:
                 model, predictive=options.predictive, variance=shown.has_variance, covariance=shown.has_covariance
             )
 
-        async with planning.plan(call, ask_of) as plan:
+        async with planning.plan(body, ask_of) as plan:
             plan.may_pass = True
             predictions = await planning.awaited(plan, self._scorer.score(plan))
             artifact, predictive = plan.model.artifact, plan.ask.predictive
@@ -62,9 +60,7 @@ class Predicting:
             await asyncio.sleep(0)  # others' turn: of 256 answers with 150 labels each of these takes milliseconds
             ids: list[str] = []
             if self._feedback.on:
-                ids = self._feedback.remember(
-                    plan.model, predictive, plan.caller, answers, target_risk, with_ids=call.has_prediction_ids
-                )
+                ids = self._feedback.remember(plan.model, predictive, plan.caller, answers, target_risk)
             await asyncio.sleep(0)
             self._metrics.count_answers(artifact.name, predictive, answers)
             manifest, nothing = artifact.manifest, None
@@ -80,7 +76,7 @@ class Predicting:
                 head |= {"predictive": ref, "target_risk": target_risk, "timing_ms": timing}
             corrects = manifest.template.answered is not None
             said = [fields[MODEL_PROBS] if corrects else None for fields in plan.inputs]
-            return Answered(PredictResponse(**head, predictions=[]), planning.inputs, answers, ids, shown, said)
+            return Answered(PredictResponse(**head, predictions=[]), body.inputs, answers, ids, shown, said)
 
 
 async def _predicting(
@@ -89,20 +85,10 @@ async def _predicting(
     return Predicting(planning, scorer, feedback, metrics)
 
 
-async def _each_predicting(
-    request: Request, scorer: ScorerDep, feedback: FeedbackDep, metrics: MetricsDep
-) -> Callable[[], Predicting]:
-    return lambda: Predicting(Planning(request), scorer, feedback, metrics)
-
-
 PredictingDep = Annotated[Predicting, Depends(_predicting)]
-#: Makes what answers one of several calls at once.
-EachPredictingDep = Annotated[Callable[[], Predicting], Depends(_each_predicting)]
 
 
 @router.post("/predict", responses=error_responses(*SCORING_ERRORS), response_model=PredictResponse)
 async def predict(body: PredictRequest, predicting: PredictingDep) -> Response:
     """Classify inputs: a label, its probability, whether to accept it and why, and the labels that are possible."""
-    call = Call(lambda fields: body.inputs, len(body.inputs), body.artifact, body.options)
-    answered = await predicting.answer(call)
-    return answered.response(answered.body())
+    return (await predicting.answer(body)).response()

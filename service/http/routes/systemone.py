@@ -1,4 +1,4 @@
-"""POST /v1/systemone: the questions of decision models, each answered by the loaded artifact whose question it is."""
+"""The protocol of decision models: each question is answered by the loaded artifact whose question it is."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from laplora.upstream.asking import UpstreamAnswer
 from service.errors import BatchTooLargeError, InvalidRequestError, NotReadyError, shown_field
 from service.http.answers import Answered
 from service.http.body import JsonBodyRoute
-from service.http.calls import Call
 from service.http.disconnects import while_awaited
-from service.http.openapi import SCORING_ERRORS, error_responses
+from service.http.openapi import SCORING_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.artifacts import question_out
 from service.http.routes.dependencies import ArtifactsDep, SettingsDep, UpstreamDep
-from service.http.routes.predict import EachPredictingDep
+from service.http.routes.predict import PredictingDep
 from service.http.schemas.inputs import Input
-from service.http.schemas.predict import PredictOptions
+from service.http.schemas.predict import PredictOptions, PredictRequest
 from service.http.schemas.systemone import (
     ALIASES,
     AskedQuestion,
@@ -34,6 +33,8 @@ from service.http.schemas.systemone import (
     ScoreAnswer,
     SystemOneDetails,
     SystemOneErrorResponse,
+    SystemOneModel,
+    SystemOneModels,
     SystemOnePassed,
     SystemOneRequest,
     SystemOneResponse,
@@ -75,7 +76,7 @@ async def systemone(
     body: SystemOneRequest,
     artifacts: ArtifactsDep,
     settings: SettingsDep,
-    predicting: EachPredictingDep,
+    predicting: PredictingDep,
     upstream: UpstreamDep,
 ) -> Response:
     """Answer questions about a state, as a decision model does: each by the artifact that was fitted for it."""
@@ -99,7 +100,7 @@ async def systemone(
         by_artifact.setdefault(asked.artifact.name, []).append(asked)
     groups, limit_s = list(by_artifact.values()), settings.request_timeout_s
     passing = upstream.passed(body.state, others, time.monotonic() + limit_s) if others else _nothing()
-    working = [asyncio.ensure_future(predicting().answer(_call(group))) for group in groups]
+    working = [asyncio.ensure_future(predicting.answer(_body(group))) for group in groups]
     passed = asyncio.ensure_future(while_awaited(request, passing, timeout_s=limit_s))
     try:
         answered = await asyncio.gather(*working)
@@ -116,6 +117,24 @@ async def systemone(
     if len(groups) > 1:
         note(request, artifact=", ".join(by_artifact), rows=len(body.questions), tokens=response.usage.input_tokens)
     return Response(response.model_dump_json(), media_type="application/json")
+
+
+@router.get("/v1/models", responses=error_responses(*STATE_ERRORS, model=SystemOneErrorResponse))
+async def v1_models(artifacts: ArtifactsDep) -> SystemOneModels:
+    """The names that POST /v1/systemone takes: the loaded artifacts', the active one first, and jev-latest."""
+    artifacts.require_taking()
+    manifests = {place.model.artifact.name: place.model.artifact.manifest for place in artifacts.shelf.places}
+    questions = {name: question_out(manifest) for name, manifest in manifests.items()}
+    said = {name: f"{q.type}: {as_text(q.instructions or '')}" if q else "no question" for name, q in questions.items()}
+    days = {name: manifest.created[:10] for name, manifest in manifests.items()}
+    said |= dict.fromkeys(sorted(ALIASES), "whichever loaded artifact has the question")
+    newest = max(days.values())
+    return SystemOneModels(
+        models=[
+            SystemOneModel(name=name, description=what, release_date=days.get(name, newest))
+            for name, what in said.items()
+        ]
+    )
 
 
 async def _nothing() -> dict[str, UpstreamAnswer]:
@@ -176,15 +195,15 @@ def _criteria(question: AskedQuestion) -> Criteria:
     return criteria.model_dump() if isinstance(criteria, NoulCriteria) else criteria
 
 
-def _call(group: Sequence[_Asked]) -> Call:
+def _body(group: Sequence[_Asked]) -> PredictRequest:
     """Return what the questions of one artifact ask of it."""
-
-    def inputs(fields: Sequence[str]) -> list[Input]:
-        return [Input.model_validate(dict(one.fields)) for one in group]
-
     # The other model takes longer states than the encoder: they are cut, flagged and for review.
     truncate = group[0].artifact.manifest.template.answered is not None
-    return Call(inputs, len(group), group[0].artifact.name, PredictOptions(truncate=truncate))
+    return PredictRequest(
+        inputs=[Input.model_validate(dict(one.fields)) for one in group],
+        artifact=group[0].artifact.name,
+        options=PredictOptions(truncate=truncate),
+    )
 
 
 def _response(

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, WithJsonSchema
 
 # Finite is enforced, the range only documented: rounding may leave 1.0000001.
 Probability = Annotated[FiniteFloat, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
@@ -50,24 +41,6 @@ class Strict(BaseModel):
     """Base of request models. A field's meaning is its description, or the text below it."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class Foreign(BaseModel):
-    """Base of the requests of other servers' protocols: strict about what they know and silent about the rest, as those
-    servers are. A subclass lists in ``unsupported`` what is refused by name, and what to do instead.
-    """
-
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    unsupported: ClassVar[dict[str, str]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, value: Any) -> Any:
-        for name, instead in cls.unsupported.items() if isinstance(value, dict) else ():
-            if value.get(name) is not None:
-                raise PydanticCustomError("unsupported", f"{name} is not supported: {instead}")
-        return value
 
 
 class Answer(BaseModel):

@@ -1,14 +1,15 @@
-"""Bodies of POST /v1/systemone, the protocol of decision models, as the client of ``SDK_VERSION`` reads them."""
+"""Bodies of the protocol of decision models, as the client of ``SDK_VERSION`` reads them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, FiniteFloat, WithJsonSchema
+from pydantic import ConfigDict, Field, FiniteFloat, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from laplora.decisions.thresholds import Decision
 from laplora.prompts.questions import FEWEST_OPTIONS, MOST_OPTIONS, Content
-from service.http.schemas.base import Answer, Foreign, Probabilities, Probability, Strict
+from service.http.schemas.base import Answer, Probabilities, Probability, Strict
 from service.http.schemas.predict import UncertaintyParts
 
 #: The version of typesafe-sdk whose shapes these are.
@@ -59,10 +60,10 @@ class ScoreQuestion(Strict):
 AskedQuestion = Annotated[ChoiceQuestion | NoulQuestion | ScoreQuestion, Field(discriminator="type")]
 
 
-class SystemOneRequest(Foreign):
+class SystemOneRequest(Strict):
     """Questions about one state. Fields that are not listed here are ignored."""
 
-    unsupported: ClassVar[dict[str, str]] = {"assets": "only text is classified, leave them out"}
+    model_config = ConfigDict(extra="ignore")
 
     model: str | None = Field(None, max_length=256, examples=["jev-latest"])
     """Name of the loaded artifact that answers; jev-latest, or unset: of each question the first that answers it."""
@@ -74,6 +75,13 @@ class SystemOneRequest(Foreign):
     """Questions by an id of yours, at most max_inputs (413 above). Each is that of a loaded artifact, word for word:
     GET /v1/models lists them.
     """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_assets(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("assets") is not None:
+            raise PydanticCustomError("unsupported", "assets are not supported: only text is classified")
+        return value
 
 
 class SystemOneDetails(Answer):
@@ -155,6 +163,20 @@ class SystemOneResponse(Answer):
     model: str = Field(description="The artifact that answered; of several, jev-latest.", examples=["fields-smollm2"])
     answers: dict[str, NoulAnswer | ChoiceAnswer | ScoreAnswer] = Field(description="By the question's id.")
     usage: SystemOneUsage = Field(description="Tokens.")
+
+
+class SystemOneModel(Answer):
+    """A name that POST /v1/systemone takes as model."""
+
+    name: str = Field(description="The artifact's name, or jev-latest.", examples=["fields-smollm2"])
+    description: str = Field(description="What it answers.", examples=["choice: Is it spam?"])
+    release_date: str = Field(description="The day of the artifact, YYYY-MM-DD.", examples=["2026-12-01"])
+
+
+class SystemOneModels(Answer):
+    """The loaded artifacts, the active one first, and jev-latest: whichever answers a question."""
+
+    models: list[SystemOneModel] = Field(description="One for each name.")
 
 
 class SystemOneProblem(Answer):

@@ -1,4 +1,4 @@
-// Other ways to ask: the command line, Python, and the clients of other servers, each as code for this server.
+// Other ways to ask: the command line, Python, and clients of decision models, each as code for this server.
 
 import { address, hasKey } from "./api.js";
 import { chosen, named } from "./artifacts.js";
@@ -12,8 +12,6 @@ function shownInput(artifact) {
   if (example !== undefined) return example.fields;
   return Object.fromEntries(artifact.fields.map((name) => [name, name === "choices" ? ["one", "another"] : `the ${name}`]));
 }
-
-const curl = (path, body) => asCurl(body, path);
 
 function commandLine(artifact) {
   const server = address("").href.replace(/\/$/, "");
@@ -51,17 +49,10 @@ export function showConnect() {
   byId("connect-empty").hidden = artifact !== null;
   if (artifact === null) return;
   const fields = shownInput(artifact);
-  const single = artifact.fields.length === 1 && !artifact.fields.includes("choices");
-  const text = Object.values(fields)[0];
   byId("connect-command").textContent = commandLine(artifact);
   const request = { inputs: [fields], ...(named() === null ? {} : { artifact: named() }) };
   byId("connect-client").textContent = asPython(request);
-  byId("connect-vllm").textContent = single ? curl("classify", { model: artifact.name, input: [text] }) : "";
-  byId("connect-tei").textContent = single ? curl("tei/predict", { inputs: text }) : "";
   const decides = Boolean(artifact.question);
-  byId("connect-systemone").textContent = decides ? curl("v1/systemone", asked(artifact, fields)) : "";
+  byId("connect-systemone").textContent = decides ? asCurl(asked(artifact, fields), "v1/systemone") : "";
   byId("connect-decides").hidden = !decides;
-  for (const part of document.querySelectorAll("[data-single]")) part.hidden = !single;
-  byId("connect-several").hidden = single;
-  byId("connect-tei-other").hidden = named() === null;
 }

@@ -75,7 +75,7 @@ async def test_request_chooses_among_the_loaded(three: Three) -> None:
     assert named(await predict("a", artifact="third")) == "third"
     labelled = {"inputs": [{"text": "a", "label": "positive"}], "artifact": "third", "options": {"resamples": 10}}
     assert named(await client.post("/evaluate", json=labelled)) == "third"
-    assert (await client.get("/v1/models")).json()["data"][2]["id"] == "third"
+    assert (await client.get("/v1/models")).json()["models"][2]["name"] == "third"
     listing = (await client.get("/artifacts")).json()
     assert listing["active"] == "first"
     assert [(a["name"], a["active"], a["memory_bytes"], a["requests"]) for a in listing["artifacts"]] == [
@@ -104,9 +104,9 @@ async def test_every_route_says_which_artifact_is_not_there_and_which_is_not_loa
                 answers.append(await client.post(f"/artifacts/{name}/{change}", json=changed))
             for answer in answers:
                 assert code(answer) == (404, refused), answer.url
-            for path in ("/classify", "/v1/classify"):
-                error = (await client.post(path, json={"input": "a", "model": name})).json()["error"]
-                assert (error["code"], error["type"]) == (404, refused)
+            asked = {"state": "a", "questions": {"q": {"type": "noul"}}, "model": name}
+            answer = await client.post("/v1/systemone", json=asked)
+            assert (answer.status_code, answer.json()["detail"]["error_type"]) == (404, refused)
         for answer in (await three.post("nobody/load"), await client.get("/artifacts/nobody/report")):
             assert code(answer) == (404, "artifact_not_found")
 

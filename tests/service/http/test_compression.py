@@ -123,7 +123,7 @@ async def test_probes_ask_by_get_or_head_and_health_is_readiness(served: Served)
             assert (await client.get("/health")).json().get("artifact") == (
                 await client.get("/health/ready")
             ).json().get("artifact")
-            for path in ("/health", "/health/ready", "/health/live", "/tei/health"):
+            for path in ("/health", "/health/ready", "/health/live"):
                 got, head = await client.get(path), await client.head(path)
                 assert (head.status_code, head.content) == (got.status_code, b""), path
                 assert got.status_code == (503 if leaving and path != "/health/live" else 200)

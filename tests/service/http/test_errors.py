@@ -61,13 +61,11 @@ async def test_the_first_16_problems_are_told_at_once_and_no_text_of_the_users(s
     other = (await served.client.post("/evaluate", json=body)).json()["error"]
     fields = {problem["field"] for problem in other["problems"]}
     assert fields == {"inputs", "options.bins", "options.?", "artifact"}
-    foreign = [
-        await served.client.post("/classify", json={"input": [secret, 7], "model": [secret], "priority": 3}),
-        await served.client.post("/tei/predict", json={"inputs": 7, "raw_scores": secret, "truncate": secret}),
-    ]
-    assert "model" in foreign[0].json()["error"]["message"]
-    assert "raw_scores" in foreign[1].json()["error"]
-    for text in (response.text, json.dumps(other), *(answer.text for answer in foreign)):
+    foreign = await served.client.post(
+        "/v1/systemone", json={"state": [secret], "questions": secret, "model": [secret]}
+    )
+    assert {problem["loc"][1] for problem in foreign.json()["detail"]} == {"questions", "model"}
+    for text in (response.text, json.dumps(other), foreign.text):
         assert "zebra" not in text
         assert len(text) < 4000
     one = (await served.client.post("/predict", json={"inputs": []})).json()["error"]

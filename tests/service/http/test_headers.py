@@ -99,9 +99,9 @@ FOREIGN: list[dict[str, str]] = [
 async def test_another_origins_page_makes_nothing_happen(served: Served) -> None:
     for headers in FOREIGN:
         # Without a content type: what a browser sends unasked.
-        refused = await served.client.post("/tei/predict", content=b'{"inputs": "a"}', headers=headers)
-        assert (refused.status_code, set(refused.json())) == (403, {"error", "error_type"}), headers
-        assert "--cors-origins" in refused.json()["error"]
+        refused = await served.client.post("/v1/systemone", content=b'{"state": "a"}', headers=headers)
+        assert (refused.status_code, refused.json()["detail"]["error_type"]) == (403, "foreign_origin"), headers
+        assert "--cors-origins" in refused.json()["detail"]["message"]
         assert code(await served.client.post("/predict", json={}, headers=headers)) == (403, "foreign_origin"), headers
     for method, path in (endpoint.split(" ") for endpoint in ACCESS if not endpoint.startswith("GET ")):
         path = path.replace("{rest:path}", "a/cancel")
@@ -134,12 +134,10 @@ async def test_without_keys_no_name_that_a_page_chose_leads_here(served: Served)
         refused = await served.client.post("/predict", json=BODY, headers=headers)
         assert code(refused) == (421, "unknown_host"), host
         assert "--allowed-hosts" in refused.json()["error"]["message"]
-        refused = await served.client.post("/tei/predict", json={"inputs": "a"}, headers=headers)
-        assert (refused.status_code, set(refused.json())) == (421, {"error", "error_type"}), host
         for path in ("/", "/artifacts", "/openapi.json", "/docs/assets/swagger-ui.css", "/evaluate/jobs", "/nowhere"):
             assert (await served.client.get(path, headers={"host": host})).status_code == 421, (host, path)
         # A probe sends its pod's address, or any name.
-        for path in ("/health/live", "/health/ready", "/tei/health", "/metrics"):
+        for path in ("/health/live", "/health/ready", "/metrics"):
             assert (await served.client.get(path, headers={"host": host})).status_code == 200, (host, path)
             assert (await served.client.post(path, headers={"host": host})).status_code == 421, (host, path)
     assert served.predictor.batches == []

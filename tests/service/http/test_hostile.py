@@ -54,7 +54,7 @@ NOT_A_REQUEST: list[tuple[Any, str]] = [
     (SECRET, "body"),
     ({}, "inputs"),
     ({"inputs": []}, "inputs"),
-    ({"inputs": [SECRET], "options": {}}, "inputs.0"),  # without options it is another protocol's
+    ({"inputs": [SECRET], "options": {}}, "inputs.0"),
     ({"inputs": [{"id": 5, "text": "a"}]}, "inputs.0.id"),
     ({"inputs": [{"id": "x" * 100_000, "text": "a"}]}, "inputs.0.id"),
     ({"inputs": [{"id": "a", "text": "a"}, {"id": "a", "text": "b"}]}, "inputs.1.id"),

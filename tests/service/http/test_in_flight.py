@@ -12,7 +12,7 @@ import pytest
 from contract import operations
 from serving import code, serve
 
-from service.http.calls import PREDICTING
+from service.http.in_flight import SCORED
 from service.security.keys_file import Key, digest, write_keys
 
 pytestmark = pytest.mark.anyio
@@ -100,10 +100,9 @@ async def test_the_document_says_429_of_exactly_those_operations_that_need_a_pla
                 refused.add(name)
             if "too_many_requests" in operation["responses"].get("429", {}).get("description", ""):
                 told.add(name)
-        scored = {"POST /evaluate", "POST /suggest", "POST /evaluate/jobs"}
-        scored |= {f"POST {path}" for path in PREDICTING}
         condition = "POST /artifacts/{name}/condition"
-        assert refused == told == {*scored, "POST /feedback", condition, f"{condition}/undo"}
+        others = {"POST /evaluate/jobs", "POST /feedback", condition, f"{condition}/undo"}
+        assert refused == told == {f"POST {path}" for path in SCORED} | others
 
 
 async def test_a_full_queue_or_one_that_takes_nothing_refuses_before_the_body_is_read() -> None:

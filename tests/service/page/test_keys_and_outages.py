@@ -48,7 +48,7 @@ def test_a_wrong_key_is_said_to_be_one_and_the_right_one_is_kept_nowhere_but_in_
     for call in ("#call-curl", "#call-python"):
         assert "YOUR_KEY" in page.locator(call).inner_text()
     shut_out.show("connect")
-    for name in ("command", "client", "vllm", "tei"):
+    for name in ("command", "client", "systemone"):
         assert "YOUR_KEY" in page.locator(f"#connect-{name}").inner_text()
     stored = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])")
     assert json.loads(stored)[:3] == [{}, {}, ""]

@@ -141,20 +141,15 @@ def test_an_artifact_with_choices_has_a_form_of_its_own(visited: Visit) -> None:
     body, _ = posted(page.locator("#call-curl").inner_text())
     assert body["inputs"] == [{"question": "Who 87000 ?", "choices": ["Anna", "Beth", "Cleo"]}]
     assert body["artifact"] == "riddles"
-    # Of other servers' protocols it has those that can ask it.
     visited.show("connect")
-    for name, there in (("vllm", False), ("tei", False), ("several", True)):
-        expect(page.locator(f"#connect-{name}")).to_be_visible(visible=there)
+    asked, answered = posted(code(visited, "systemone"))
+    assert set(answered["answers"]["mine"]["probabilities"]) == set(asked["questions"]["mine"]["criteria"])
 
 
-def test_each_protocols_code_is_answered_by_this_server(visited: Visit) -> None:
+def test_each_ways_code_is_answered_by_this_server(visited: Visit) -> None:
     visited.show("connect")
-    [classified] = posted(code(visited, "vllm"))[1]["data"]
-    [first, _] = posted(code(visited, "tei"))[1]
-    assert set(first) == {"score", "label"}
-    assert classified["num_classes"] == 2
-    assert max(classified["probs"]) == first["score"]
-    assert printed(code(visited, "client")).startswith(f"{first['label']} ")
+    chosen = posted(code(visited, "systemone"))[1]["answers"]["mine"]["choice"]
+    assert printed(code(visited, "client")).startswith(f"{chosen} ")
 
 
 def test_the_command_line_is_one_that_works(

@@ -59,10 +59,10 @@ async def test_every_endpoint_of_the_application_is_decided(guarded: Served) -> 
 
 
 async def test_what_is_open_needs_no_key_and_any_key_may_look(guarded: Served) -> None:
-    health = ("/health/live", "/health/ready", "/tei/health")
+    health = ("/health/live", "/health/ready")
     for path in ("/", "/assets/page.css", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json", *health):
         assert (await guarded.client.get(path)).status_code == 200, path
-    for path in ("/artifacts", "/changes", "/metrics", "/tei/info"):
+    for path in ("/artifacts", "/changes", "/metrics", "/v1/models"):
         assert (await guarded.client.get(path)).status_code == 401
         for scope in SCOPES:
             assert (await guarded.client.get(path, headers=bearer(scope))).status_code == 200
