@@ -147,9 +147,9 @@ def test_a_disk_without_room(servers: Servers, kind: Any, tmp_path: Path) -> Non
         assert "Traceback" not in process.log
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def s3() -> Iterator[dict[str, str]]:
-    """Yield the environment of a client of a store with the bucket ``jobs``."""
+    """Yield the environment of a client of a store with an empty bucket ``jobs``."""
     pytest.importorskip("obstore")
     with object_server("jobs") as environment:
         yield environment
