@@ -8,6 +8,8 @@ CONFIG ?= training/configs/fields-smollm2.yaml
 PORT ?= 8000
 WORKERS ?= 2
 MINUTES ?= 20
+# How images are tried: without CUDA, where pip has a folder of wheels (with torch for CPUs).
+IMAGES ?= $(if $(PIP_FIND_LINKS),--build-arg CUDA=cpu --build-context wheels=$(PIP_FIND_LINKS))
 
 .PHONY: help setup serving peers count demo serve train test test-exhaustive test-fast docs notebook bench gpu soak images wheel check format clean
 
@@ -15,7 +17,7 @@ help:
 	@echo "make setup                    install everything into .venv; the others install what they need alone"
 	@echo "make demo                     serve the default artifact and ask it three questions; PORT=8123 if $(PORT) is taken"
 	@echo "make test [ARGS=...]          run the tests, all but the exhaustive ones; ARGS go to pytest"
-	@echo "make test-exhaustive          these too, and all that is drawn: before a release"
+	@echo "make test-exhaustive          these too, all that is drawn, and the images: before a release"
 	@echo "make test-fast                without a model, a process, what computes for seconds, and benchmarks/"
 	@echo "make docs                     build the documentation site into site/, with every link checked"
 	@echo "make notebook                 execute docs/five-lines.ipynb and write its page"
@@ -25,7 +27,7 @@ help:
 	@echo "make train [CONFIG=...]       heads first, then fine-tune if asked (default: $(CONFIG));"
 	@echo "                              SET='optimizer.steps=5 name=quick' overrides fields"
 	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT), to this machine alone and without API keys"
-	@echo "make images [ARGS=...]        build both images with buildah, without a daemon, and try them: docker/README.md"
+	@echo "make images [IMAGES=...]      build both images with buildah, without a daemon, and try them: docker/README.md"
 	@echo "make wheel                    build the distributions into dist/, as an index would have them"
 	@echo "make check                    format, lint, types, import rules, English, known vulnerabilities"
 	@echo "make count                    lines and words by room, beside the most that there may be"
@@ -67,6 +69,7 @@ test: setup
 
 test-exhaustive: setup
 	LAPLORA_EXHAUSTIVE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	docker/try_images.sh $(IMAGES) || [ $$? = 77 ]
 
 test-fast: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not (real or process or gpu or slow)" --ignore tests/benchmarks $(ARGS)
@@ -94,7 +97,7 @@ soak: setup
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 images:
-	docker/try_images.sh $(ARGS)
+	docker/try_images.sh $(IMAGES)
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -16,9 +16,9 @@ RUN if ! command -v python3 >/dev/null; then \
     && useradd --uid 10001 --gid laplora --home-dir /var/lib/laplora --no-create-home --shell /usr/sbin/nologin laplora
 
 FROM python AS build
-# What torch is built for: 12.8 or 13.0, both in pip's own index; 12.6 or cpu, from PyTorch's index of wheels for that, as
-# PIP_EXTRA_INDEX_URL. README.md says which driver and which GPUs each needs.
-ARG CUDA=12.8
+# What torch is built for, always in the version that the tests run: 13.0, in pip's own index; 12.6 or cpu, from PyTorch's
+# index of wheels for that, as PIP_EXTRA_INDEX_URL. README.md says which driver and which GPUs each needs.
+ARG CUDA=13.0
 # Not set, each of these leaves pip as the base has it configured. An index with a password is no build argument
 # (those stay in the image's history): give a whole pip.conf as --secret id=pip,src=pip.conf
 ARG PIP_INDEX_URL
@@ -34,11 +34,10 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     torch=$(sed -n 's/^torch==//p' constraints.txt) \
     && case "${CUDA}" in \
-        12.8) torch=2.10.0 ;; \
         13.0) ;; \
         12.6) torch=${torch}+cu126 ;; \
         cpu) torch=${torch}+cpu ;; \
-        *) echo "CUDA is 12.8, 13.0, 12.6 or cpu; not '${CUDA}'" >&2; exit 1 ;; \
+        *) echo "CUDA is 13.0, 12.6 or cpu; not '${CUDA}'" >&2; exit 1 ;; \
     esac \
     && sed -i "s/^torch==.*/torch==${torch}/" constraints.txt \
     && python3 -m venv /opt/venv \
@@ -46,6 +45,8 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     && /opt/venv/bin/python -m pip install -c constraints.txt '.[service,postgres]' ${EXTRA_PACKAGES}
 # An index may hold another build of the same version. One without CUDA needs no driver.
 RUN /opt/venv/bin/python -c "import torch; assert torch.version.cuda in (None, '${CUDA}'), torch.version.cuda"
+COPY docker/trim.sh ./
+RUN ./trim.sh /opt/venv
 COPY laplora laplora
 # BAKE_MODEL=smollm2-135m-instruct: the base model of the default artifact is in the image, so that nothing is
 # fetched at the first start.
@@ -96,6 +97,8 @@ LABEL org.opencontainers.image.title="laplora-service" \
     org.opencontainers.image.licenses="Apache-2.0" \
     org.opencontainers.image.base.name="${BASE_IMAGE}"
 WORKDIR /app
+# What is left loads, without a GPU.
+RUN python -B -c 'import torch, bitsandbytes, transformers, peft, service.app'
 USER 10001:10001
 VOLUME /var/lib/laplora
 EXPOSE 8000

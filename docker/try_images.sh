@@ -3,11 +3,16 @@
 # gets ready, answers with an API key and leaves with status 0 at SIGTERM. As root on Debian; "apt install buildah
 # debootstrap iproute2 curl" has all it needs, and a CPU image takes some 12 GB of disk. Arguments are for both builds:
 #   docker/try_images.sh --build-arg CUDA=cpu --build-context wheels=wheels --secret id=pip,src=pip.conf
-# BASE_IMAGE is the base, if it is set; else a bare Debian that debootstrap makes, with Debian's own Python.
+# BASE_IMAGE is the base, if it is set; else a bare Debian 12 that debootstrap makes, whose Python is 3.11 too; it trusts
+# whom this machine trusts. Where this cannot run, it says what is missing and leaves with status 77.
 # STORAGE_DRIVER=overlay, where overlays can be mounted, takes a third of the disk and needs no copies.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
+
+missing=$(for name in buildah debootstrap ip curl; do command -v $name >/dev/null || echo "$name"; done)
+[ "$(id -u)" = 0 ] || missing+=" root"
+[ -z "$missing" ] || { echo "images are not tried without" $missing; exit 77; }
 
 limit() { case $1 in unlimited) echo -1 ;; *) echo "$1" ;; esac; }
 
@@ -60,7 +65,9 @@ export CONTAINERS_CONF=$settings/containers.conf
 
 if [ -z "${BASE_IMAGE:-}" ]; then
     BASE_IMAGE=localhost/laplora-base
-    debootstrap --variant=minbase trixie "$settings/base" >/dev/null
+    debootstrap --variant=minbase bookworm "$settings/base" >/dev/null
+    # Its package ca-certificates, which the build installs, then takes these in.
+    cp -r /usr/local/share/ca-certificates "$settings/base/usr/local/share/"
     base=$(buildah from scratch)
     buildah add --quiet "$base" "$settings/base" / >/dev/null
     buildah commit --quiet --rm "$base" "$BASE_IMAGE" >/dev/null
