@@ -8,8 +8,9 @@ CONFIG ?= training/configs/fields-smollm2.yaml
 PORT ?= 8000
 WORKERS ?= 2
 MINUTES ?= 20
-# How images are tried: without CUDA, where pip has a folder of wheels (with torch for CPUs).
+# Where pip has a folder of wheels (of torch for CPUs, for this Python), images are tried with these.
 IMAGES ?= $(if $(PIP_FIND_LINKS),--build-arg CUDA=cpu --build-context wheels=$(PIP_FIND_LINKS))
+TRY_IMAGES = $(if $(PIP_FIND_LINKS),PYTHON_PREFIX=$$($(PYTHON) -c 'import sys; print(sys.base_prefix)')) docker/try_images.sh $(IMAGES)
 
 .PHONY: help setup serving peers count demo serve train test test-exhaustive test-fast docs notebook bench gpu soak images wheel check format clean
 
@@ -69,7 +70,7 @@ test: setup
 
 test-exhaustive: setup
 	LAPLORA_EXHAUSTIVE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
-	docker/try_images.sh $(IMAGES) || [ $$? = 77 ]
+	$(TRY_IMAGES) || [ $$? = 77 ]
 
 test-fast: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not (real or process or gpu or slow)" --ignore tests/benchmarks $(ARGS)
@@ -97,7 +98,7 @@ soak: setup
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 images:
-	docker/try_images.sh $(IMAGES)
+	$(TRY_IMAGES)
 
 check: setup
 	$(BIN)/ruff format --check .

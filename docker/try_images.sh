@@ -3,8 +3,9 @@
 # gets ready, answers with an API key and leaves with status 0 at SIGTERM. As root on Debian; "apt install buildah
 # debootstrap iproute2 curl" has all it needs, and a CPU image takes some 12 GB of disk. Arguments are for both builds:
 #   docker/try_images.sh --build-arg CUDA=cpu --build-context wheels=wheels --secret id=pip,src=pip.conf
-# BASE_IMAGE is the base, if it is set; else a bare Debian 12 that debootstrap makes, whose Python is 3.11 too; it trusts
-# whom this machine trusts. Where this cannot run, it says what is missing and leaves with status 77.
+# BASE_IMAGE is the base, if it is set; else a bare Debian that debootstrap makes, which trusts whom this machine trusts. Its
+# Python is Debian's, or a copy of the one in the folder PYTHON_PREFIX, for wheels that are for that one. Where this
+# cannot run, it says what is missing and leaves with status 77.
 # STORAGE_DRIVER=overlay, where overlays can be mounted, takes a third of the disk and needs no copies.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -65,12 +66,19 @@ export CONTAINERS_CONF=$settings/containers.conf
 
 if [ -z "${BASE_IMAGE:-}" ]; then
     BASE_IMAGE=localhost/laplora-base
-    debootstrap --variant=minbase bookworm "$settings/base" >/dev/null
-    # Its package ca-certificates, which the build installs, then takes these in.
-    cp -r /usr/local/share/ca-certificates "$settings/base/usr/local/share/"
-    base=$(buildah from scratch)
-    buildah add --quiet "$base" "$settings/base" / >/dev/null
-    buildah commit --quiet --rm "$base" "$BASE_IMAGE" >/dev/null
+    base=$settings/base
+    debootstrap --variant=minbase ${PYTHON_PREFIX:+--include=ca-certificates,libexpat1,libffi8,libsqlite3-0,libssl3t64} \
+        trixie "$base" >/dev/null
+    cp -r /usr/local/share/ca-certificates "$base/usr/local/share/" # which the package ca-certificates takes in
+    if [ -n "${PYTHON_PREFIX:-}" ]; then
+        (cd "$PYTHON_PREFIX" && tar -c --exclude site-packages bin/python3* lib/python3* lib/libpython3*) |
+            tar -x --no-same-owner -C "$base/usr/local"
+        printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n' >"$base/etc/pip.conf"
+        chroot "$base" sh -c 'update-ca-certificates && ldconfig' >/dev/null
+    fi
+    scratch=$(buildah from scratch)
+    buildah add --quiet "$scratch" "$base" / >/dev/null
+    buildah commit --quiet --rm "$scratch" "$BASE_IMAGE" >/dev/null
 fi
 build training "$@"
 jobs=$(buildah from localhost/laplora-training)

@@ -187,7 +187,6 @@ def test_dependencies_come_from_an_extra_and_cuda_chooses_the_build_of_torch(nam
         return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
 
     for cuda, torch in {
-        "12.8": "torch==2.10.0",
         "13.0": tested,
         "12.6": f"{tested}+cu126",
         "cpu": f"{tested}+cpu",
@@ -196,8 +195,9 @@ def test_dependencies_come_from_an_extra_and_cuda_chooses_the_build_of_torch(nam
         lines = (tmp_path / "constraints.txt").read_text().splitlines()
         assert lines == [torch if line == tested else line for line in before]
     refused = chosen("11.8")
-    assert (refused.returncode, refused.stderr) == (1, "CUDA is 12.8, 13.0, 12.6 or cpu; not '11.8'\n")
-    assert "CUDA=12.8" in build.all("ARG")
+    assert (refused.returncode, refused.stderr) == (1, "CUDA is 13.0, 12.6 or cpu; not '11.8'\n")
+    assert "CUDA=13.0" in build.all("ARG"), "what is tested is the default"
+    assert "./trim.sh /opt/venv" in build.all("RUN")
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
@@ -346,7 +346,7 @@ def test_the_database_of_jobs_is_shut_in_and_its_password_is_in_a_file_alone(mon
 
 
 def test_no_file_names_a_registry_or_another_host() -> None:
-    others = ("nginx.conf.template", "README.md", "try_images.sh", "../.dockerignore")
+    others = ("nginx.conf.template", "README.md", "trim.sh", "try_images.sh", "../.dockerignore")
     for path in (*COMPOSE_FILES, *DOCKERFILES, *others):
         text = (ROOT / "docker" / path).read_text(encoding="utf-8")
         assert set(re.findall(r"https?://([\w.-]+)", text)) <= {"127.0.0.1", "laplora", "NAME"}, path

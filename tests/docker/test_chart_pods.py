@@ -162,7 +162,11 @@ def test_what_the_server_writes_is_a_volume(render: Any, settings: Any, values: 
     assert is_writable("/tmp")
     assert is_writable(given.jobs_dir)
     assert is_writable(variables(documents)["HOME"]), "libraries keep caches there"
-    assert is_writable(given.cache) == (not values.get("cache", {}).get("baked")), "a volume would hide what is baked"
+    cache, env = values.get("cache", {}), variables(documents)
+    assert is_writable(given.cache) == (not cache.get("baked")), "a volume would hide what is baked"
+    assert ("HF_HUB_OFFLINE" in env, "PIP_NO_INDEX" in env) == (cache.get("baked", False),) * 2
+    hub = PurePosixPath(env.get("HF_HOME", env["HOME"]))
+    assert hub.is_relative_to(given.cache) == ("claim" in cache), "one pod fetches for all"
     assert not is_writable(given.artifacts_root)
     assert str(given.keys.parent) in mounts, "a whole folder, which follows its Secret"
     assert not is_writable(given.keys)
