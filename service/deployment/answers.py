@@ -11,13 +11,14 @@ from base64 import b85decode, b85encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from service.feedback.records import StoredPrediction
 from service.jobs.store.database import Database
 from service.jobs.store.schema import ANSWERS, TOLD
+from service.telemetry.logs import log_crash
 
 #: Ids that are looked for by one statement.
 _AT_ONCE = 500
@@ -46,7 +47,8 @@ def find(
     with database.transaction() as db:
         for start in range(0, len(ids), _AT_ONCE):
             wanted = ANSWERS.c.id.in_(ids[start : start + _AT_ONCE]) & (ANSWERS.c.deployment == deployment)
-            found |= {row.id: _prediction(row, now) for row in db.execute(select(ANSWERS).where(wanted))}
+            read = ((row.id, _prediction(row, now)) for row in db.execute(select(ANSWERS).where(wanted)))
+            found |= {key: one for key, one in read if one is not None}
     return found
 
 
@@ -68,27 +70,49 @@ def _label(database: Database, deployment: str, right: Mapping[str, int]) -> Non
         this = update(ANSWERS).where(ANSWERS.c.id == bindparam("one"), ANSWERS.c.deployment == deployment)
         numbered = enumerate(right.items(), last - len(right) + 1)
         rows = [{"one": key, "right": f"{bits:x}", "told": number} for number, (key, bits) in numbered]
-        db.execute(this.values(right=bindparam("right"), told=bindparam("told")), rows)
+        first = func.coalesce(ANSWERS.c.first_told, bindparam("told"))
+        db.execute(this.values(right=bindparam("right"), told=bindparam("told"), first_told=first), rows)
+
+
+def last_told(database: Database, deployment: str) -> int:
+    """Return the number of a deployment's last label, 0 without one."""
+    with database.transaction() as db:
+        return db.execute(select(TOLD.c.told).where(TOLD.c.deployment == deployment)).scalar_one_or_none() or 0
 
 
 def labelled(
-    database: Database, deployment: str, after: int, now: Callable[[], float]
-) -> tuple[int, list[tuple[str, StoredPrediction]]]:
-    """Return the next predictions that were labelled after a number, oldest label first, and the last one's number."""
-    later = (ANSWERS.c.deployment == deployment) & (ANSWERS.c.told > after)
+    database: Database, deployment: str, after: int, now: Callable[[], float], *, by_first: bool = False
+) -> tuple[int, list[tuple[str, StoredPrediction, int]]]:
+    """Return the next predictions that were labelled after a number, in its order, and the last one's number.
+
+    Beside each are its id and the number of its first label.
+
+    Args:
+        by_first: by the number of the first label, else by that of the last one.
+    """
+    number = ANSWERS.c.first_told if by_first else ANSWERS.c.told
+    later = (ANSWERS.c.deployment == deployment) & (number > after)
     with database.transaction() as db:
-        rows = db.execute(select(ANSWERS).where(later).order_by(ANSWERS.c.told).limit(_AT_ONCE)).all()
-    return max([after, *(row.told for row in rows)]), [(row.id, _prediction(row, now)) for row in rows]
+        rows = db.execute(select(ANSWERS).where(later).order_by(number).limit(_AT_ONCE)).all()
+    last = max([after, *(row.first_told if by_first else row.told for row in rows)])
+    read = ((row, _prediction(row, now)) for row in rows)
+    return last, [(row.id, one, row.first_told) for row, one in read if one is not None]
 
 
 def prune(database: Database, deployment: str, keep_s: float, most: int) -> None:
-    """Forget predictions that are older than ``keep_s`` or not among the newest ``most``."""
-    of = ANSWERS.c.deployment == deployment
-    newest = select(ANSWERS.c.answered).where(of).order_by(ANSWERS.c.answered.desc()).offset(most).limit(1)
-    with database.transaction() as db:
-        first_over = db.execute(newest).scalar_one_or_none()
-        oldest = max(time.time() - keep_s, -1.0 if first_over is None else first_over)
-        db.execute(delete(ANSWERS).where(of & (ANSWERS.c.answered <= oldest)))
+    """Forget predictions that are older than ``keep_s``, and all but the newest ``most`` with, and without, a label.
+
+    Those of one request are of one time, and go together.
+    """
+    for kind in (ANSWERS.c.right.is_(None), ANSWERS.c.right.is_not(None)):
+        of = (ANSWERS.c.deployment == deployment) & kind
+        newest = (
+            select(ANSWERS.c.answered).where(of).order_by(ANSWERS.c.answered.desc()).offset(max(0, most - 1)).limit(1)
+        )
+        with database.transaction() as db:
+            last_within = db.execute(newest).scalar_one_or_none()
+            oldest = max(time.time() - keep_s, -1.0 if last_within is None else last_within)
+            db.execute(delete(ANSWERS).where(of & (ANSWERS.c.answered < oldest)))
 
 
 def _text(one: StoredPrediction) -> str:
@@ -98,7 +122,16 @@ def _text(one: StoredPrediction) -> str:
     return json.dumps([*one.series, one.caller, one.labels, numbers, held, *told])
 
 
-def _prediction(row: Any, now: Callable[[], float]) -> StoredPrediction:
+def _prediction(row: Any, now: Callable[[], float]) -> StoredPrediction | None:
+    """Return what a row holds; None of one that this server cannot read."""
+    try:
+        return _read(row, now)
+    except (ValueError, TypeError) as error:
+        log_crash("an answer in the database cannot be read", error)
+        return None
+
+
+def _read(row: Any, now: Callable[[], float]) -> StoredPrediction:
     digest, predictive, caller, labels, numbers, held, score, target_risk, accepted, flags, several, *_ = json.loads(
         row.record
     )

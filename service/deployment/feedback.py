@@ -7,9 +7,11 @@ server goes on with what it knows, and writes later.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from laplora.errors import LaploraError
@@ -28,6 +30,10 @@ LOOK_S = 1.0
 _PRUNE_S = 60.0
 #: The most predictions of one write.
 _AT_ONCE = 2000
+#: The most requests that wait for an id that is perhaps not written yet.
+_MOST_WAIT = 100
+#: Characters of an id, also of ids of other servers; nothing else is looked for.
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class SharedFeedback:
@@ -39,7 +45,9 @@ class SharedFeedback:
 
     def __init__(self, settings: Settings, disk: Disk, store: FeedbackStore) -> None:
         self._settings, self._disk, self._store = settings, disk, store
-        self._told, self._pruned = 0, 0.0
+        #: The number of the last label that was taken in; None before all that were there at the start.
+        self._told: int | None = None
+        self._pruned, self._waiting = 0.0, 0
         #: Labels that are not in the database yet.
         self._unsaved: dict[str, int] = {}
         self._writing = asyncio.Lock()
@@ -65,44 +73,59 @@ class SharedFeedback:
             JobsUnavailableError, StorageFullError: an id is another server's, and the database does not answer.
         """
         ids = [one for one, _ in items]
-        found = await self._found(ids)
-        outcomes = self._store.give(caller, items, found)
+        found = await self._found(caller, ids)
+        outcomes = self._store.give(caller, items, found or {})
         new = {one for one, outcome in zip(ids, outcomes, strict=True) if outcome in ("recorded", "corrected")}
-        labelled = {one: self._store.find(one) or found.get(one) for one in new}
+        labelled = {one: self._store.find(one) or (found or {}).get(one) for one in new}
         if new:
             self._unsaved |= {
                 key: one.right for key, one in labelled.items() if one is not None and one.right is not None
             }
-            with suppress(*STORAGE_ERRORS):
-                await self._write()
+            while len(self._unsaved) > self._store.rows:
+                del self._unsaved[next(iter(self._unsaved))]
+            if found is not None:  # else the database is away, and is not waited for once more
+                with suppress(*STORAGE_ERRORS):
+                    await self._write()
         return outcomes
 
-    async def _found(self, ids: Sequence[str]) -> dict[str, StoredPrediction]:
+    async def _found(self, caller: str, ids: Sequence[str]) -> dict[str, StoredPrediction] | None:
+        """Return what the database has of these ids; None if it is away and this server knows them all."""
+
+        def lacks(found: Mapping[str, StoredPrediction]) -> bool:
+            known = (found.get(one) or self._store.find(one) for one in ids)
+            return any(one is None or one.caller != caller for one in known)
+
+        wanted = [one for one in ids if _ID.fullmatch(one)]
         try:
-            found = await self._in_database(answers.find, ids, self._store.clock)
-            elsewhere = self._disk.shared and self._disk.living > 1
-            if elsewhere and not all(one in found or self._store.find(one) for one in ids):
-                await asyncio.sleep(2 * LOOK_S)  # the server that made it writes it meanwhile
-                found = await self._in_database(answers.find, ids, self._store.clock)
+            found = await self._in_database(answers.find, wanted, self._store.clock)
+            if self._disk.shared and self._disk.living > 1 and self._waiting < _MOST_WAIT and lacks(found):
+                self._waiting += 1
+                try:
+                    await asyncio.sleep(2 * LOOK_S)  # the server that made it writes it meanwhile
+                finally:
+                    self._waiting -= 1
+                found = await self._in_database(answers.find, wanted, self._store.clock)
             return found
         except STORAGE_ERRORS:
-            if self._disk.shared and not all(self._store.find(one) for one in ids):
+            if self._disk.shared and lacks({}):
                 raise
-            return {}
+            return None
 
     async def _keep_up(self) -> None:
         while True:
-            try:
-                await self._write()
-                await self._follow()
-                if time.monotonic() >= self._pruned + _PRUNE_S:
-                    await self._in_database(answers.prune, self._settings.feedback_keep_s, self._store.rows)
-                    self._pruned = time.monotonic()
-            except LaploraError:
-                pass  # the database does not answer: next time
-            except Exception as error:
-                log_crash("feedback could not be kept in the database", error)
+            for step in (self._write, self._follow, self._prune):
+                try:
+                    await step()
+                except LaploraError:
+                    pass  # the database does not answer: next time
+                except Exception as error:
+                    log_crash("feedback could not be kept in the database", error)
             await asyncio.sleep(LOOK_S)
+
+    async def _prune(self) -> None:
+        if time.monotonic() >= self._pruned + _PRUNE_S:
+            await self._in_database(answers.prune, self._settings.feedback_keep_s, self._store.rows)
+            self._pruned = time.monotonic()
 
     async def _write(self) -> None:
         async with self._writing:
@@ -121,11 +144,21 @@ class SharedFeedback:
                     raise
 
     async def _follow(self) -> None:
-        while True:
+        if self._told is None:
+            # In the order of first labels; whatever is told from here on comes by the look after it.
+            top, first = await self._in_database(answers.last_told), 0
+            before = -1
+            while first != before:
+                before = first
+                by_first = partial(answers.labelled, by_first=True)
+                first, labelled = await self._in_database(by_first, first, self._store.clock)
+                self._store.take((key, one, True) for key, one, _ in labelled)
+            self._told = top
+        last, before = self._told, -1
+        while self._told != before:
+            before = self._told
             told, labelled = await self._in_database(answers.labelled, self._told, self._store.clock)
-            self._store.take(labelled)
-            if told == self._told:
-                return
+            self._store.take((key, one, number > last) for key, one, number in labelled)
             self._told = told
 
     async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:

@@ -43,7 +43,8 @@ class Following:
         self._configured = json.dumps([settings.artifact, *settings.also_load, str(settings.artifacts_root)])
         #: The state served here as far as it was told or followed; its version; when a failed artifact is tried again.
         self._mine: Served | None = None
-        self._version, self._again = 0, -math.inf
+        self._began: Served | None = None
+        self._version, self._failed, self._again = 0, 0, -math.inf
         self._changing = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -74,8 +75,10 @@ class Following:
         while self._host.active is None:
             await asyncio.sleep(_START_LOOK_S)
         async with self._changing:
+            self._began = self._began or self._now()
             if not self._host.began_whole:  # that is no change of this server's making, and it is tried again
-                self._mine, self._version, self._again = self._now(), 0, time.monotonic() + _AGAIN_S
+                self._mine, self._failed, self._version = self._now(), self._version, 0
+                self._again = time.monotonic() + _AGAIN_S
         shared = self._disk.shared
         look_s = min(self._settings.job_look_s, self._settings.job_lease_s / 5) if shared else self._settings.job_look_s
         while True:
@@ -91,22 +94,27 @@ class Following:
     async def _look(self) -> None:
         if self._mine is not None:
             await self._tell()
-            if not self._disk.shared:
+            if not self._disk.shared and self._version:
                 return
         version, kept = await self._in_database(served.find)
         if self._mine is None:  # the database had nothing of this deployment at the start, or did not answer
-            self._mine = self._now()
+            self._mine = self._began or self._now()
             if kept is None or kept.configured != self._configured:
-                _, self._version = await self._in_database(served.tell, None, self._mine)
+                _, self._version = await self._in_database(served.tell, None, now := self._now())
+                self._mine = now
                 return
+            await self._tell()
+            version, kept = await self._in_database(served.find)
         if kept is None or kept.configured != self._configured or version == self._version:
             return
-        if time.monotonic() >= self._again:
+        if version != self._failed or time.monotonic() >= self._again:
             self._host.require_taking()
             self._mine, whole = await asyncio.wrap_future(
                 in_daemon_thread("laplora-follow", lambda: self._follow(kept))
             )
-            self._version, self._again = (version, -math.inf) if whole else (0, time.monotonic() + _AGAIN_S)
+            self._version = version if whole else 0
+            if not whole:
+                self._failed, self._again = version, time.monotonic() + _AGAIN_S
 
     async def _tell(self) -> None:
         now = self._now()
@@ -120,7 +128,6 @@ class Following:
     def _follow(self, kept: Served) -> tuple[Served, bool]:
         """Serve what others do; return what of it is served here, and whether that is all. Not for the event loop."""
         mine, whole = self._now(), True
-        digests = dict(mine.loaded)
 
         def serve(name: str) -> bool:
             try:
@@ -131,18 +138,16 @@ class Following:
                 fields = {"event": "follow_failed", "artifact": name, "code": kind_of(error).code}
                 logger.error("other servers serve an artifact that this one cannot: %s", error, extra=fields)
                 return False
-            digests[name] = change.model.artifact.digest
-            return True
+            return kept.loaded[name] in ("", change.model.artifact.digest)
 
         if not serve(kept.active):
-            return mine, False
+            return self._now(), False
         for name in mine.loaded.keys() - kept.loaded.keys():
             with suppress(LaploraError):  # gone already
                 self._host.unload(name)
-            del digests[name]
         for name in kept.loaded:
             whole &= name == kept.active or serve(name)
-        return Served(configured=self._configured, active=kept.active, loaded=digests), whole
+        return self._now(), whole  # what had no room here any more is no change of this server's making
 
     def _now(self) -> Served:
         places = [place.model.artifact for place in self._host.shelf.places]

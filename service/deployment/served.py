@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from service.jobs.store.database import Database
 from service.jobs.store.schema import SERVED
+from service.telemetry.logs import log_crash
 
 
 class Served(BaseModel):
@@ -32,7 +33,15 @@ def find(database: Database, deployment: str) -> tuple[int, Served | None]:
     """Return what a deployment serves, and its version, which grows with each change; 0 where nothing is known."""
     with database.transaction() as db:
         row = db.execute(select(SERVED).where(SERVED.c.deployment == deployment)).one_or_none()
-    return (0, None) if row is None else (row.version, Served.model_validate_json(row.record))
+    return (0, None) if row is None else (row.version, _read(row.record))
+
+
+def _read(record: str) -> Served | None:
+    try:
+        return Served.model_validate_json(record)
+    except ValueError as error:
+        log_crash("what is served, in the database, cannot be read", error)
+        return None
 
 
 def tell(database: Database, deployment: str, before: Served | None, now: Served) -> tuple[int, int]:
@@ -54,8 +63,8 @@ def _tell(database: Database, deployment: str, before: Served | None, now: Serve
         if row is None:
             db.execute(insert(SERVED).values(deployment=deployment, version=1, record=now.model_dump_json()))
             return 0, 1
-        kept = Served.model_validate_json(row.record)
-        if (new := changed(kept, before, now)) == kept:
+        kept = _read(row.record)
+        if (new := now if kept is None else changed(kept, before, now)) == kept:
             return row.version, row.version
         db.execute(update(SERVED).where(where).values(version=row.version + 1, record=new.model_dump_json()))
         return row.version, row.version + 1

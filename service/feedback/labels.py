@@ -148,17 +148,20 @@ class FeedbackStore:
             self._expire()
             return self._predictions.get(prediction_id)
 
-    def take(self, labelled: Iterable[tuple[str, StoredPrediction]]) -> None:
-        """Take in labelled predictions of any server, those that are known already once more without effect."""
+    def take(self, labelled: Iterable[tuple[str, StoredPrediction, bool]]) -> None:
+        """Take in labelled predictions of any server, with their ids and whether that is the first label each had.
+
+        Those that are known already change nothing.
+        """
         with self._lock:
             oldest = self.clock() - self.keep_s
-            for prediction_id, prediction in labelled:
+            for prediction_id, prediction, first in labelled:
                 series = self._series_of(prediction.series)
                 before = series.right_of(prediction_id)
                 kept = self._predictions.get(prediction_id, prediction)
                 kept.right = prediction.right
                 if prediction.answered >= oldest and before != prediction.right:
-                    series.label(prediction_id, kept)
+                    series.label(prediction_id, kept, first=first)
 
     def reports(self, models: Collection[Model]) -> list[SeriesReport]:
         """Return the figures of every series of these models, by artifact and predictive. Takes milliseconds."""
@@ -230,5 +233,5 @@ class FeedbackStore:
             return "repeated"
         kept = self._predictions.get(prediction_id, prediction)
         kept.right = right
-        self._series_of(prediction.series).label(prediction_id, kept)
+        self._series_of(prediction.series).label(prediction_id, kept, first=before is None)
         return "recorded" if before is None else "corrected"

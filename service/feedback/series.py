@@ -70,11 +70,13 @@ class Series:
         """Return the same tuple for equal ones: rows hold labels and flags, of which there are few kinds."""
         return self._shared.setdefault(tuple(names), tuple(names))
 
-    def label(self, prediction_id: str, prediction: StoredPrediction) -> None:
-        """Take in a prediction whose label was told, or told anew: it counts where it first did."""
+    def label(self, prediction_id: str, prediction: StoredPrediction, *, first: bool) -> None:
+        """Take in a prediction whose label was told, or told anew: it counts where it first did, while that is here."""
         known = self._labelled.get(prediction_id)
         if known is not None:
             known.right = prediction.right
+        elif not first:
+            return
         else:
             self._labelled[prediction_id] = prediction
             if len(self._labelled) > self._window:

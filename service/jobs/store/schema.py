@@ -115,7 +115,8 @@ SERVED: Final = _table(
 )
 
 #: Answers that may still be labelled, one each (``service.deployment.answers``): ``answered`` in seconds of the epoch,
-#: ``right`` the bits of the right labels in hexadecimal. ``told`` numbers the labels of a deployment, as TOLD counts.
+#: ``right`` the bits of the right labels in hexadecimal. ``told`` numbers the labels of a deployment, as TOLD counts,
+#: and ``first_told`` is the number of an answer's first label, whose place a corrected one keeps.
 ANSWERS: Final = Table(
     "laplora_answers",
     _METADATA,
@@ -124,9 +125,11 @@ ANSWERS: Final = Table(
     Column("answered", Double, nullable=False),
     Column("record", Text, nullable=False),
     Column("right", Text),
+    Column("first_told", BigInteger),
     Column("told", BigInteger),
     Index("laplora_answers_by_age", "deployment", "answered"),
     Index("laplora_answers_by_label", "deployment", "told"),
+    Index("laplora_answers_by_first_label", "deployment", "first_told"),
 )
 TOLD: Final = _table(
     "laplora_told", Column("deployment", Text, primary_key=True), Column("told", BigInteger, nullable=False)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from serving import FakePredictor, library, settings, started
-from sqlalchemy import select
+from sqlalchemy import select, update
 from test_feedback import SECRET, Kept
 
 from service.app import create_app
@@ -103,13 +103,62 @@ async def test_age_and_number_are_bounded_in_the_database_too(tmp_path: Path) ->
     assert found() == made[2:]
     back = answers.find(database, "one", made[3:], kept.store.clock)[made[3]]
     assert back.answered == pytest.approx(1000.0, abs=5.0)
-    before = vars_of(kept.store.find(made[3]))
+    before = vars_of(kept.store.find(made[3]) or back)
     assert vars_of(back) | {"answered": 0} == before | {"answered": 0}
     database.close()
 
 
-def vars_of(one: StoredPrediction | None) -> dict[str, Any]:
-    assert one is not None
+def test_a_corrected_label_keeps_its_place_and_one_that_left_the_window_does_not_come_back() -> None:
+    kept = Kept(window=100)
+    first = kept.remember(*range(10, 160))
+    kept.give(first, "negative")
+    before = kept.shown()
+    assert set(kept.give(first[:50], "positive")) == {"corrected"}
+    assert kept.shown().figures == before.figures
+    kept.give(first[60:70], "positive")
+    assert kept.shown().figures != before.figures
+
+
+def test_another_server_has_the_same_window_also_when_it_begins_later(tmp_path: Path) -> None:
+    database, made = Database.in_file(tmp_path / "database"), Kept(window=100)
+    with database.transaction() as connection:
+        make_tables(connection)
+    ids = made.remember(*range(10, 160))
+    answers.keep(database, "one", made.store.unsaved, made.store.clock)
+
+    def give(some: list[str], label: str) -> None:
+        made.give(some, label)
+        right = {one: made.store.find(one).right for one in some}  # type: ignore[union-attr]
+        answers.label(database, "one", right)  # type: ignore[arg-type]
+
+    give(ids, "negative")
+    give(ids[:60], "positive")
+    # A server that begins reads first labels in their order.
+    later, after = Kept(window=100), 0
+    later.remember(5)
+    while (page := answers.labelled(database, "one", after, later.store.clock, by_first=True))[0] > after:
+        after = page[0]
+        later.store.take((one, prediction, True) for one, prediction, _ in page[1])
+    assert after == 150
+    assert answers.last_told(database, "one") == 210
+    assert later.shown().figures == made.shown().figures
+    # Labelled answers are not pushed out by those without a label.
+    many = made.remember(*range(10, 210))
+    answers.keep(database, "one", list(made.store.unsaved)[-200:], made.store.clock)
+    made.now += 1.0
+    many += made.remember(*range(10, 60))
+    answers.keep(database, "one", list(made.store.unsaved)[-50:], made.store.clock)
+    answers.prune(database, "one", 1000.0, 50)
+    assert len(answers.find(database, "one", ids, made.store.clock)) == 150
+    assert set(answers.find(database, "one", many, made.store.clock)) == set(many[200:])
+    # A row that cannot be read is left out, and the others are not.
+    with database.transaction() as connection:
+        connection.execute(update(ANSWERS).where(ANSWERS.c.id == ids[0]).values(record="[]"))
+    assert len(answers.find(database, "one", ids, made.store.clock)) == 149
+    database.close()
+
+
+def vars_of(one: StoredPrediction) -> dict[str, Any]:
     return {name: getattr(one, name) for name in StoredPrediction.__slots__}
 
 

@@ -28,10 +28,11 @@ def told(client: httpx.Client, **labels: str) -> list[str]:
     return [one["status"] for one in results]
 
 
-def labelled(client: httpx.Client) -> tuple[int, float, float]:
-    """Return how many are labelled, their accuracy and NLL."""
+def labelled(client: httpx.Client) -> tuple[int, float | None, float | None]:
+    """Return how many are labelled, their accuracy and NLL; no figures before one is."""
     (series,) = client.get("/feedback").json()["series"]
-    figures = series["figures"]
+    if (figures := series["figures"]) is None:
+        return series["labelled"], None, None
     return series["labelled"], figures["accuracy"]["value"], round(figures["nll"]["value"], 9)
 
 
