@@ -48,7 +48,7 @@ def read_report(file: Path) -> list[dict[str, Any]]:
         head, steps = report["head"], report["steps"]
         if head["format"] != FORMAT or head["whole"] is not True:
             raise DataError(f"{file.name} is of a trial or of another format, got {head}")
-        sent = json.dumps([figure for step in steps.values() for figure in step["records"]])
+        sent = json.dumps([one for step in steps.values() if step["status"] == "passed" for one in step["records"]])
         figures = list(map(asdict, TypeAdapter(list[Record]).validate_json(sent, strict=True)))
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise DataError(f"{file.name} is no report of make gpu: {error}") from None

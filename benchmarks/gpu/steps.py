@@ -91,7 +91,9 @@ def run_step(step: Step, folder: Path) -> dict[str, Any]:
         "status": status,
         "reason": scrubbed(reasons.get(status, last)),
         "seconds": round(time.monotonic() - begun, 1),
-        "facts": {key: value for fact in said(text, "fact") for key, value in fact.items()},
+        "facts": {
+            key: json.loads(scrubbed(json.dumps(value))) for fact in said(text, "fact") for key, value in fact.items()
+        },
         "records": list(said(text, "record")),
         "tail": scrubbed("\n".join(lines))[-TAIL:],
     }

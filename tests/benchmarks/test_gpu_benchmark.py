@@ -181,7 +181,9 @@ def test_a_sent_report_takes_the_place_of_the_cards_figures_on_every_page(
     file = tmp_path / "sent.json"
 
     def sent(*records: dict[str, Any]) -> Path:
-        file.write_text(json.dumps({"head": HEAD, "steps": {"a": {"records": records}}}), encoding="utf-8")
+        file.write_text(
+            json.dumps({"head": HEAD, "steps": {"a": {"status": "passed", "records": records}}}), encoding="utf-8"
+        )
         return file
 
     assert gpu.main(["--publish", str(sent(*figures))]) == 0
