@@ -53,7 +53,7 @@ class Metrics:
             self.rejects.labels(kind.code)
         self.answers = self._counter(
             "laplora_answers",
-            "Answered inputs of POST /predict and /v1/systemone, by the predictive that answered.",
+            "Answered inputs of POST /predict and of systemone, by the predictive that answered.",
             ["predictive"],
         )
         self.feedback = self._counter(
