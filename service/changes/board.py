@@ -101,7 +101,7 @@ class Changes:
         """
         if change_id in self._own:
             return self._own[change_id]
-        for change in await self._in_database(table.find, change_id):
+        for change in await self._disk.ask(table.find, change_id):
             return change
         raise ChangeNotFoundError(
             "no change of this id: it ended long ago, or is of a server that does not share this one's jobs_url or "
@@ -112,7 +112,7 @@ class Changes:
         """Return the changes, the newest first; this server's own alone where the database does not answer."""
         known: dict[str, Change] = {}
         with suppress(*STORAGE_ERRORS):
-            known = {change.id: change for change in await self._in_database(table.every)}
+            known = {change.id: change for change in await self._disk.ask(table.every)}
         return sorted((known | self._own).values(), key=lambda change: -change.created_at)[: self._settings.max_jobs]
 
     async def close(self) -> None:
@@ -136,7 +136,7 @@ class Changes:
             try:
                 keep_s, most = self._settings.job_keep_s, self._settings.max_jobs
                 with suppress(*STORAGE_ERRORS):
-                    first = await self._in_database(table.add, change.model_copy(), keep_s, most)
+                    first = await self._disk.ask(table.add, change.model_copy(), keep_s, most)
                     if first.id != change.id:
                         del self._own[change.id]
                         settle(first)
@@ -151,7 +151,7 @@ class Changes:
                     del self._own[change.id]
                     settle(error)
                     with suppress(*STORAGE_ERRORS):
-                        await self._in_database(table.forget, change.id)
+                        await self._disk.ask(table.forget, change.id)
                     return
                 self._failed(change, error)
             change.finished_at = time.time()
@@ -173,13 +173,8 @@ class Changes:
         """Let the database say how a change is, as soon as it answers."""
         while change.id in self._own:
             with suppress(*STORAGE_ERRORS):
-                return await self._in_database(table.put, change.model_copy())
+                return await self._disk.ask(table.put, change.model_copy())
             await asyncio.sleep(self._settings.job_look_s)
-
-    async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:
-        if self._disk.closed is not None:
-            raise self._disk.closed
-        return await self._disk.in_database(function, self._disk.tables.database, *arguments)
 
     def _forget_old(self) -> None:
         """Make room for one more."""

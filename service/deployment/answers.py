@@ -11,9 +11,8 @@ from base64 import b85decode, b85encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Table, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
 
 from service.feedback.records import StoredPrediction
 from service.jobs.store.database import Database
@@ -34,9 +33,7 @@ def keep(
         for key, one in predictions
     ]
     with database.transaction() as db:
-        dialect = postgresql if db.dialect.name == "postgresql" else sqlite
-        # A call whose answer was lost kept them already, and perhaps they are labelled.
-        db.execute(dialect.insert(ANSWERS).on_conflict_do_nothing(), rows)
+        _insert_new(db, ANSWERS, rows)
 
 
 def find(
@@ -54,24 +51,23 @@ def find(
 
 def label(database: Database, deployment: str, right: Mapping[str, int]) -> None:
     """Keep the bits of right labels by id; ids that are not kept are left out."""
-    try:
-        _label(database, deployment, right)
-    except IntegrityError:  # another server gave the deployment's first label meanwhile
-        _label(database, deployment, right)
-
-
-def _label(database: Database, deployment: str, right: Mapping[str, int]) -> None:
     of = TOLD.c.deployment == deployment
     with database.transaction() as db:
+        _insert_new(db, TOLD, [{"deployment": deployment, "told": 0}])
         # The update locks the count until the labels are there too: who read a number has read all below it.
-        if not db.execute(update(TOLD).where(of).values(told=TOLD.c.told + len(right))).rowcount:
-            db.execute(insert(TOLD).values(deployment=deployment, told=len(right)))
+        db.execute(update(TOLD).where(of).values(told=TOLD.c.told + len(right)))
         last = db.execute(select(TOLD.c.told).where(of)).scalar_one()
         this = update(ANSWERS).where(ANSWERS.c.id == bindparam("one"), ANSWERS.c.deployment == deployment)
         numbered = enumerate(right.items(), last - len(right) + 1)
         rows = [{"one": key, "right": f"{bits:x}", "told": number} for number, (key, bits) in numbered]
         first = func.coalesce(ANSWERS.c.first_told, bindparam("told"))
         db.execute(this.values(right=bindparam("right"), told=bindparam("told"), first_told=first), rows)
+
+
+def _insert_new(db: Connection, into: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, and leave those alone whose key is there already: a call whose answer was lost is made again."""
+    dialect = postgresql if db.dialect.name == "postgresql" else sqlite
+    db.execute(dialect.insert(into).on_conflict_do_nothing(), rows)
 
 
 def last_told(database: Database, deployment: str) -> int:

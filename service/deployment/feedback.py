@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
 
 from laplora.errors import LaploraError
 from service.deployment import answers
@@ -23,7 +22,6 @@ from service.jobs.store.tasks import cancelled
 from service.settings import Settings
 from service.telemetry.logs import log_crash
 
-T = TypeVar("T")
 #: Seconds between two writes of what was answered, and between two looks at what others labelled.
 LOOK_S = 1.0
 #: Seconds between two times that old predictions are forgotten.
@@ -73,19 +71,18 @@ class SharedFeedback:
             JobsUnavailableError, StorageFullError: an id is another server's, and the database does not answer.
         """
         ids = [one for one, _ in items]
-        found = await self._found(caller, ids)
-        outcomes = self._store.give(caller, items, found or {})
-        new = {one for one, outcome in zip(ids, outcomes, strict=True) if outcome in ("recorded", "corrected")}
-        labelled = {one: self._store.find(one) or (found or {}).get(one) for one in new}
-        if new:
-            self._unsaved |= {
-                key: one.right for key, one in labelled.items() if one is not None and one.right is not None
-            }
-            while len(self._unsaved) > self._store.rows:
-                del self._unsaved[next(iter(self._unsaved))]
-            if found is not None:  # else the database is away, and is not waited for once more
-                with suppress(*STORAGE_ERRORS):
-                    await self._write()
+        answer = await self._found(caller, ids)
+        found = answer or {}
+        outcomes = self._store.give(caller, items, found)
+        for key, outcome in zip(ids, outcomes, strict=True):
+            one = self._store.find(key) or found.get(key)
+            if outcome in ("recorded", "corrected") and one is not None and one.right is not None:
+                self._unsaved[key] = one.right
+        while len(self._unsaved) > self._store.rows:
+            del self._unsaved[next(iter(self._unsaved))]
+        if self._unsaved and answer is not None:  # else the database is away, and is not waited for once more
+            with suppress(*STORAGE_ERRORS):
+                await self._write()
         return outcomes
 
     async def _found(self, caller: str, ids: Sequence[str]) -> dict[str, StoredPrediction] | None:
@@ -97,14 +94,14 @@ class SharedFeedback:
 
         wanted = [one for one in ids if _ID.fullmatch(one)]
         try:
-            found = await self._in_database(answers.find, wanted, self._store.clock)
+            found = await self._disk.ask(answers.find, self._settings.deployment, wanted, self._store.clock)
             if self._disk.shared and self._disk.living > 1 and self._waiting < _MOST_WAIT and lacks(found):
                 self._waiting += 1
                 try:
                     await asyncio.sleep(2 * LOOK_S)  # the server that made it writes it meanwhile
                 finally:
                     self._waiting -= 1
-                found = await self._in_database(answers.find, wanted, self._store.clock)
+                found = await self._disk.ask(answers.find, self._settings.deployment, wanted, self._store.clock)
             return found
         except STORAGE_ERRORS:
             if self._disk.shared and lacks({}):
@@ -124,21 +121,23 @@ class SharedFeedback:
 
     async def _prune(self) -> None:
         if time.monotonic() >= self._pruned + _PRUNE_S:
-            await self._in_database(answers.prune, self._settings.feedback_keep_s, self._store.rows)
+            await self._disk.ask(
+                answers.prune, self._settings.deployment, self._settings.feedback_keep_s, self._store.rows
+            )
             self._pruned = time.monotonic()
 
     async def _write(self) -> None:
         async with self._writing:
             while waiting := [self._store.unsaved.popleft() for _ in range(min(_AT_ONCE, len(self._store.unsaved)))]:
                 try:
-                    await self._in_database(answers.keep, waiting, self._store.clock)
+                    await self._disk.ask(answers.keep, self._settings.deployment, waiting, self._store.clock)
                 except BaseException:
                     self._store.unsaved.extendleft(reversed(waiting))
                     raise
             if labels := self._unsaved:
                 self._unsaved = {}
                 try:
-                    await self._in_database(answers.label, labels)
+                    await self._disk.ask(answers.label, self._settings.deployment, labels)
                 except BaseException:
                     self._unsaved = labels | self._unsaved
                     raise
@@ -146,22 +145,16 @@ class SharedFeedback:
     async def _follow(self) -> None:
         if self._told is None:
             # In the order of first labels; whatever is told from here on comes by the look after it.
-            top, first = await self._in_database(answers.last_told), 0
-            before = -1
-            while first != before:
-                before = first
-                by_first = partial(answers.labelled, by_first=True)
-                first, labelled = await self._in_database(by_first, first, self._store.clock)
-                self._store.take((key, one, True) for key, one, _ in labelled)
+            top = await self._disk.ask(answers.last_told, self._settings.deployment)
+            await self._take(0, by_first=True)
             self._told = top
-        last, before = self._told, -1
-        while self._told != before:
-            before = self._told
-            told, labelled = await self._in_database(answers.labelled, self._told, self._store.clock)
-            self._store.take((key, one, number > last) for key, one, number in labelled)
-            self._told = told
+        self._told = await self._take(self._told)
 
-    async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:
-        if self._disk.closed is not None:
-            raise self._disk.closed
-        return await self._disk.in_database(function, self._disk.tables.database, self._settings.deployment, *arguments)
+    async def _take(self, since: int, *, by_first: bool = False) -> int:
+        """Take in what was labelled since a number, as ``answers.labelled`` has it, and return the last one's."""
+        page, last, before = partial(answers.labelled, by_first=by_first), since, -1
+        while last != before:
+            before = last
+            last, labelled = await self._disk.ask(page, self._settings.deployment, last, self._store.clock)
+            self._store.take((key, one, first > since) for key, one, first in labelled)
+        return last

@@ -9,9 +9,8 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from laplora.errors import LaploraError
 from service.artifacts.host import ArtifactHost
@@ -41,9 +40,10 @@ class Following:
     def __init__(self, settings: Settings, disk: Disk, host: ArtifactHost) -> None:
         self._settings, self._disk, self._host = settings, disk, host
         self._configured = json.dumps([settings.artifact, *settings.also_load, str(settings.artifacts_root)])
-        #: The state served here as far as it was told or followed; its version; when a failed artifact is tried again.
+        #: The state served here as far as it was told or followed, and the one that the start came to.
         self._mine: Served | None = None
         self._began: Served | None = None
+        #: The version that is served here; the one of which an artifact failed, and when that is tried again.
         self._version, self._failed, self._again = 0, 0, -math.inf
         self._changing = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
@@ -51,7 +51,7 @@ class Following:
     async def first(self) -> list[str]:
         """Return the names to begin with, the active one first; none where the settings say."""
         with suppress(*STORAGE_ERRORS):
-            version, kept = await self._in_database(served.find)
+            version, kept = await self._disk.ask(served.find, self._settings.deployment)
             if kept is not None and kept.configured == self._configured:
                 self._version, self._mine = version, kept
                 return [kept.active, *(name for name in kept.loaded if name != kept.active)]
@@ -75,12 +75,10 @@ class Following:
         while self._host.active is None:
             await asyncio.sleep(_START_LOOK_S)
         async with self._changing:
-            self._began = self._began or self._now()
+            self._began = self._now()
             if not self._host.began_whole:  # that is no change of this server's making, and it is tried again
                 self._mine, self._failed, self._version = self._now(), self._version, 0
                 self._again = time.monotonic() + _AGAIN_S
-        shared = self._disk.shared
-        look_s = min(self._settings.job_look_s, self._settings.job_lease_s / 5) if shared else self._settings.job_look_s
         while True:
             try:
                 async with self._changing:
@@ -89,22 +87,24 @@ class Following:
                 pass  # the database does not answer, or a change is under way: next time
             except Exception as error:
                 log_crash("what other servers serve could not be followed", error)
-            await asyncio.sleep(look_s)
+            await asyncio.sleep(self._disk.look_s)
 
     async def _look(self) -> None:
         if self._mine is not None:
             await self._tell()
             if not self._disk.shared and self._version:
                 return
-        version, kept = await self._in_database(served.find)
+        version, kept = await self._disk.ask(served.find, self._settings.deployment)
         if self._mine is None:  # the database had nothing of this deployment at the start, or did not answer
             self._mine = self._began or self._now()
             if kept is None or kept.configured != self._configured:
-                _, self._version = await self._in_database(served.tell, None, now := self._now())
+                _, self._version = await self._disk.ask(
+                    served.tell, self._settings.deployment, None, now := self._now()
+                )
                 self._mine = now
                 return
             await self._tell()
-            version, kept = await self._in_database(served.find)
+            version, kept = await self._disk.ask(served.find, self._settings.deployment)
         if kept is None or kept.configured != self._configured or version == self._version:
             return
         if version != self._failed or time.monotonic() >= self._again:
@@ -120,7 +120,7 @@ class Following:
         now = self._now()
         if self._mine is None or now == self._mine:
             return
-        before, after = await self._in_database(served.tell, self._mine, now)
+        before, after = await self._disk.ask(served.tell, self._settings.deployment, self._mine, now)
         self._mine = now
         if before == self._version:  # else another server's change is still to be followed
             self._version = after
@@ -153,9 +153,3 @@ class Following:
         places = [place.model.artifact for place in self._host.shelf.places]
         digests = {artifact.path.name: artifact.digest for artifact in places}
         return Served(configured=self._configured, active=places[0].path.name, loaded=digests)
-
-    async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:
-        if self._disk.closed is not None:
-            raise self._disk.closed
-        database, deployment = self._disk.tables.database, self._settings.deployment
-        return await self._disk.in_database(function, database, deployment, *arguments)

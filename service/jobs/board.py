@@ -39,9 +39,6 @@ class JobBoard:
         self.taking = Taking(settings, self.ledger, read_uploaded, self._taken)
         self._keeper: asyncio.Task[None] | None = None
         self.draining = False
-        # Several times within a lease, so that one that takes long costs no job.
-        shared = self.ledger.disk.shared
-        self._look_s = min(settings.job_look_s, settings.job_lease_s / 5) if shared else settings.job_look_s
 
     # Life
 
@@ -81,7 +78,7 @@ class JobBoard:
 
     async def _keep_up(self) -> None:
         while True:
-            await asyncio.sleep(self._look_s)
+            await asyncio.sleep(self.ledger.disk.look_s)
             try:
                 if self.ledger.disk.closed is not None:
                     await self._open()

@@ -78,6 +78,22 @@ class Disk:
         async with self.in_time():
             return await self._in_database_thread(_once_more, function, *arguments)
 
+    async def ask(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return what the function returns of the database and the arguments, called as by ``in_database``.
+
+        Raises:
+            JobsUnavailableError, StorageFullError: the database is not open, or does not answer.
+        """
+        if self.closed is not None:
+            raise self.closed
+        return await self.in_database(function, self.tables.database, *arguments)
+
+    @property
+    def look_s(self) -> float:
+        """Seconds between two looks: several within a lease, so that one that takes long costs no job."""
+        every = self._settings.job_look_s
+        return min(every, self._settings.job_lease_s / 5) if self.shared else every
+
     async def _in_database_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._database_thread, function, *arguments)
 
