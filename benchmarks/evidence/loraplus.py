@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
-from benchmarks.evidence.adapters import RATE, train
+from benchmarks.evidence.adapters import RATE, put, train
 from benchmarks.evidence.calibrators import tempered
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.passes import adapted
@@ -41,6 +42,7 @@ def measured(task: str, seed: int, how: str, data: Path, folder: Path) -> dict[s
     weights = kept.with_suffix("")
     weights.mkdir(parents=True, exist_ok=True)
     classifier = train(cell.task, rows.train, seed, weights, print, rates=RATES[how])
+    put(classifier, load_file(weights / "early.safetensors"))  # a training that ended before is not begun again
     passed = [adapted(classifier, part) for part in (rows.pool[:_CALIBRATION], rows.test)]
     calibration, test = (class_log_probs(one["logits"], one["class_mask"]) for one in passed)
     labels, right = (label_tensor(part, len(cell.task.labels)) for part in (rows.pool[:_CALIBRATION], rows.test))

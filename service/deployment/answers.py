@@ -131,12 +131,14 @@ def _read(row: Any, now: Callable[[], float]) -> StoredPrediction:
     digest, predictive, caller, labels, numbers, held, score, target_risk, accepted, flags, several, *_ = json.loads(
         row.record
     )
+    if len(decoded := b85decode(numbers)) not in (8 * len(labels), 16 * len(labels)):
+        raise ValueError("its numbers are not those of its labels")
     return StoredPrediction(
         series=(digest, predictive),
         caller=caller,
         answered=now() - (time.time() - row.answered),
         labels=tuple(labels),
-        numbers=b85decode(numbers),
+        numbers=decoded,
         prediction_set=int(held, 16),
         score=score,
         target_risk=target_risk,

@@ -73,6 +73,8 @@ class SharedFeedback:
         ids = [one for one, _ in items]
         answer = await self._found(caller, ids)
         found = answer or {}
+        for key in self._unsaved.keys() & found.keys():
+            found[key].right = self._unsaved[key]
         outcomes = self._store.give(caller, items, found)
         for key, outcome in zip(ids, outcomes, strict=True):
             one = self._store.find(key) or found.get(key)
@@ -134,13 +136,9 @@ class SharedFeedback:
                 except BaseException:
                     self._store.unsaved.extendleft(reversed(waiting))
                     raise
-            if labels := self._unsaved:
-                self._unsaved = {}
-                try:
-                    await self._disk.ask(answers.label, self._settings.deployment, labels)
-                except BaseException:
-                    self._unsaved = labels | self._unsaved
-                    raise
+            if labels := dict(self._unsaved):
+                await self._disk.ask(answers.label, self._settings.deployment, labels)
+                self._unsaved = {key: right for key, right in self._unsaved.items() if labels.get(key) != right}
 
     async def _follow(self) -> None:
         if self._told is None:

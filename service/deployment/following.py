@@ -10,7 +10,6 @@ import json
 import math
 import time
 from contextlib import suppress
-from typing import TypeVar
 
 from laplora.errors import LaploraError
 from service.artifacts.host import ArtifactHost
@@ -23,7 +22,6 @@ from service.settings import Settings
 from service.telemetry.logs import log_crash, logger
 from service.threads import in_daemon_thread
 
-T = TypeVar("T")
 #: Seconds until an artifact is tried again that other servers serve and this one cannot.
 _AGAIN_S = 60.0
 #: Seconds between two looks at whether the start is over.

@@ -16,7 +16,7 @@ from test_feedback import SECRET, Kept
 
 from service.app import create_app
 from service.deployment import answers
-from service.errors import JobsUnavailableError
+from service.errors import JobsUnavailableError, StorageFullError
 from service.feedback.records import StoredPrediction
 from service.jobs.store.database import Database
 from service.jobs.store.schema import ANSWERS, make_tables
@@ -184,6 +184,13 @@ async def test_what_the_database_does_not_take_is_written_later(
             assert await told(client, **{one: "negative"}) == ["repeated"]
             assert await rows(app) == []
             away = False
+            assert await told(client, **{one: "positive"}) == ["corrected"]
+            with monkeypatch.context() as full:
+                full.setattr(answers, "label", lambda *_: (_ for _ in ()).throw(StorageFullError("full")))
+                for label in ("negative", "positive"):  # what is not written yet counts more than what is
+                    assert await told(client, **{one: label}) == ["corrected"]
+                # What is not written yet counts more than what is.
+                assert await told(client, **{one: "negative"}) == ["corrected"]
             assert await told(client, **{one: "positive"}) == ["corrected"]
         assert [row[0] for row in await rows(app)] == [one]
     async with deployment.server() as (_, client):

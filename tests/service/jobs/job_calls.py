@@ -92,9 +92,10 @@ class ServedJobs(Served):
         return job_id
 
     async def paused(self, job_id: str) -> str:
-        """Return the code of what a job waits for, once it does."""
+        """Return the code of what a job waits for, once it does: where artifacts answer, not for these any more."""
         job = self.held(job_id)
-        await self.until(lambda: job.paused is not None)
+        old = "not_ready" if self.state.artifacts.active else None
+        await self.until(lambda: job.paused is not None and job.paused["code"] != old)
         found = await self.get(job_id)
         assert (found["status"], bool(found["paused"]["message"])) == ("paused", True)
         return str(found["paused"]["code"])
