@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 
-from laplora.errors import DataError
 from laplora.metrics.checks import checked_score
 
 
@@ -73,25 +72,6 @@ def risk_coverage(score: torch.Tensor, errors: torch.Tensor) -> RiskCoverage:
     return RiskCoverage(answered / rows, risk, area, max(0.0, area - least))
 
 
-def compare_auroc(first: torch.Tensor, second: torch.Tensor, errors: torch.Tensor) -> tuple[float, float]:
-    """Return by how much the first score's AUROC leads the second's, and the lead's standard error.
-
-    Both are on the same rows, so the error is that of the paired difference: with d_ij the difference of the
-    two scores' verdicts on mistake i and right answer j, ``var_i(mean_j d) / mistakes + var_j(mean_i d) / rights``
-    (DeLong, DeLong and Clarke-Pearson 1988; a U-statistic's variance).
-
-    Raises:
-        DataError: also fewer than two mistakes or two right answers, which have no variance.
-    """
-    (first, errors), (second, _) = checked_score(first, errors), checked_score(second, errors)
-    if min(int(errors.sum()), int((~errors).sum())) < 2:
-        raise DataError("comparing two AUROCs takes at least two mistakes and two right answers")
-    by_score = _placements(first, errors), _placements(second, errors)
-    mistakes, rights = (one - other for one, other in zip(*by_score, strict=True))
-    variance = mistakes.var() / len(mistakes) + rights.var() / len(rights)
-    return float(mistakes.mean()), math.sqrt(float(variance))
-
-
 def tie_groups(score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the distinct scores (groups,) ascending, each row's group (rows,), and the groups' sizes (groups,)."""
     values, group, counts = torch.unique(score, return_inverse=True, return_counts=True)
@@ -148,12 +128,3 @@ def _by_group(group: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, 
     """Return how many mistakes and right answers are in each group, (..., groups) float64."""
     empty = torch.zeros(*group.shape[:-1], int(group.max()) + 1, dtype=torch.float64)
     return empty.scatter_add(-1, group, errors.double()), empty.scatter_add(-1, group, (~errors).double())
-
-
-def _placements(score: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the share of right answers below each mistake, and of mistakes above each right answer, ties half."""
-    _, group, _ = tie_groups(score)
-    wrong, right = _by_group(group, errors)
-    below = (right.cumsum(0) - right / 2) / right.sum()
-    above = (wrong.sum() - wrong.cumsum(0) + wrong / 2) / wrong.sum()
-    return below[group[errors]], above[group[~errors]]

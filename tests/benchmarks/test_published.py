@@ -13,8 +13,6 @@ import pytest
 from benchmarks.decision_models import __main__ as decision_models
 from benchmarks.evidence import page as evidence
 from benchmarks.evidence import scores
-from benchmarks.familiarity import __main__ as familiarity
-from benchmarks.familiarity.page import render as familiarity_page
 from benchmarks.gpu import publish as gpu
 from benchmarks.harness import page as speed
 from benchmarks.harness.record import FOLDER, read
@@ -38,7 +36,6 @@ MADE: list[tuple[Path, Callable[[str], str]]] = [
     (FOLDER / "RESULTS.md", lambda _: speed.render(read(FOLDER))),
     (overload.PAGE, overload.with_figures),
     (ROOT / "docs" / "reproduction.md", reproduction),
-    (familiarity.FOLDER / "RESULTS.md", lambda _: familiarity_page(json.loads(familiarity.RESULTS.read_bytes()))),
     (evidence.PAGE, lambda _: evidence.render(scores.read())),
     (decision_models.PAGE, lambda _: decision_models.page(scores.read(decision_models.RESULTS))),
     (

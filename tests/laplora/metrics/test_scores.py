@@ -16,7 +16,7 @@ from laplora.decisions.temperature import fit_temperature, temperature_probs
 from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.metrics.checks import checked_column, checked_labels, checked_probs, checked_score
 from laplora.metrics.checks import checked_values as values
-from laplora.metrics.ranking import compare_auroc, error_auprc, error_auroc, risk_coverage
+from laplora.metrics.ranking import error_auprc, error_auroc, risk_coverage
 from laplora.metrics.scores import (
     accuracy,
     bootstrap_interval,
@@ -187,7 +187,6 @@ RIGHT = torch.tensor([False])
         (checked_probs, (torch.ones(1, 1), ZERO), DataError, "two classes or more"),
         (checked_probs, (torch.tensor([[3.0, -1.0]]), ZERO), DataError, "not logits"),
         (checked_probs, (torch.tensor([[math.nan, 1.0]]), ZERO), NonFiniteError, "probs holds"),
-        (compare_auroc, (torch.zeros(3), torch.zeros(3), torch.arange(3) < 1), DataError, "two mistakes"),
         (conformal_threshold, (HALVES, ZERO, 1.0), ConfigError, "level"),
         (empirical_coverage, (HALVES, ZERO), DataError, "bool"),
         (fit_temperature, (HALVES, torch.tensor([1]), torch.tensor([[True, False]])), DataError, "possible"),
