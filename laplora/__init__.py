@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from laplora.artifact.packaged import restore_packaged
     from laplora.classifier import Classifier
     from laplora.decisions.conformal import (
-        aps_sets,
-        aps_threshold,
         conformal_threshold,
         empirical_coverage,
         prediction_sets,
@@ -141,8 +139,6 @@ __all__ = [
     "Workers",
     "__version__",
     "accept_threshold",
-    "aps_sets",
-    "aps_threshold",
     "block_precisions",
     "choose_by_evidence",
     "choose_by_validation",
@@ -183,8 +179,6 @@ _HOMES = {
     "artifact.folder": ("Artifact", "read_artifact"),
     "artifact.packaged": ("restore_packaged",),
     "decisions.conformal": (
-        "aps_sets",
-        "aps_threshold",
         "conformal_threshold",
         "empirical_coverage",
         "prediction_sets",

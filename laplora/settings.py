@@ -75,11 +75,6 @@ class CalibrationSettings(Section):
     )
     confidence: float = Field(0.9, gt=0, lt=1, description="of the guarantee upper_bound")
     coverage: float = Field(0.9, gt=0, lt=1, description="of the split-conformal prediction sets")
-    conformal: ConformalScore = Field(
-        "lac",
-        description="score of the prediction sets: lac gives the smallest sets on average, aps sets that grow where "
-        "the model is unsure",
-    )
     ordered: bool = Field(
         False,
         description="whether the labels are in an order, such as grades: prediction sets are intervals, answers have "
@@ -96,13 +91,7 @@ class CalibrationSettings(Section):
     @property
     def score(self) -> ConformalScore:
         """The score of the prediction sets, as an artifact records it."""
-        return "interval" if self.ordered else self.conformal
-
-    @model_validator(mode="after")
-    def _of_sets(self) -> CalibrationSettings:
-        if self.conformal == "interval" or (self.ordered and self.conformal == "aps"):
-            raise ValueError("ordered: true makes the prediction sets intervals: leave conformal out")
-        return self
+        return "interval" if self.ordered else "lac"
 
 
 class PredictiveSettings(Section):

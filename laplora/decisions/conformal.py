@@ -1,7 +1,7 @@
 """Split-conformal label sets: thresholds from a calibration split, and the sets of new rows.
 
-Scores by the name that an artifact records: ``lac`` (1 - p of the label), ``aps`` (the mass before the label), and of
-labels that have an order ``interval``: ``lac`` of ``between``, whose sets have no gap.
+Scores by the name that an artifact records: ``lac`` (1 - p of the label), and of labels that have an order
+``interval``: ``lac`` of ``between``, whose sets have no gap.
 """
 
 from __future__ import annotations
@@ -14,21 +14,19 @@ import torch
 from laplora.errors import ConfigError, DataError
 from laplora.metrics.checks import checked_labels, checked_values
 
-ConformalScore = Literal["lac", "aps", "interval"]
+ConformalScore = Literal["lac", "interval"]
 
 
 def fit_label_sets(score: ConformalScore, probs: torch.Tensor, labels: torch.Tensor, level: float) -> float:
     """Return the threshold of label sets by the name of their score; the rest as ``conformal_threshold``."""
-    if score == "interval":
-        probs = between(probs)
-    return (aps_threshold if score == "aps" else conformal_threshold)(probs, labels, level)
+    return conformal_threshold(between(probs) if score == "interval" else probs, labels, level)
 
 
 def label_sets(score: ConformalScore, probs: torch.Tensor, threshold: float, class_mask: torch.Tensor) -> torch.Tensor:
     """Return the label sets by the name of their score; the rest as ``prediction_sets``."""
     if score == "interval":
         probs = between(probs.masked_fill(~class_mask.to(probs.device), 0))
-    return (aps_sets if score == "aps" else prediction_sets)(probs, threshold, class_mask)
+    return prediction_sets(probs, threshold, class_mask)
 
 
 def between(probs: torch.Tensor) -> torch.Tensor:
@@ -83,26 +81,6 @@ def prediction_sets(probs: torch.Tensor, threshold: float, class_mask: torch.Ten
     return ((1 - probs <= threshold) & mask).scatter(1, first, torch.ones_like(first, dtype=torch.bool))
 
 
-def aps_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float = 0.9) -> float:
-    """Return the threshold of adaptive prediction sets (APS: Romano, Sesia and Candes, arXiv 2006.02544).
-
-    A label's score is the probability of the labels that are more probable than it: the least tau at which the
-    paper's set ``S(x; tau)``, the most probable labels until they reach tau, takes the label in. Arguments, errors
-    and promise are those of ``conformal_threshold``.
-    """
-    probs, _ = checked_values(probs, torch.ones(probs.shape, dtype=torch.bool))
-    return _threshold(_mass_before(probs), labels, level)
-
-
-def aps_sets(probs: torch.Tensor, threshold: float, class_mask: torch.Tensor) -> torch.Tensor:
-    """Return (rows, classes) bool: the possible labels in each row's adaptive set, by an ``aps_threshold``.
-
-    A set is never empty: the most probable label has the score 0. Arguments and errors as ``prediction_sets``.
-    """
-    probs, mask = checked_values(probs, class_mask)
-    return (_mass_before(probs.masked_fill(~mask, 0)) <= threshold) & mask
-
-
 def empirical_coverage(sets: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the share of rows whose set holds their label: sets (rows, classes) bool, labels (rows,) int64."""
     if sets.ndim != 2 or sets.dtype != torch.bool:
@@ -122,10 +100,3 @@ def _threshold(scores: torch.Tensor, labels: torch.Tensor, level: float) -> floa
     # 0.55 * 100 is 55.00000000000001 in floating point, which would be one rank too many.
     rank = math.ceil((len(of_label) + 1) * level - 1e-9)
     return float(of_label[rank - 1]) if rank <= len(of_label) else 1.0
-
-
-def _mass_before(probs: torch.Tensor) -> torch.Tensor:
-    """Return (rows, classes) the mass of the labels before each one, at most 1; equal ones in the classes' order."""
-    ordered, order = probs.sort(dim=1, descending=True, stable=True)
-    before = (ordered.cumsum(1) - ordered).clamp(0, 1)  # exactly 0 for the first, which is in every set
-    return torch.zeros_like(probs).scatter(1, order, before)

@@ -18,19 +18,17 @@ TEMPERATURE_BOUNDS = (0.05, 100.0)
 PRIOR_ROWS = 1.0
 
 
-def fit_temperature(
-    logits: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor, *, prior_rows: float = PRIOR_ROWS
-) -> float:
-    """Return the temperature T that minimises the mean NLL of softmax(logits / T) plus ``temperature_penalty``.
+def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor) -> float:
+    """Return the temperature T that minimises the mean NLL of softmax(logits / T) plus its prior's penalty.
 
-    Temperature scaling (Guo et al., arXiv 1706.04599) with a prior that weighs as much as one row. Both terms are
-    convex in 1 / T, so the derivative has one root, which is looked for in log T.
+    Temperature scaling (Guo et al., arXiv 1706.04599) with a prior that weighs as much as one row, Gamma(2, 1) on
+    1 / T: it adds (1 / T - 1 - log(1 / T)) / rows. Both terms are convex in 1 / T, so the derivative has one root,
+    which is looked for in log T.
 
     Args:
         logits: (rows, classes), nats; any value at impossible classes.
         labels: (rows,) int64, or soft (``laplora.linearised.cross_entropy``).
         class_mask: (rows, classes) bool, true for the row's possible classes.
-        prior_rows: weight of the prior, in rows.
 
     Raises:
         DataError: no rows, shapes that do not fit, or a label that is not a possible class.
@@ -48,7 +46,7 @@ def fit_temperature(
         """Return the derivative by 1 / T: the expected logit minus the label's, mean over rows, and the prior's."""
         temperature = math.exp(log_temperature)
         probs = torch.softmax((logits / temperature).masked_fill(~mask, -math.inf), 1)
-        return float(((probs * logits).sum(1) - of_label).mean()) + prior_rows * (1 - temperature) / len(labels)
+        return float(((probs * logits).sum(1) - of_label).mean()) + PRIOR_ROWS * (1 - temperature) / len(labels)
 
     low, high = map(math.log, TEMPERATURE_BOUNDS)
     if slope(low) <= 0:
@@ -56,15 +54,6 @@ def fit_temperature(
     if slope(high) >= 0:
         return TEMPERATURE_BOUNDS[1]
     return math.exp(optimize.brentq(slope, low, high, xtol=1e-15))
-
-
-def temperature_penalty(log_temperature: float, rows: int) -> float:
-    """Return what the temperature's prior adds to the mean NLL of ``rows`` rows: (1 / T - 1 - log(1 / T)) / rows, nats.
-
-    It is minus the logarithm of a Gamma(2, 1) density of 1 / T, but for a constant: 0 at T = 1, where it has the
-    curvature of a standard normal prior of log T, and convex in 1 / T, which that prior is not.
-    """
-    return PRIOR_ROWS * (math.expm1(-log_temperature) + log_temperature) / rows
 
 
 def temperature_probs(logits: torch.Tensor, temperature: float, class_mask: torch.Tensor) -> torch.Tensor:

@@ -196,12 +196,11 @@ def check_count(rows: int, what: str = "labelled rows") -> None:
 def _rules(manifest: Manifest) -> CalibrationSettings:
     """Return by what the artifact's thresholds and sets were set."""
     rule = next(iter(manifest.predictives.values())).thresholds.review
-    ordered = manifest.calibration.ordered
     return CalibrationSettings(
         target_risk=rule.target_risk,
         guarantee=rule.guarantee,
         coverage=manifest.calibration.coverage,
-        **({"ordered": True} if ordered else {"conformal": manifest.calibration.conformal}),
+        ordered=manifest.calibration.ordered,
         **({} if rule.confidence is None else {"confidence": rule.confidence}),
     )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import optimize, stats
 
-from laplora.decisions.temperature import TEMPERATURE_BOUNDS, fit_temperature, temperature_penalty, temperature_probs
+from laplora.decisions.temperature import TEMPERATURE_BOUNDS, fit_temperature, temperature_probs
 from laplora.metrics.scores import nll
 
 F64 = torch.float64
@@ -30,7 +30,8 @@ def test_temperature_is_scipys_minimum_of_the_penalised_nll(classes: int, sharpn
     got = fit_temperature(logits, labels, mask)
 
     def objective(log_temperature: float) -> float:
-        penalty = temperature_penalty(log_temperature, len(labels))
+        # The prior of one row is Gamma(2, 1), of 1 / T.
+        penalty = -stats.gamma(2).logpdf(math.exp(-log_temperature)) / len(labels)
         return nll(temperature_probs(logits, math.exp(log_temperature), mask), labels) + penalty
 
     best = optimize.minimize_scalar(objective, bounds=(-3, 4), method="bounded", options={"xatol": 1e-9})
@@ -50,12 +51,6 @@ def test_temperature_ignores_impossible_logits_and_common_shifts() -> None:
     assert fit_temperature(logits + 1000, labels, mask) == pytest.approx(got, rel=1e-10)
     want = torch.softmax((logits / got).masked_fill(~mask, -math.inf), 1)
     assert torch.equal(temperature_probs(poisoned, got, mask), want)
-
-
-@pytest.mark.parametrize(("temperature", "rows"), [(0.05, 1), (1.0, 150), (100.0, 150)])
-def test_the_penalty_is_a_gamma_prior_of_one_row(temperature: float, rows: int) -> None:
-    want = (stats.gamma(2).logpdf(1) - stats.gamma(2).logpdf(1 / temperature)) / rows
-    assert temperature_penalty(math.log(temperature), rows) == pytest.approx(want, abs=1e-12)
 
 
 def test_temperature_meets_its_bounds_only_where_the_rows_outweigh_the_prior() -> None:

@@ -122,6 +122,3 @@ def test_what_has_no_order_is_refused() -> None:
     for given in ((questions, rows), (both, lists[:30], lists[30:])):
         with pytest.raises(ConfigError, match="ordered: labels of which several may be right, or that name choices"):
             laplora.fit(*given, settings=SETTINGS, progress=False)
-    for calibration in ({"ordered": True, "conformal": "aps"}, {"conformal": "interval"}):
-        with pytest.raises(ValueError, match="ordered: true makes the prediction sets intervals"):
-            laplora.FitSettings.model_validate({"calibration": calibration})
