@@ -18,7 +18,7 @@ PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
 #: server without a model's cost, and 200 run everything that needs a GPU by one command. A user reads the pages, so
 #: they have 52,000 words; RESULTS.md, which commands write, is not counted. Product and tests have little to spare:
 #: they are to become fewer.
-LIMITS = {"product": 59_931, "benchmarks": 8_510, "tests": 44_630, "pages": 51_884}
+LIMITS = {"product": 59_931, "benchmarks": 8_510, "tests": 44_600, "pages": 51_884}
 
 
 def tracked(suffix: str) -> list[Path]:

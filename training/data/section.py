@@ -277,12 +277,8 @@ def load_splits(
     if config.max_prompt_characters is not None:
         source = without_long_prompts(source, config.max_prompt_characters)
     counts: dict[Role, int | None] = {"train": config.train, "calibration": config.calibration, "test": config.test}
-    if config.split_seed is None:
-        splits = split(source, counts, seed=seed, hold_out=hold_out, stratify=config.stratify)
-    else:
-        splits = split(
-            source, counts, seed=config.split_seed, train_seed=seed, hold_out=hold_out, stratify=config.stratify
-        )
+    seeds = {"seed": seed} if config.split_seed is None else {"seed": config.split_seed, "train_seed": seed}
+    splits = split(source, counts, **seeds, hold_out=hold_out, stratify=config.stratify)
     if progress is not None:
         for line in splits.report["warnings"]:
             progress(f"warning: {line}")

@@ -11,7 +11,6 @@ from tiny_runs import FinishedRun
 
 from laplora.commands.app import main
 
-COMMAND = [sys.executable, "-m", "laplora"]
 NOTICE = "no API keys are asked for, and this machine alone is answered"
 
 
