@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 import laplora
-from laplora.commands import calibrate, evaluate, handed_on, jobs, predict, quick, report, serve, transfer
+from laplora.commands import audit, calibrate, evaluate, handed_on, jobs, predict, quick, report, serve, transfer
 from laplora.commands.console import Status, say, write
 from laplora.errors import LaploraError, warnings_said
 from laplora.execution.threads import brief_spins
@@ -37,6 +37,11 @@ app.command(
     short_help="Make a classifier from a file of labelled texts.",
     epilog="Example: laplora quick rows.csv --text message --label topic",
 )(quick.quick)
+app.command(
+    "audit",
+    short_help="List the labels of a file that are probably wrong.",
+    epilog="Example: laplora audit rows.csv, then laplora quick rows.csv --corrections rows.audit.csv",
+)(audit.audit)
 app.command(
     "calibrate",
     short_help="Correct the answers of a decision model elsewhere by your labels.",

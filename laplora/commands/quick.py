@@ -42,7 +42,7 @@ _FEW_ROWS = 4
 #: Characters of a report that have its first figures.
 _HEAD_OF_PAGE = 20_000
 _NEXT = (
-    "next: correct those labels among the report's surest mistakes that are wrong, and label more rows; serve it, if a "
+    "next: laplora audit lists labels that are probably wrong: correct them, and label more rows; serve it, if a "
     "person checks some of the accepted answers too\n"
 )
 
@@ -60,14 +60,34 @@ class _Steps(Bars):
         return super().track(items, title) if sys.stderr.isatty() else iter(items)
 
 
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Labelled texts: CSV, JSON Lines or Parquet.")]
+TextOption = Annotated[
+    str | None, typer.Option("--text", metavar="COLUMN", help="Column of the texts (default: found).")
+]
+LabelOption = Annotated[
+    str | None, typer.Option("--label", metavar="COLUMN", help="Column of the labels (default: found).")
+]
+GroupOption = Annotated[
+    str | None,
+    typer.Option("--group", metavar="COLUMN", help="Rows of one value belong together, such as a customer's."),
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Go on without asking.")]
+BaseOption = Annotated[
+    str, typer.Option("--base", metavar="NAME", help="Offline name, folder or hub id of the base model.")
+]
+RiskOption = Annotated[
+    float, typer.Option(metavar="RISK", help="Error rate that accepted answers may have, between 0 and 1.")
+]
+#: The base model by default.
+BASE = "smollm2-135m-instruct"
+
+
 def quick(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Labelled texts: CSV, JSON Lines or Parquet.")],
-    text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the texts (default: found).")] = None,
-    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the labels (default: found).")] = None,
-    group: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Rows of one value belong together, such as a customer's.")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Go on without asking.")] = False,
+    file: FileArgument,
+    text: TextOption = None,
+    label: LabelOption = None,
+    group: GroupOption = None,
+    yes: YesOption = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Artifact to write (default: beside FILE).")
     ] = None,
@@ -75,12 +95,11 @@ def quick(
     question: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What clients of POST /v1/systemone ask (default: the template).")
     ] = None,
-    base: Annotated[str, typer.Option(metavar="NAME", help="Offline name, folder or hub id of the base model.")] = (
-        "smollm2-135m-instruct"
-    ),
-    target_risk: Annotated[
-        float, typer.Option(metavar="RISK", help="Error rate that accepted answers may have, between 0 and 1.")
-    ] = 0.05,
+    corrections: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Table of laplora audit in which labels were corrected.")
+    ] = None,
+    base: BaseOption = BASE,
+    target_risk: RiskOption = 0.05,
     device: console.DeviceOption = "auto",
 ) -> None:
     """Make a classifier from a file of labelled texts, measure it, and say how to serve it.
@@ -89,18 +108,66 @@ def quick(
     them, and is measured by heads that do not know it. Beside the artifact FOLDER stands FOLDER.report.html, which
     shows texts.
     """
-    from laplora.data.columns import columns_of, find_label, find_text, labelled_texts
     from laplora.report.page import html
 
-    if not 0 < target_risk < 1:
-        raise ConfigError(f"--target-risk {target_risk}: expected an error rate between 0 and 1, such as 0.05")
+    check_risk(target_risk)
     folder = out or file.with_name(re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-._")[:64] or "classifier")
-    page, terminal = folder.with_name(f"{folder.name}.report.html"), sys.stdin.isatty() and sys.stderr.isatty()
-    columns = columns_of(records := read_records(file))
+    page = folder.with_name(f"{folder.name}.report.html")
     _check_free(folder, page, replace)
     earlier = earlier_figures(page)
+    writes = f"{folder} (the artifact) and {page} (the report, with texts)"
+    found, template = given_rows(file, text, label, group, corrections, writes=writes, yes=yes, terminal=on_terminal())
+    try:
+        posterior = fitted(found, template, base, device, target_risk, question, yes=yes)
+        report, verdict = _measured(posterior, file, folder, base)
+    except (KeyboardInterrupt, typer.Abort):
+        console.say("nothing was written")
+        raise
+    console.say("writing the artifact, and trying that it answers the same ...")
+    posterior.save(folder, base=base, report=html(report.without_texts(), verdict))
+    console.write_page(page, html(report, verdict))
+    _write_results(report, verdict, earlier, folder, found.rows[0]["text"])
+
+
+def on_terminal() -> bool:
+    """Return whether somebody can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def check_risk(target_risk: float) -> None:
+    """Raise ConfigError for what is no error rate."""
+    if not 0 < target_risk < 1:
+        raise ConfigError(f"--target-risk {target_risk}: expected an error rate between 0 and 1, such as 0.05")
+
+
+def given_rows(
+    file: Path,
+    text: str | None,
+    label: str | None,
+    group: str | None,
+    corrections: Path | None = None,
+    *,
+    writes: str,
+    yes: bool,
+    terminal: bool,
+) -> tuple[LabelledTexts, str]:
+    """Return the rows of a file, with the template of their prompts; says which columns they are of.
+
+    Args:
+        corrections: table of corrected labels; writes: what the command will write, in words.
+        yes: whether the user agreed; terminal: whether somebody can be asked.
+
+    Raises:
+        ConfigError: nobody to ask, where columns are in doubt or nobody agreed; DataError: rows that cannot be used.
+    """
+    from laplora.data.columns import columns_of, find_label, find_text, labelled_texts
+    from laplora.data.corrections import corrected, read_table
+
+    columns, notes = columns_of(records := read_records(file)), tuple[str, ...]()
     text = text or find_text(records) or _asked("text", columns, records, terminal)
     label = label or find_label(records, text) or _asked("label", columns, records, terminal)
+    if corrections is not None:
+        records, notes = corrected(records, text, label, read_table(corrections))
     found = labelled_texts(file, records, text, label, group)
     template = f"{_words(text)}: {{text}}\n{_words(label)}:"
     likeliest = (row["label"] for row in found.rows)
@@ -110,23 +177,14 @@ def quick(
     first = f"{file}: {len(records)} rows; the text is {text!r}, the label is {label!r}"
     few = "" if len(found.rows) >= _FEW_ROWS * len(counts) else f" (few rows a label: is {label!r} the label?)"
     last = f"{len(found.rows)} rows train {len(counts)} labels: {shown}{few}", f"the model reads {template!r}"
-    console.say("\n  ".join([first, *found.notes, *last]))
-    console.say(f"will write {folder} (the artifact) and {page} (the report, with texts); nothing is fine-tuned")
+    console.say("\n  ".join([first, *notes, *found.notes, *last]))
+    console.say(f"will write {writes}; nothing is fine-tuned")
     if not yes and not terminal:
         raise ConfigError(
             "there is no terminal to ask whether that is right: give --yes if it is, or --text COLUMN --label COLUMN "
             f"--yes with two of {_listed(columns)}"
         )
-    try:
-        posterior = _fitted(found, template, base, device, target_risk, question, yes)
-        report, verdict = _measured(posterior, file, folder, base)
-    except (KeyboardInterrupt, typer.Abort):
-        console.say("nothing was written")
-        raise
-    console.say("writing the artifact, and trying that it answers the same ...")
-    posterior.save(folder, base=base, report=html(report.without_texts(), verdict))
-    console.write_page(page, html(report, verdict))
-    _write_results(report, verdict, earlier, folder, found.rows[0]["text"])
+    return found, template
 
 
 def _asked(what: str, columns: Sequence[str], records: Sequence[Record], terminal: bool) -> str:
@@ -161,8 +219,15 @@ def _check_free(folder: Path, page: Path, replace: bool) -> None:
         raise ArtifactWriteError(f"{taken[0]} is there already: give --replace, or another folder by --out")
 
 
-def _fitted(
-    found: LabelledTexts, template: str, base: str, device: str, target_risk: float, question: str | None, yes: bool
+def fitted(
+    found: LabelledTexts,
+    template: str,
+    base: str,
+    device: str,
+    target_risk: float,
+    question: str | None = None,
+    *,
+    yes: bool,
 ) -> HeadsPosterior:
     """Return heads on all rows, once the user knows how long it takes and wants them."""
     from laplora.classifier import Classifier

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from laplora.data.corrections import folded
 from laplora.data.near_copies import near_copies
 from laplora.data.records import Record
 from laplora.errors import DataError
@@ -103,16 +104,16 @@ def labelled_texts(
     filled = [one for one in records if not any(empty(one.values.get(name)) for name in (text, label))]
     possible = [_shares(file, one, label) for one in filled]
     spellings = Counter(name for shares in possible for name in shares)
-    spelling = {_folded(one): " ".join(one.split()) for one, _ in reversed(spellings.most_common())}
+    spelling = {folded(one): " ".join(one.split()) for one, _ in reversed(spellings.most_common())}
     copies, rows = list[int](), dict[tuple[str, frozenset[tuple[str, float]]], tuple[Record, dict[str, Any]]]()
     for record, given_shares in zip(filled, possible, strict=True):
         values = record.values
         given, shares = str(values[text]), dict[str, float]()
         for name, share in given_shares.items():
-            shares[spelling[_folded(name)]] = shares.get(spelling[_folded(name)], 0.0) + share
+            shares[spelling[folded(name)]] = shares.get(spelling[folded(name)], 0.0) + share
         row: dict[str, Any] = {"id": row_id(values, f"line {record.line}"), "text": given}
         row["label"] = next(iter(shares)) if len(shares) == 1 else shares
-        if rows.setdefault((_folded(given), frozenset(shares.items())), (record, row))[1] is not row:
+        if rows.setdefault((folded(given), frozenset(shares.items())), (record, row))[1] is not row:
             copies.append(record.line)
     counts = Counter(name for _, shares in rows for name, _ in shares)
     texts = Counter(words for words, _ in rows)
@@ -143,7 +144,7 @@ def labelled_texts(
     if odd := [name for name in labels if name.casefold() in _NONE]:
         notes.append(f"{odd[0]!r} is taken for a label: empty these cells if they mean that there is none")
     if len(spelling) < len(spellings):
-        others = [" ".join(one.split()) for one in spellings if one != spelling[_folded(one)]]
+        others = [" ".join(one.split()) for one in spellings if one != spelling[folded(one)]]
         counted = f"{len(spellings)} spellings of {len(spelling)} labels, such as {others[0][:32]!r}"
         notes.append(f"labels that differ in case or white space alone are one: {counted}")
     if single:
@@ -177,10 +178,6 @@ def _shares(file: Path, record: Record, label: str) -> dict[str, float]:
     except DataError as error:
         raise DataError(f"{file}, line {record.line}: {error}") from None
     return {str(label_text(value)): 1.0} if soft is None else soft
-
-
-def _folded(value: str) -> str:
-    return " ".join(value.casefold().split())
 
 
 def _check_columns(file: Path, records: Sequence[Record], named: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from laplora.fitting.evaluation import RowProbs, evaluate_predictives
 from laplora.fitting.heads import HeadsPosterior
 from laplora.head.folds import parted
 from laplora.report.records import Promise, Report, Rows
+from laplora.selection.label_audit import text_of
 
 #: Texts that hardly any task is about, by language.
 _UNLIKE = Path(laplora.familiarity.__file__).with_name("unlike_texts.json")
@@ -115,7 +116,7 @@ def cross_fitted_report(
             score=score,
             review=~by_folds,
             references=[example.id for example in posterior.rows],
-            texts=[" · ".join(map(str, example.fields.values())) for example in posterior.rows],
+            texts=[text_of(example.fields) for example in posterior.rows],
             groups=labelled.groups,
         ),
         notes=[
@@ -123,5 +124,6 @@ def cross_fitted_report(
             f"others, and longer ones than are read, go to review, {int(flagged.sum())} of these rows among them",
             *notes,
         ],
+        suspects=posterior.audit().to_rows(posterior.rows, manifest.labels) if labelled.labels.ndim == 1 else None,
         provenance=provenance,
     )

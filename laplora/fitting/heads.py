@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from laplora.experts.of_head import HeadExpert
 from laplora.features.expert_passes import ExpertPasses
 from laplora.files.atomic import write_json, write_tensors
 from laplora.fitting.calibrated import ONE_AT_A_TIME, CalibratedPosterior, Inputs
-from laplora.fitting.fitted_heads import FittedHeads, forgotten, learned
-from laplora.fitting.rows import groups_of, read_rows, warn_of_conflicts
+from laplora.fitting.fitted_heads import FittedHeads, fit_heads, forgotten, learned
+from laplora.fitting.rows import check_labels, groups_of, read_rows, shared_folds, warn_of_conflicts
 from laplora.fitting.saving import FIT, Parts, write_heads
 from laplora.head.folds import folds_of_new
 from laplora.pool.pool import Pool
@@ -29,6 +30,7 @@ from laplora.predictive.batch_outputs import AdaptedModel
 from laplora.predictive.kinds import PREDICTIVES
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.groups import question_of
+from laplora.selection.label_audit import LabelAudit, audit_labels, text_of
 from laplora.settings import FitSettings
 
 
@@ -124,6 +126,43 @@ class HeadsPosterior(CalibratedPosterior):
         left = tuple(example for place, example in enumerate(self.rows) if place not in places)
         index = torch.tensor(sorted(places), dtype=torch.int64)
         return self._with(forgotten(self.heads, index, self.settings, self._progress), left)
+
+    def audit(self) -> LabelAudit:
+        """Return which labels of ``rows`` to look at, by the answers that know none of a row's group.
+
+        Raises:
+            DataError: soft labels, or rows of which several may be right.
+        """
+        answers, labels = self.heads.answering[self.recommended], self.heads.labelled.labels
+        return audit_labels(answers.held_out.exp(), labels, [text_of(example.fields) for example in self.rows])
+
+    def corrected(self, corrections: Mapping[str, str | None]) -> HeadsPosterior:
+        """Return heads fitted anew on corrected labels, without a pass over the rows; this one stays.
+
+        Args:
+            corrections: by a row's id its label's name; None: the row is left out.
+
+        Raises:
+            DataError: an id that is no row's or several', a name that is no label's, or a label that no row has left.
+        """
+        labels, wanted = list(self.classifier.labels), dict[int, str | None]()
+        for name, label in corrections.items():
+            if label is not None and label not in labels:
+                raise DataError(f"row {name!r} cannot have the label {label!r}: it is none of {labels[:8]}")
+            wanted |= dict.fromkeys(self._places([name], "label"), label)
+        kept = torch.tensor([wanted.get(place, "") is not None for place in range(len(self.rows))])
+        rows = tuple(
+            replace(example, label=labels.index(label), target=None) if (label := wanted.get(place)) else example
+            for place, example in enumerate(self.rows)
+            if kept[place]
+        )
+        check_labels(rows, labels)
+        known, zero_shot, settings = self.heads.labelled, self.heads.zero_shot, self.settings
+        log_probs = {} if zero_shot is None else {"zero_shot": zero_shot.held_out}
+        features = {of.source: dict(of.fitted.rows.blocks) for of in self.heads.experts.values()}
+        outputs = Outputs(known.class_mask, log_probs, features).take(kept)
+        labelled = shared_folds(self.classifier, (), rows, settings.calibration.folds, settings.seed)
+        return self._with(fit_heads(tuple(self.heads.experts), outputs, labelled, settings, self._progress), rows)
 
     def _with(self, heads: FittedHeads, rows: tuple[Example, ...]) -> HeadsPosterior:
         data = self.data | {"rows": {"labelled": len(rows)}}

@@ -21,6 +21,7 @@ from laplora.report.rows import (
     label_groups,
     most_uncertain_rows,
     slice_groups,
+    suspected_rows,
     worst_rows,
 )
 from laplora.report.verdict import Verdict, operating_point, percent
@@ -84,6 +85,7 @@ def html(report: Report, verdict: Verdict) -> str:
             labels=label_groups(report),
             slices=list(slice_groups(report)),
             worst=worst_rows(report),
+            suspects=suspected_rows(report),
             uncertain=most_uncertain_rows(report),
             draw=draw,
         )

@@ -136,6 +136,7 @@ class Report:
         unfamiliar: share of the rows that are flagged so; None where nothing flags them.
         questions: rows that each input counts as; with several, rows are not independent.
         notes: further sentences.
+        suspects: labels to look at, as ``laplora.selection.label_audit`` lists them; None: nobody looked.
         provenance: by name, what the figures were made from; configuration: of the run, as text.
     """
 
@@ -151,6 +152,7 @@ class Report:
     unfamiliar: float | None = None
     questions: int = 1
     notes: Sequence[str] = ()
+    suspects: Sequence[Mapping[str, Any]] | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     configuration: str = ""
 
@@ -167,4 +169,5 @@ class Report:
     def without_texts(self) -> Report:
         """Return the report without its rows' texts, and without the slices that are named by values of a field."""
         slices = [one for one in self.rows.slices if not one.names_are_texts]
-        return replace(self, rows=replace(self.rows, texts=None, slices=slices))
+        suspects = self.suspects and [row | {"text": None} for row in map(dict, self.suspects)]
+        return replace(self, rows=replace(self.rows, texts=None, slices=slices), suspects=suspects)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -146,6 +148,18 @@ def _group(rows: Rows, name: str, mask: torch.Tensor) -> Group:
 def worst_rows(report: Report) -> list[ListedRow]:
     """Return the wrong answers that were the surest, the surest first."""
     return _listed(report, report.rows.confidence.masked_fill(~report.rows.wrong, -1.0), int(report.rows.wrong.sum()))
+
+
+def suspected_rows(report: Report) -> list[dict[str, Any]] | None:
+    """Return the labels to look at, at most ``LISTED_ROWS`` of each kind; None where nobody looked."""
+    if report.suspects is None:
+        return None
+    counts, kept = Counter[str](), list[dict[str, Any]]()
+    for row in report.suspects:
+        counts[kind := row["found"].split(",")[0].split()[0]] += 1
+        if counts[kind] <= LISTED_ROWS:
+            kept.append({**row, "id": shortened(row["id"]), "text": row["text"] and shortened(row["text"])})
+    return kept
 
 
 def most_uncertain_rows(report: Report) -> list[ListedRow]:

@@ -16,6 +16,7 @@ from benchmarks.evidence import scores
 from benchmarks.gpu import publish as gpu
 from benchmarks.harness import page as speed
 from benchmarks.harness.record import FOLDER, read
+from benchmarks.label_audit import __main__ as label_audit
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers.__main__ import page_tables
 from benchmarks.reproduce.page import page_text, read_published
@@ -37,6 +38,7 @@ MADE: list[tuple[Path, Callable[[str], str]]] = [
     (overload.PAGE, overload.with_figures),
     (ROOT / "docs" / "reproduction.md", reproduction),
     (evidence.PAGE, lambda _: evidence.render(scores.read())),
+    (label_audit.PAGE, lambda _: label_audit.page(json.loads(label_audit.RESULTS.read_bytes()))),
     (decision_models.PAGE, lambda _: decision_models.page(scores.read(decision_models.RESULTS))),
     (
         peers.PAGE,

@@ -24,7 +24,7 @@ from benchmarks.evidence.plan import LABELS, SEEDS, SHIFTED, SMALL, planned
 from benchmarks.evidence.scores import SERVED
 from benchmarks.harness.provenance import ARTIFACT
 
-PAGES = ("docs/evidence.md", "README.md", "docs/decision-models.md", "docs/training.md")
+PAGES = ("docs/evidence.md", "README.md", "docs/decision-models.md", "docs/training.md", "docs/tutorial.md")
 STUDY = "benchmarks/evidence/EARLIER.md"
 COUNTS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
 #: Of the default artifact's table: what a row is called, and what its manifest calls it.
@@ -264,6 +264,20 @@ def decisions() -> str:
         f"text: on tickets of templates that no labelled row has, the question of priority with {worst[1]} labels "
         f"{at_new_templates('served')}. Temperature scaling {at_new_templates('temperature')}. With templates given as "
         f"groups, it {at_new_templates('grouped')}"
+    )
+
+
+def audit() -> str:
+    """Return how many of the first labels of an audit are turned ones, and what looking at them gains."""
+    records = json.loads(read("benchmarks/label_audit/results.json"))
+    some = [one for one in records if one["turned"] == min(one["turned"] for one in records)]
+    by = {name: [one for one in some if one["task"] == name] for name in dict.fromkeys(one["task"] for one in some)}
+    found = {name: 100 * fmean(one["laplora"] for one in of) for name, of in by.items()}
+    gained = fmean((one["before"] - one["after"]) / (one["before"] - one["clean"]) for one in some)
+    return (
+        f"With {100 * some[0]['turned']:.0f} % of 450 labels turned by chance, of the first 20 listed were turned, per "
+        f"cent: {', '.join(f'{name} {share:.0f}' for name, share in found.items())}. Once a person had looked at 45 "
+        f"rows, {100 * gained:.0f} % of the NLL that the turned labels cost was back, in the mean"
     )
 
 

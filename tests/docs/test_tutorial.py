@@ -64,6 +64,16 @@ def test_the_page_is_what_a_reader_meets(
     expected = f"before, at a target error rate of 5.0 %: {share} % accepted, {wrong} % of these wrong (a small"
     assert before.replace("\u00a0", " ").startswith(expected)
 
+    ((_, *words),) = commands(shown(beginning="laplora audit"))
+    capsys.readouterr()
+    assert main([*words, "--yes"]) == 0
+    expected, *rows = shown(beginning="labels that are").text.splitlines()
+    listed = capsys.readouterr().out.splitlines()
+    assert figures(listed[0]) == pytest.approx(figures(expected), abs=3)
+    assert {row.split(":")[0] for row in rows} <= {row.split(":")[0] for row in listed}
+    table = Path("examples/messages.audit.csv").read_text(encoding="utf-8-sig").splitlines()
+    assert table[0].endswith(",correction")
+
     asked = next(words for words in commands(shown(beginning="curl")) if words[0] == "curl")[-1]
     with server_process(["-m", "service", "--artifact", "examples/messages"]) as process, process.client() as client:
         response = client.post("/predict", content=asked, headers={"content-type": "application/json"})

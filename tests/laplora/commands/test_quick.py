@@ -59,6 +59,20 @@ def test_without_a_terminal_it_names_options_and_columns_and_writes_nothing(
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_corrections_of_a_table_are_what_it_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, table = csv(tmp_path, "message,topic"), tmp_path / "table.csv"
+    lines = [f"{ROWS[0][0]},good,bad", f"{ROWS[1][0].upper()},bad,-", f"{ROWS[2][0]},good,"]
+    table.write_text("\n".join(["text,label,correction", *lines]) + "\n", encoding="utf-8")
+    assert main(["quick", str(file), "--corrections", str(table)]) == 2  # nobody to ask
+    said = capsys.readouterr().err
+    assert "39 rows; the text is 'message'" in said
+    assert "labels corrected: 1; rows left out: 1\n" in said
+    assert "39 rows train 2 labels: bad 20, good 19" in said
+    (tmp_path / "my rows.audit.csv").touch()
+    assert main(["audit", str(file), "--yes"]) == 2
+    assert "my rows.audit.csv is there already, perhaps with corrections" in capsys.readouterr().err
+
+
 def test_on_a_terminal_it_asks_for_the_column(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -245,6 +245,36 @@ def question_rows() -> Rows:
     return rows
 
 
+def test_an_audit_finds_turned_labels_and_a_fit_without_them_is_one_of_the_corrected_rows(
+    posterior: laplora.HeadsPosterior,
+) -> None:
+    rows, clear = labelled(60), posterior.audit().own.argsort(descending=True)[:3].tolist()
+    turned = {f"row-{place}": rows[place]["label"] for place in clear}
+    kept = next(row["id"] for row in rows if row["id"] not in turned)
+    other = {"no": "yes", "yes": "no"}
+    wrong = [row | {"label": other[row["label"]]} if row["id"] in turned else row for row in rows]
+    before = laplora.fit(classifier(), wrong, settings=FROZEN, progress=False)
+    assert isinstance(before, laplora.HeadsPosterior)
+    found = before.audit()
+    listed = found.to_rows(before.rows, before.classifier.labels)
+    assert len(found.wrong) < 20
+    assert turned.keys() <= {row["id"] for row in listed[: len(found.wrong)]}
+    assert all(row["likelier"] == other[row["label"]] for row in listed)
+    after = before.corrected(turned | {kept: None})
+    expected = laplora.fit(classifier(), [row for row in rows if row["id"] != kept], settings=FROZEN, progress=False)
+    assert after.rows == expected.rows
+    assert after.predictor.artifact.manifest.predictives == expected.predictor.artifact.manifest.predictives
+    assert largest_change(after, expected, labelled(12, seed=5)) < 1e-6
+    assert before.rows[clear[0]].label != posterior.rows[clear[0]].label
+    for corrections, said in (
+        ({"row-0": "maybe"}, "row 'row-0' cannot have the label 'maybe'"),
+        ({"row-99": "no"}, "1 of 1 ids are of none of the 60 labelled rows"),
+        (dict.fromkeys((one.id for one in before.rows if one.label == 0), "yes"), "no row has the labels"),
+    ):
+        with pytest.raises(DataError, match=said):
+            before.corrected(corrections)
+
+
 def test_questions_are_answered_by_their_options_in_any_order() -> None:
     tokenizer, rows = tiny_tokenizer(), question_rows()
     base = tiny_base("llama", vocab_size=len(tokenizer), max_position_embeddings=128)
