@@ -16,9 +16,9 @@ PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
 #: The most lines of what users install, of benchmarks and of tests, and words of pages. Benchmarks have a limit
 #: of their own since the study has 30 rivals: nothing that a user installs grew for them. 80 lines of it measure a
 #: server without a model's cost, and 200 run everything that needs a GPU by one command. A user reads the pages, so
-#: they have 52,000 words; RESULTS.md, which commands write, is not counted. Product and tests have little to spare:
-#: they are to become fewer.
-LIMITS = {"product": 59_931, "benchmarks": 8_510, "tests": 44_600, "pages": 51_884}
+#: they have 51,000 words; RESULTS.md, which commands write, is not counted. The audit of labels, which no other command
+#: did, took 420 lines of the product and 190 of the tests. Both have little to spare: they are to become fewer.
+LIMITS = {"product": 60_160, "benchmarks": 8_690, "tests": 44_830, "pages": 51_000}
 
 
 def tracked(suffix: str) -> list[Path]:

@@ -14,7 +14,7 @@ from laplora.errors import DataError
 from laplora.files.atomic import write_whole
 from laplora.prompts.labelled import empty, label_text
 
-#: What a person writes for a row that is to be left out.
+#: The correction that leaves a row out.
 LEFT_OUT = "-"
 _COLUMNS = ("row", "found", "text", "label", "likelier", "probability", "probability_of_likelier", "correction")
 #: A cell that begins with one of them could be a formula, so it is written behind a ', which reading takes away.

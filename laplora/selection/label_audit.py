@@ -24,7 +24,7 @@ BOTH_LIKELY = 1 / 3
 
 @dataclass(frozen=True)
 class LabelAudit:
-    """What to look at among labelled rows; rows are places from 0.
+    """Labelled rows to look at, as places from 0.
 
     Attributes:
         likelier: (rows,) int64, the most probable label of each row besides its own.
