@@ -48,17 +48,18 @@ Record = dict[str, Any]
 _HEAD = f"""# Labels that are wrong
 
 `python -m benchmarks.label_audit` writes this page. A share of {LABELLED} labels is turned to another one by chance. An
-audit lists labels that are probably wrong. Of the first {FIRST}, the tables say how many were turned, per cent, as
-means over three seeds. By chance it is the share of turned labels. Labels that were wrong in the data before count as
-right, so a figure is a lower bound.
+audit lists labels to look at. The tables say how many of the first {FIRST} were turned, per cent, as means over three
+seeds. By chance it is the share of turned labels. Labels that were wrong in the data before count as right. A list of
+fewer than {FIRST} counts the missing ones as right too. Seeds draw labelled and test rows from one pool of
+{LABELLED + TEST} rows, so they are not independent. Near-copies are not grouped here.
 
 - **laplora**: `posterior.audit()`, by the answers of the heads that serve, each without its row's fold.
 - *same answers, cleanlab*: `find_label_issues` of cleanlab with its defaults, on the same answers.
 - *MiniLM, cleanlab*: the same on logistic regression on embeddings, cross-validated.
 
 *Listed* is how many labels the audit lists, and how many of these were turned. NLL is that of {TEST} test rows, nats:
-with the turned labels; after a person looked at the first {LOOKED_AT} of the audit's order, where the least probable
-labels follow the listed ones, and corrected those that were turned; and with no label turned.
+with the turned labels; after the true labels were put back in the first {LOOKED_AT} of
+the audit's order, where the least probable labels follow the listed ones; and with no label turned.
 """
 
 

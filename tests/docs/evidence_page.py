@@ -276,8 +276,8 @@ def audit() -> str:
     gained = fmean((one["before"] - one["after"]) / (one["before"] - one["clean"]) for one in some)
     return (
         f"With {100 * some[0]['turned']:.0f} % of 450 labels turned by chance, of the first 20 listed were turned, per "
-        f"cent: {', '.join(f'{name} {share:.0f}' for name, share in found.items())}. Once a person had looked at 45 "
-        f"rows, {100 * gained:.0f} % of the NLL that the turned labels cost was back, in the mean"
+        f"cent: {', '.join(f'{name} {share:.0f}' for name, share in found.items())}. Once the first 45 rows had "
+        f"their true labels back, {100 * gained:.0f} % of the NLL that the turned ones cost was gained back on average"
     )
 
 
