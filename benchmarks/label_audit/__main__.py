@@ -135,15 +135,15 @@ def measured(task: _Task, seed: int, share: float) -> Record:
     embeddings = torch.cat([*task.outputs.take(places).features["encoder"].values()], 1).numpy()
     alone = cross_val_predict(LogisticRegression(max_iter=1000), embeddings, given.numpy(), method="predict_proba")
     looked_at = given.clone()
-    behind = [row for row in found.own.argsort(stable=True).tolist() if row not in found.wrong]
-    first = torch.tensor([*found.wrong, *behind][:LOOKED_AT])
+    behind = [row for row in found.own.argsort(stable=True).tolist() if row not in found.unlikely]
+    first = torch.tensor([*found.unlikely, *behind][:LOOKED_AT])
     looked_at[first] = right[first]
     return {
-        "laplora": _precision(turned, found.wrong),
+        "laplora": _precision(turned, found.unlikely),
         "same": _precision(turned, _issues(given, probs.numpy())),
         "encoder": _precision(turned, _issues(given, alone)),
-        "listed": len(found.wrong),
-        "listed_turned": int(turned[list(found.wrong)].sum()),
+        "listed": len(found.unlikely),
+        "listed_turned": int(turned[list(found.unlikely)].sum()),
         "before": before,
         "after": fit(looked_at)[1],
         "clean": fit(right)[1],

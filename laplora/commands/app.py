@@ -39,7 +39,7 @@ app.command(
 )(quick.quick)
 app.command(
     "audit",
-    short_help="List the labels of a file that are probably wrong.",
+    short_help="List the unlikely labels of a file.",
     epilog="Example: laplora audit rows.csv, then laplora quick rows.csv --corrections rows.audit.csv",
 )(audit.audit)
 app.command(

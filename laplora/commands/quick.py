@@ -42,7 +42,7 @@ _FEW_ROWS = 4
 #: Characters of a report that have its first figures.
 _HEAD_OF_PAGE = 20_000
 _NEXT = (
-    "next: laplora audit lists labels that are probably wrong: correct them, and label more rows; serve it, if a "
+    "next: laplora audit lists unlikely labels: correct those that are wrong, and label more rows; serve it, if a "
     "person checks some of the accepted answers too\n"
 )
 
@@ -75,11 +75,21 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Go on without aski
 BaseOption = Annotated[
     str, typer.Option("--base", metavar="NAME", help="Offline name, folder or hub id of the base model.")
 ]
+CorrectionsOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Table of laplora audit in which labels were corrected.")
+]
 RiskOption = Annotated[
     float, typer.Option(metavar="RISK", help="Error rate that accepted answers may have, between 0 and 1.")
 ]
+#: What is to be known of corrected rows.
+FLATTERS = (
+    "labels were corrected: a person looked only at rows that the heads answer otherwise, so the shares of accepted "
+    "and of wrong rows look better than they are"
+)
 #: The base model by default.
 BASE = "smollm2-135m-instruct"
+#: The target risk by default.
+RISK = 0.05
 
 
 def quick(
@@ -95,11 +105,9 @@ def quick(
     question: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What clients of POST /v1/systemone ask (default: the template).")
     ] = None,
-    corrections: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Table of laplora audit in which labels were corrected.")
-    ] = None,
+    corrections: CorrectionsOption = None,
     base: BaseOption = BASE,
-    target_risk: RiskOption = 0.05,
+    target_risk: RiskOption = RISK,
     device: console.DeviceOption = "auto",
 ) -> None:
     """Make a classifier from a file of labelled texts, measure it, and say how to serve it.
@@ -119,7 +127,7 @@ def quick(
     found, template = given_rows(file, text, label, group, corrections, writes=writes, yes=yes, terminal=on_terminal())
     try:
         posterior = fitted(found, template, base, device, target_risk, question, yes=yes)
-        report, verdict = _measured(posterior, file, folder, base)
+        report, verdict = _measured(posterior, file, folder, base, corrections)
     except (KeyboardInterrupt, typer.Abort):
         console.say("nothing was written")
         raise
@@ -164,6 +172,7 @@ def given_rows(
     from laplora.data.corrections import corrected, read_table
 
     columns, notes = columns_of(records := read_records(file)), tuple[str, ...]()
+    count = len(records)
     text = text or find_text(records) or _asked("text", columns, records, terminal)
     label = label or find_label(records, text) or _asked("label", columns, records, terminal)
     if corrections is not None:
@@ -174,7 +183,7 @@ def given_rows(
     counts = Counter(max(one, key=one.__getitem__) if isinstance(one, dict) else one for one in likeliest)
     shown = ", ".join(f"{name[:32]} {counts[name]}" for name in found.labels[:_LABELS_SHOWN])
     shown += ", ..." if len(counts) > _LABELS_SHOWN else ""
-    first = f"{file}: {len(records)} rows; the text is {text!r}, the label is {label!r}"
+    first = f"{file}: {count} rows; the text is {text!r}, the label is {label!r}"
     few = "" if len(found.rows) >= _FEW_ROWS * len(counts) else f" (few rows a label: is {label!r} the label?)"
     last = f"{len(found.rows)} rows train {len(counts)} labels: {shown}{few}", f"the model reads {template!r}"
     console.say("\n  ".join([first, *notes, *found.notes, *last]))
@@ -276,15 +285,21 @@ def _seconds(passes: Any, rows: Sequence[Any], settings: Any) -> float:
     return (read - start) * (len(rows) + _UNLIKE) / len(some) + heads * (1 + len(rows) / _TWICE_AS_LONG)
 
 
-def _measured(posterior: HeadsPosterior, file: Path, folder: Path, base: str) -> tuple[Report, Verdict]:
+def _measured(
+    posterior: HeadsPosterior, file: Path, folder: Path, base: str, corrections: Path | None
+) -> tuple[Report, Verdict]:
     """Return the report of the rows, and its verdict."""
     from laplora.files.atomic import file_sha256
     from laplora.fitting.cross_fitted import built_in_texts, cross_fitted_report
     from laplora.report.verdict import judge
 
     provenance = {"data": f"{file.name}, {file_sha256(file)}", "base model": base}
+    notes = [built_in_texts(posterior)]
+    if corrections is not None:
+        provenance["corrections"] = f"{corrections.name}, {file_sha256(corrections)}"
+        notes.append(FLATTERS)
     console.say("measuring ...")
-    report = cross_fitted_report(posterior, folder.name, file.name, provenance, [built_in_texts(posterior)])
+    report = cross_fitted_report(posterior, folder.name, file.name, provenance, notes)
     return report, judge(report)
 
 

@@ -52,7 +52,7 @@ def read_table(path: Path) -> dict[tuple[str, str], str | None]:
         cells = {name: str(record.values.get(name) or "").removeprefix("'") for name in ("text", "label")}
         if "" in cells.values() or "correction" not in record.values:
             raise DataError(f"{path}, line {record.line}: a table of corrections has text, label and correction")
-        if not (said := str(record.values["correction"] or "").strip()):
+        if not (said := str(record.values["correction"] or "").strip().removeprefix("'")):
             continue
         key, wanted = (folded(cells["text"]), folded(cells["label"])), None if said == LEFT_OUT else said
         if found.setdefault(key, wanted) != wanted:
@@ -63,8 +63,15 @@ def read_table(path: Path) -> dict[tuple[str, str], str | None]:
 def corrected(
     records: Sequence[Record], text: str, label: str, corrections: Corrections
 ) -> tuple[list[Record], tuple[str, ...]]:
-    """Return records with their labels corrected, every copy of a row alike, and a note of what was done."""
+    """Return records with their labels corrected, every copy of a row alike, and a note of what was done.
+
+    Raises:
+        DataError: a label that no row has, or corrections of none of these rows.
+    """
     kept, done = list[Record](), set[tuple[str, str]]()
+    known = {folded(str(label_text(value))) for record in records if not empty(value := record.values.get(label))}
+    if unknown := sorted(one for one in corrections.values() if one is not None and folded(one) not in known):
+        raise DataError(f"no row has the label {unknown[0]!r} of a correction: write a label that rows have, or -")
     for record in records:
         given = record.values.get(text), record.values.get(label)
         key = ("", "") if any(map(empty, given)) else (folded(str(given[0])), folded(str(label_text(given[1]))))
@@ -74,6 +81,8 @@ def corrected(
         done.add(key)
         if (wanted := corrections[key]) is not None:
             kept.append(replace(record, values=record.values | {label: wanted}))
+    if corrections and not done:
+        raise DataError("the corrections are of none of these rows: is the table of another file?")
     out, missing = sum(corrections[key] is None for key in done), len(corrections) - len(done)
     notes = [f"labels corrected: {len(done) - out}; rows left out: {out}"]
     return kept, (*notes, *([f"corrections of rows that are not there: {missing}"] if missing else []))

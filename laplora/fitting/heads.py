@@ -133,8 +133,8 @@ class HeadsPosterior(CalibratedPosterior):
         Raises:
             DataError: soft labels, or rows of which several may be right.
         """
-        answers, labels = self.heads.answering[self.recommended], self.heads.labelled.labels
-        return audit_labels(answers.held_out.exp(), labels, [text_of(example.fields) for example in self.rows])
+        answers = self.experts["zero_shot" if self.recommended == "map" else self.recommended].held_out.exp()
+        return audit_labels(answers, self.heads.labelled.labels, [text_of(example.fields) for example in self.rows])
 
     def corrected(self, corrections: Mapping[str, str | None]) -> HeadsPosterior:
         """Return heads fitted anew on corrected labels, without a pass over the rows; this one stays.
@@ -145,17 +145,25 @@ class HeadsPosterior(CalibratedPosterior):
         Raises:
             DataError: an id that is no row's or several', a name that is no label's, or a label that no row has left.
         """
-        labels, wanted = list(self.classifier.labels), dict[int, str | None]()
+        wanted = dict[int, str | None]()
         for name, label in corrections.items():
-            if label is not None and label not in labels:
-                raise DataError(f"row {name!r} cannot have the label {label!r}: it is none of {labels[:8]}")
             wanted |= dict.fromkeys(self._places([name], "label"), label)
+        return self.corrected_at(wanted)
+
+    def corrected_at(self, wanted: Mapping[int, str | None]) -> HeadsPosterior:
+        """Return what ``corrected`` does, of rows by their places from 0."""
+        labels = list(self.classifier.labels)
+        for label in wanted.values():
+            if label is not None and label not in labels:
+                raise DataError(f"no row can have the label {label!r}: it is none of {labels[:8]}")
         kept = torch.tensor([wanted.get(place, "") is not None for place in range(len(self.rows))])
         rows = tuple(
             replace(example, label=labels.index(label), target=None) if (label := wanted.get(place)) else example
             for place, example in enumerate(self.rows)
             if kept[place]
         )
+        if not rows:
+            raise DataError("the corrections leave no row")
         check_labels(rows, labels)
         known, zero_shot, settings = self.heads.labelled, self.heads.zero_shot, self.settings
         log_probs = {} if zero_shot is None else {"zero_shot": zero_shot.held_out}

@@ -1,7 +1,7 @@
-"""Labels that are probably wrong, rows that two labels fit, and near-copies that disagree, by honest answers.
+"""Unlikely labels, rows that two labels fit, and near-copies that disagree, by honest answers.
 
-A row is listed as wrong by confident learning (Northcutt, Jiang and Chuang 2021, arXiv 1911.00068, section 3.1): its
-answer, made without its label, gives another label at least the probability that rows of that label have on average.
+A label is unlikely by confident learning (Northcutt, Jiang and Chuang 2021, arXiv 1911.00068, section 3.1): another one
+is likelier, and of the labels that reach the mean probability of their own rows the likeliest is not the row's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LabelAudit:
     Attributes:
         likelier: (rows,) int64, the most probable label of each row besides its own.
         own, other: (rows,) float64, the probability of a row's label, and of ``likelier``.
-        wrong: rows whose label is probably wrong, that of the least probability first.
+        unlikely: rows whose label is unlikely, that of the least probability first.
         ambiguous: others that two labels fit, the most even first.
         copies: groups of rows whose texts are near-copies and whose labels differ.
     """
@@ -37,17 +37,17 @@ class LabelAudit:
     likelier: torch.Tensor
     own: torch.Tensor
     other: torch.Tensor
-    wrong: tuple[int, ...]
+    unlikely: tuple[int, ...]
     ambiguous: tuple[int, ...]
     copies: tuple[tuple[int, ...], ...]
 
     def to_rows(self, examples: Sequence[Example], labels: Sequence[str]) -> list[dict[str, Any]]:
         """Return what there is to say of each row that is listed, a row once, in the order to look at them.
 
-        ``id``, ``found`` (``wrong``, ``ambiguous``, or ``copies`` and the number of their group), ``label``,
+        ``id``, ``found`` (``unlikely``, ``ambiguous``, or ``copies`` and the number of their group), ``label``,
         ``likelier``, ``probability`` of either, ``text``.
         """
-        found = dict.fromkeys(self.wrong, "wrong")
+        found = dict.fromkeys(self.unlikely, "unlikely")
         for number, group in enumerate(self.copies, 1):
             for place in group:
                 found[place] = f"{found[place]}, copies {number}" if place in found else f"copies {number}"
@@ -93,10 +93,10 @@ def audit_labels(probs: torch.Tensor, labels: torch.Tensor, texts: Sequence[str]
     usual = sums / torch.bincount(labels, minlength=given.shape[1])  # NaN of a label without rows, which none reaches
     confident = (given >= usual).index_put((rows, labels), torch.tensor(False))
     best = given.masked_fill(~confident, -1.0).amax(1)  # the row counts as of the likeliest that reaches its usual
-    wrong = confident.any(1) & (other > own) & ~((own >= usual[labels]) & (own >= best))
-    ambiguous = ~wrong & (own >= BOTH_LIKELY) & (other >= BOTH_LIKELY)
+    unlikely = confident.any(1) & (other > own) & ~((own >= usual[labels]) & (own >= best))
+    ambiguous = ~unlikely & (own >= BOTH_LIKELY) & (other >= BOTH_LIKELY)
     even = (own - other).abs()
-    return LabelAudit(likelier, own, other, _first(wrong, own), _first(ambiguous, even), _copies(texts, labels))
+    return LabelAudit(likelier, own, other, _first(unlikely, own), _first(ambiguous, even), _copies(texts, labels))
 
 
 def _first(those: torch.Tensor, order: torch.Tensor) -> tuple[int, ...]:

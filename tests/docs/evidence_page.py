@@ -273,10 +273,12 @@ def audit() -> str:
     some = [one for one in records if one["turned"] == min(one["turned"] for one in records)]
     by = {name: [one for one in some if one["task"] == name] for name in dict.fromkeys(one["task"] for one in some)}
     found = {name: 100 * fmean(one["laplora"] for one in of) for name, of in by.items()}
+    listed = sum(one["listed_turned"] for one in some) / sum(one["listed"] for one in some)
     gained = fmean((one["before"] - one["after"]) / (one["before"] - one["clean"]) for one in some)
     return (
         f"With {100 * some[0]['turned']:.0f} % of 450 labels turned by chance, of the first 20 listed were turned, per "
-        f"cent: {', '.join(f'{name} {share:.0f}' for name, share in found.items())}. Once the first 45 rows had "
+        f"cent: {', '.join(f'{name} {share:.0f}' for name, share in found.items())}; "
+        f"of all listed {100 * listed:.0f}. Once the first 45 rows had "
         f"their true labels back, {100 * gained:.0f} % of the NLL that the turned ones cost was gained back on average"
     )
 

@@ -67,7 +67,7 @@ def test_the_page_is_what_a_reader_meets(
     ((_, *words),) = commands(shown(beginning="laplora audit"))
     capsys.readouterr()
     assert main([*words, "--yes"]) == 0
-    expected, *rows = shown(beginning="labels that are").text.splitlines()
+    expected, *rows = shown(beginning="unlikely labels").text.splitlines()
     listed = capsys.readouterr().out.splitlines()
     assert figures(listed[0]) == pytest.approx(figures(expected), abs=3)
     assert {row.split(":")[0] for row in rows} <= {row.split(":")[0] for row in listed}

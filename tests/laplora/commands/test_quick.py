@@ -65,7 +65,7 @@ def test_corrections_of_a_table_are_what_it_fits(tmp_path: Path, capsys: pytest.
     table.write_text("\n".join(["text,label,correction", *lines]) + "\n", encoding="utf-8")
     assert main(["quick", str(file), "--corrections", str(table)]) == 2  # nobody to ask
     said = capsys.readouterr().err
-    assert "39 rows; the text is 'message'" in said
+    assert "40 rows; the text is 'message'" in said
     assert "labels corrected: 1; rows left out: 1\n" in said
     assert "39 rows train 2 labels: bad 20, good 19" in said
     (tmp_path / "my rows.audit.csv").touch()

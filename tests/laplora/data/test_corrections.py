@@ -42,15 +42,20 @@ def test_what_a_person_fills_in_is_what_is_corrected(tmp_path: Path) -> None:
     given = [
         (1, "=1+1", "x"),
         (2, "Plain ", "-X"),
-        (3, "plain", "x"),
+        (3, "plain", "y"),
         (4, "'quoted'", "x"),
         (5, "", "x"),
         (6, "plain", "-x"),
+        (7, "w", "z"),
     ]
     records = [Record(line, {"t": text, "l": label, "more": line}) for line, text, label in given]
     left, notes = corrected(records, "t", "l", {**table, ("gone", "x"): "y"})
-    assert [(one.line, one.values["l"]) for one in left] == [(1, "y"), (2, "z"), (3, "x"), (5, "x"), (6, "z")]
+    assert [(one.line, one.values["l"]) for one in left] == [(1, "y"), (2, "z"), (3, "y"), (5, "x"), (6, "z"), (7, "z")]
     assert left[0].values == {"t": "=1+1", "l": "y", "more": 1}
+    with pytest.raises(DataError, match="no row has the label 'zz'"):
+        corrected(records, "t", "l", {("plain", "y"): "zz"})
+    with pytest.raises(DataError, match="none of these rows"):
+        corrected(records, "t", "l", {("gone", "x"): None})
     assert notes == ("labels corrected: 2; rows left out: 1", "corrections of rows that are not there: 1")
 
 

@@ -257,8 +257,8 @@ def test_an_audit_finds_turned_labels_and_a_fit_without_them_is_one_of_the_corre
     assert isinstance(before, laplora.HeadsPosterior)
     found = before.audit()
     listed = found.to_rows(before.rows, before.classifier.labels)
-    assert len(found.wrong) < 20
-    assert turned.keys() <= {row["id"] for row in listed[: len(found.wrong)]}
+    assert len(found.unlikely) < 20
+    assert turned.keys() <= {row["id"] for row in listed[: len(found.unlikely)]}
     assert all(row["likelier"] == other[row["label"]] for row in listed)
     after = before.corrected(turned | {kept: None})
     expected = laplora.fit(classifier(), [row for row in rows if row["id"] != kept], settings=FROZEN, progress=False)
@@ -267,12 +267,22 @@ def test_an_audit_finds_turned_labels_and_a_fit_without_them_is_one_of_the_corre
     assert largest_change(after, expected, labelled(12, seed=5)) < 1e-6
     assert before.rows[clear[0]].label != posterior.rows[clear[0]].label
     for corrections, said in (
-        ({"row-0": "maybe"}, "row 'row-0' cannot have the label 'maybe'"),
+        ({"row-0": "maybe"}, "no row can have the label 'maybe'"),
         ({"row-99": "no"}, "1 of 1 ids are of none of the 60 labelled rows"),
         (dict.fromkeys((one.id for one in before.rows if one.label == 0), "yes"), "no row has the labels"),
+        (dict.fromkeys((one.id for one in before.rows), None), "leave no row"),
     ):
         with pytest.raises(DataError, match=said):
             before.corrected(corrections)
+
+
+def test_an_audit_is_by_the_models_own_answer_where_that_serves(
+    posterior: laplora.HeadsPosterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(laplora.HeadsPosterior, "recommended", "map")
+    labels = posterior.heads.labelled.labels
+    own = posterior.experts["zero_shot"].held_out.exp()[torch.arange(len(labels)), labels]
+    assert posterior.audit().own.equal(own)
 
 
 def test_questions_are_answered_by_their_options_in_any_order() -> None:

@@ -22,8 +22,8 @@ def test_it_lists_what_confident_learning_does_the_least_probable_first(classes:
         labels.numpy(), probs.numpy(), filter_by="confident_learning", return_indices_ranked_by="self_confidence"
     )
     found = audit_labels(probs, labels, [f"text {'x' * i}" for i in range(300)])
-    assert 20 < len(found.wrong) < 150
-    assert found.wrong == tuple(expected.tolist())
+    assert 20 < len(found.unlikely) < 150
+    assert found.unlikely == tuple(expected.tolist())
     rows = torch.arange(300)
     others = probs.index_put((rows, labels), torch.tensor(0.0, dtype=torch.float64))
     assert torch.equal(found.likelier, others.argmax(1))
@@ -35,11 +35,11 @@ def test_rows_that_two_labels_fit_and_near_copies_with_two_labels_are_named_once
     probs, labels = torch.tensor(given, dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1, 2])
     texts = ["Where is order 12?", "a b", "c d", "where is order 345", "e f", "g h"]
     found = audit_labels(probs, labels, texts)
-    assert (found.wrong, found.ambiguous, found.copies) == ((3,), (1, 2), ((0, 3),))
+    assert (found.unlikely, found.ambiguous, found.copies) == ((3,), (1, 2), ((0, 3),))
     examples = [Example(f"row {i}", {"text": text}, int(labels[i]), 3) for i, text in enumerate(texts)]
     rows = found.to_rows(examples, ("x", "y", "z"))
     assert [(row["id"], row["found"]) for row in rows] == [
-        ("row 3", "wrong, copies 1"),
+        ("row 3", "unlikely, copies 1"),
         ("row 0", "copies 1"),
         ("row 1", "ambiguous"),
         ("row 2", "ambiguous"),
