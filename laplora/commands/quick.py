@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -81,9 +82,9 @@ CorrectionsOption = Annotated[
 RiskOption = Annotated[
     float, typer.Option(metavar="RISK", help="Error rate that accepted answers may have, between 0 and 1.")
 ]
-#: What is to be known of corrected rows.
+#: A caution about corrected rows.
 FLATTERS = (
-    "labels were corrected: a person looked only at rows that the heads answer otherwise, so the shares of accepted "
+    "Labels were corrected: a person looked only at rows that the heads answer otherwise, so the shares of accepted "
     "and of wrong rows look better than they are"
 )
 #: The base model by default.
@@ -294,12 +295,13 @@ def _measured(
     from laplora.report.verdict import judge
 
     provenance = {"data": f"{file.name}, {file_sha256(file)}", "base model": base}
-    notes = [built_in_texts(posterior)]
     if corrections is not None:
         provenance["corrections"] = f"{corrections.name}, {file_sha256(corrections)}"
-        notes.append(FLATTERS)
     console.say("measuring ...")
-    report = cross_fitted_report(posterior, folder.name, file.name, provenance, notes)
+    report = cross_fitted_report(posterior, folder.name, file.name, provenance, [built_in_texts(posterior)])
+    if corrections is not None:
+        first, *others = report.notes
+        report = dataclasses.replace(report, notes=[f"{FLATTERS}. {first}", *others])
     return report, judge(report)
 
 

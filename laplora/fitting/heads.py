@@ -19,6 +19,7 @@ from laplora.experts.adapter import AsGiven
 from laplora.experts.base import Labelled, Outputs, losses_of
 from laplora.experts.of_head import HeadExpert
 from laplora.features.expert_passes import ExpertPasses
+from laplora.features.outputs import LogProbSource
 from laplora.files.atomic import write_json, write_tensors
 from laplora.fitting.calibrated import ONE_AT_A_TIME, CalibratedPosterior, Inputs
 from laplora.fitting.fitted_heads import FittedHeads, fit_heads, forgotten, learned
@@ -166,11 +167,13 @@ class HeadsPosterior(CalibratedPosterior):
             raise DataError("the corrections leave no row")
         check_labels(rows, labels)
         known, zero_shot, settings = self.heads.labelled, self.heads.zero_shot, self.settings
-        log_probs = {} if zero_shot is None else {"zero_shot": zero_shot.held_out}
+        log_probs: dict[LogProbSource, torch.Tensor] = {}
+        if zero_shot is not None:
+            log_probs["zero_shot"] = zero_shot.held_out
         features = {of.source: dict(of.fitted.rows.blocks) for of in self.heads.experts.values()}
         outputs = Outputs(known.class_mask, log_probs, features).take(kept)
         labelled = shared_folds(self.classifier, (), rows, settings.calibration.folds, settings.seed)
-        return self._with(fit_heads(tuple(self.heads.experts), outputs, labelled, settings, self._progress), rows)
+        return self._with(fit_heads(self.passes.names, outputs, labelled, settings, self._progress), rows)
 
     def _with(self, heads: FittedHeads, rows: tuple[Example, ...]) -> HeadsPosterior:
         data = self.data | {"rows": {"labelled": len(rows)}}
