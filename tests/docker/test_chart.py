@@ -115,6 +115,8 @@ def test_two_releases_of_one_namespace_do_not_meet(helm: Any) -> None:
         ({"autoscaling": {"enabled": True, "minReplicas": 5}}, "maxReplicas is below"),
         ({"jobs": {"url": "postgresql://laplora@database/laplora"}, "replicas": 2}, "uploads need a place"),
         ({"jobs": {"url": "postgresql://laplora:secret@database/laplora"}}, "/jobs/url"),
+        ({"jobs": {"url": "postgresql://laplora@database/laplora?password=secret"}}, "/jobs/url"),
+        ({"jobs": {"url": "postgresql://laplora@database/laplora", "sslmode": "prefer"}}, "/jobs/sslmode"),
         ({"jobs": {"passwordSecret": "a"}}, "jobs.url, which is empty"),
         ({"jobs": {"ca": {"secret": "a", "configMap": "b"}}}, "one is enough"),
         ({"gpu": {"count": 2}, "device": "cpu"}, "gpu.count above 1"),

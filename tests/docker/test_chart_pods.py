@@ -230,12 +230,13 @@ def test_the_network_policy_leaves_open_what_is_used(render: Any) -> None:
     (requests,) = policy["ingress"]
     assert requests["from"][0] == {"podSelector": {}}, "the same namespace, not everybody"
     assert [port["port"] for port in policy["egress"][0]["ports"]] == [53, 53, 443]
-    route = {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}, "jobs": {"url": JOBS}}
+    route = {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}, {"name": "b", "namespace": "gateways"}]}}
+    route |= {"jobs": {"url": JOBS}, "settings": {"otlp_endpoint": "http://c:4318/v1", "upstream_url": "https://m"}}
     watched = render({"monitoring": {"enabled": True}, "networkPolicy": {"egressPorts": [80]}, **route})
     (policy,) = [document["spec"] for (kind, _), document in watched.items() if kind == "NetworkPolicy"]
     peers = [peer["namespaceSelector"]["matchLabels"] for rule in policy["ingress"][1:] for peer in rule["from"]]
-    assert peers == [{"kubernetes.io/metadata.name": name} for name in ("ingress-nginx", "monitoring")]
-    assert [port["port"] for port in policy["egress"][0]["ports"]] == [53, 53, 80, 5432]
+    assert peers == [{"kubernetes.io/metadata.name": name} for name in ("ingress-nginx", "gateways", "monitoring")]
+    assert [port["port"] for port in policy["egress"][0]["ports"]] == [53, 53, 80, 5432, 4318, 443]
     (policy,) = [document["spec"] for (kind, _), document in render(SEVERAL).items() if kind == "NetworkPolicy"]
     assert policy["egress"][1:] == SEVERAL["networkPolicy"]["egress"]
     assert all(
@@ -296,3 +297,8 @@ def test_the_jobs_database_is_reached_by_its_certificate_and_a_password_from_a_s
             monkeypatch.setenv("PGSSLROOTCERT", unknown)
             with pytest.raises(JobsUnavailableError):
                 Database.at_url(url, word)
+        unchecked = variables(render({"jobs": {"url": url, "sslmode": "require"}}))
+        assert "PGSSLROOTCERT" not in unchecked  # with it, PostgreSQL's client checks certificates under require too
+        monkeypatch.delenv("PGSSLROOTCERT")
+        monkeypatch.setenv("PGSSLMODE", unchecked["PGSSLMODE"])
+        Database.at_url(url, word).close()

@@ -12,9 +12,14 @@ app.kubernetes.io/name: {{ .Chart.Name }}-test
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{- define "laplora.labels" -}}
+{{/* Not the chart's version: a change of it alone would restart every server. */}}
+{{- define "laplora.podLabels" -}}
 {{ include "laplora.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- end }}
+
+{{- define "laplora.labels" -}}
+{{ include "laplora.podLabels" . }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
@@ -26,7 +31,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* One server at a time may have a folder of jobs; two on one claim would also wait for each other's volume. */}}
 {{- define "laplora.check" -}}
 {{- if and .Values.state.claim (or .Values.autoscaling.enabled (gt (int .Values.replicas) 1)) }}
-{{- fail "state.claim is for one server: leave it empty with several replicas, and share jobs by LAPLORA_JOBS_URL in a Secret of secretEnv" }}
+{{- fail "state.claim is for one server: leave it empty with several replicas, and share jobs by jobs.url" }}
 {{- end }}
 {{- if and .Values.cache.baked .Values.cache.claim }}
 {{- fail "cache.claim would hide the model that is baked into the image: give one of cache.claim and cache.baked" }}
