@@ -13,6 +13,8 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
+from service.settings import Settings
+
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "docker" / "kubernetes" / "laplora"
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
@@ -127,7 +129,7 @@ def test_two_releases_of_one_namespace_do_not_meet(helm: Any) -> None:
         ({"extraEnv": [{"name": "LAPLORA_PORT", "value": "9000"}]}, "/extraEnv/0/name"),
         ({"autoscaling": {"enable": True}}, "additional properties 'enable' not allowed"),
         ({"settings": {"port": 9000}}, "'port'"),
-        ({"settings": {"batch-tokens": 1}}, "'batch-tokens'"),
+        ({"settings": {"batch_token": 1}}, "'batch_token'"),
         ({"device": "gpu"}, "/device"),
         ({"image": {"digest": "sha256:1"}}, "/image/digest"),
         ({"drain": {"seconds": -1}}, "/drain/seconds"),
@@ -138,6 +140,12 @@ def test_values_that_cannot_work_are_refused_by_name(helm: Any, values: dict[str
     done = helm("template", "laplora", values=values)
     assert done.returncode != 0
     assert said in done.stderr
+
+
+def test_the_schema_knows_every_setting_but_the_charts_own_and_a_secret() -> None:
+    given = set(SCHEMA["properties"]["settings"]["propertyNames"]["enum"])
+    own = {"artifact", "auth", "deployment", "device", "device_map", "drain_delay_s", "drain_s", "host", "jobs_url"}
+    assert given == Settings.model_fields.keys() - own - {"jobs_password_file", "keys", "port", "upstream_key"}
 
 
 def test_the_schema_knows_every_value_and_no_other_and_each_is_tried_and_can_be_given_again(helm: Any) -> None:
