@@ -12,7 +12,7 @@ import argparse
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,7 +26,7 @@ from sklearn.model_selection import cross_val_predict
 from benchmarks.evidence.tasks import TASKS
 from laplora.classifier import Classifier
 from laplora.execution.progress import Silent
-from laplora.experts.base import Labelled, Outputs
+from laplora.experts.base import Outputs
 from laplora.features.expert_passes import expert_passes
 from laplora.files.atomic import write_json
 from laplora.fitting.fitted_heads import FittedHeads, fit_heads
@@ -114,7 +114,9 @@ def measured(task: _Task, seed: int, share: float) -> Record:
     order = torch.randperm(len(task.rows), generator=torch.Generator().manual_seed(seed))
     places, test = order[:LABELLED], order[LABELLED:]
     classes, draw = task.classifier.class_count, random.Random(f"{seed}/{share}")
-    right = label_tensor([task.rows[place] for place in places.tolist()], classes)
+    rows = tuple(task.rows[place] for place in places.tolist())
+    labelled = shared_folds(task.classifier, (), rows, FitSettings().calibration.folds, seed)
+    right = labelled.labels
     given = right.clone()
     for row in draw.sample(range(LABELLED), round(share * LABELLED)):
         given[row] = draw.choice([label for label in range(classes) if label != int(right[row])])
@@ -122,16 +124,14 @@ def measured(task: _Task, seed: int, share: float) -> Record:
     truth = label_tensor([task.rows[place] for place in test.tolist()], classes)
 
     def fit(labels: torch.Tensor) -> tuple[FittedHeads, float]:
-        rows = tuple(task.rows[place] for place in places.tolist())
-        shared = shared_folds(task.classifier, (), rows, FitSettings().calibration.folds, seed)
-        labelled = Labelled(labels, *(getattr(shared, one) for one in ("class_mask", "groups", "folds", "honest")))
-        heads = fit_heads(task.names, task.outputs.take(places), labelled, FitSettings(seed=seed), Silent())
+        settings, some = FitSettings(seed=seed), replace(labelled, labels=labels)
+        heads = fit_heads(task.names, task.outputs.take(places), some, settings, Silent())
         logs = heads.answering[heads.choice.name].log_probs(task.outputs.take(test))
         return heads, float(torch.nn.functional.nll_loss(logs, truth))
 
     heads, before = fit(given)
     probs = heads.answering[heads.choice.name].held_out.exp()
-    found = audit_labels(probs, given, [text_of(task.rows[place].fields) for place in places.tolist()])
+    found = audit_labels(probs, given, [text_of(row.fields) for row in rows])
     embeddings = torch.cat([*task.outputs.take(places).features["encoder"].values()], 1).numpy()
     alone = cross_val_predict(LogisticRegression(max_iter=1000), embeddings, given.numpy(), method="predict_proba")
     looked_at = given.clone()

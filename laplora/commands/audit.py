@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,25 +54,19 @@ def audit(
     if any(isinstance(row["label"], dict) for row in given.rows):
         raise DataError("an audit takes rows with one certain label each")
     posterior = quick.fitted(given, template, base, device, target_risk, yes=yes)
-    found = posterior.audit()
-    listed = found.to_rows(posterior.rows, posterior.classifier.labels)
+    listed = (found := posterior.audit()).to_rows(posterior.rows, posterior.classifier.labels)
     write_table(table, listed)
-    counts = Counter(row["found"].split(",")[0].split()[0] for row in listed)
     console.write(
         f"unlikely labels: {len(found.unlikely)} of {len(posterior.rows)}; rows that fit two labels: "
-        f"{counts['ambiguous']}; groups of near-copies with different labels: {len(found.copies)}"
+        f"{len(found.ambiguous)}; groups of near-copies with different labels: {len(found.copies)}"
     )
     for row in listed[: min(_SHOWN, len(found.unlikely))]:
         own, other = (f"{100 * row['probability'][name]:.0f} %" for name in ("label", "likelier"))
         name, shown = (" ".join(str(row[one]).split())[:_CHARACTERS] for one in ("id", "text"))
         console.write(f"{name}: {row['label'][:32]!r} {own}, {row['likelier'][:32]!r} {other}: {shown}")
     console.say(f"{table} is written: fill in its column correction (a label, or - to leave the row out), and save it")
-    while (
-        terminal
-        and listed
-        and not yes
-        and typer.confirm("Is it saved, to fit without the mistakes?", default=True, err=True)
-    ):
+    asks = terminal and not yes and bool(listed)
+    while asks and typer.confirm("Is it saved, to fit without the mistakes?", default=True, err=True):
         try:
             after = posterior.corrected_at(wanted := _by_place(read_table(table), posterior))
             console.write(f"before: {_accepted(posterior)}\nafter {len(wanted)} corrections: {_accepted(after)}")
@@ -94,8 +87,9 @@ def _accepted(posterior: HeadsPosterior) -> str:
     """Return the share of labelled rows that are accepted, and of the wrong among these, in words."""
     from laplora.fitting.cross_fitted import accepted_rows, flagged_rows
 
-    accepted, found = accepted_rows(posterior, flagged_rows(posterior)), posterior.audit()
-    count, wrong = int(accepted.sum()), int((accepted & (found.other > found.own)).sum())
+    accepted = accepted_rows(posterior, flagged_rows(posterior))
+    mistaken = posterior.held_out.argmax(1) != posterior.heads.labelled.labels
+    count, wrong = int(accepted.sum()), int((accepted & mistaken).sum())
     risk, share = posterior.settings.calibration.target_risk, 100 * count / len(accepted)
     return f"at a target error rate of {100 * risk:g} %, {share:.0f} % of the rows accepted, {wrong} of {count} wrong"
 
@@ -107,10 +101,6 @@ def _by_place(corrections: Mapping[tuple[str, str], str | None], posterior: Head
 
     labels = posterior.classifier.labels
     names = {folded(name): name for name in labels}
+    wanted = {key: one and names.get(folded(one), one) for key, one in corrections.items()}
     keys = [(folded(text_of(one.fields)), folded(labels[one.label])) for one in posterior.rows]
-    return {
-        place: wanted and names.get(folded(wanted), wanted)
-        for place, key in enumerate(keys)
-        if key in corrections
-        for wanted in [corrections[key]]
-    }
+    return {place: wanted[key] for place, key in enumerate(keys) if key in wanted}

@@ -78,6 +78,11 @@ class HeadsPosterior(CalibratedPosterior):
         return {**zero_shot, **self.heads.answering}
 
     @property
+    def held_out(self) -> torch.Tensor:
+        """(rows, classes) float64 honest log probabilities of ``rows`` by the recommended answer, nats."""
+        return self.experts["zero_shot" if self.recommended == "map" else self.recommended].held_out
+
+    @property
     def losses(self) -> dict[str, torch.Tensor]:
         """By expert (rows,) float64, the NLL of each labelled row by its honest answer, nats."""
         return {name: losses_of(expert.held_out, self.heads.labelled) for name, expert in self.experts.items()}
@@ -134,8 +139,8 @@ class HeadsPosterior(CalibratedPosterior):
         Raises:
             DataError: soft labels, or rows of which several may be right.
         """
-        answers = self.experts["zero_shot" if self.recommended == "map" else self.recommended].held_out.exp()
-        return audit_labels(answers, self.heads.labelled.labels, [text_of(example.fields) for example in self.rows])
+        texts = [text_of(example.fields) for example in self.rows]
+        return audit_labels(self.held_out.exp(), self.heads.labelled.labels, texts)
 
     def corrected(self, corrections: Mapping[str, str | None]) -> HeadsPosterior:
         """Return heads fitted anew on corrected labels, without a pass over the rows; this one stays.
