@@ -136,6 +136,7 @@ def test_overrides_that_cannot_be(file: Path, override: str, message: str) -> No
 def test_the_default_artifact_is_what_its_configuration_makes() -> None:
     """Field by field: who changes the file must train again, so that whoever runs it gets that artifact."""
     recorded = json.loads((ARTIFACT / "manifest.json").read_text(encoding="utf-8"))["config"]
-    assert recorded["optimizer"].pop("class_weights") is None  # a field that was removed since
+    assert recorded["optimizer"].pop("class_weights") is None  # fields that were removed since
+    assert recorded["calibration"].pop("conformal") == "lac"
     made = load_config(CONFIGS / f"{ARTIFACT.name}.yaml")
     assert config_hash_fields(RunConfig.model_validate(recorded)) == config_hash_fields(made)
