@@ -18,7 +18,7 @@ PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
 #: server without a model's cost, and 200 run everything that needs a GPU by one command. A user reads the pages, so
 #: they have 51,000 words; RESULTS.md, which commands write, is not counted. The audit of labels, which no other command
 #: did, took 420 lines of the product and 190 of the tests. Both have little to spare: they are to become fewer.
-LIMITS = {"product": 60_160, "benchmarks": 8_690, "tests": 44_830, "pages": 51_130}
+LIMITS = {"product": 60_112, "benchmarks": 7_830, "tests": 44_682, "pages": 51_059}
 
 
 def tracked(suffix: str) -> list[Path]:

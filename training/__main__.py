@@ -14,7 +14,6 @@ from typing import Any
 
 from laplora.errors import LaploraError, warnings_said
 from training.config import adapter_fit, load_config
-from training.config.run import add_overrides
 from training.workspace.launcher import alone, launched, launched_rank
 from training.workspace.terminal import say
 
@@ -42,7 +41,14 @@ def parser(called: str | None = None) -> argparse.ArgumentParser:
         job = jobs.add_parser(name, prog=called, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         job.epilog = _READY
         job.add_argument("--config", metavar="FILE", required=name != "fit", type=Path, help="YAML file of the run")
-        add_overrides(job, "", "optimizer.steps=100")
+        job.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="SECTION.KEY=VALUE",
+            dest="overrides",
+            help="override one field, for example optimizer.steps=100; may be repeated",
+        )
     jobs.choices["run"].add_argument(
         "--check",
         action="store_true",

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import TrainerState, set_seed
 
 from laplora.errors import NonFiniteError
-from laplora.execution.workers import Workers
 from laplora.files.atomic import write_json
 from laplora.models.adapters import save_adapter
 from laplora.prompts.rows import collate
@@ -33,18 +31,6 @@ from training.workspace.runtime import open_run
 from training.workspace.selection import SELECTED, Selected, write_selected
 from training.workspace.targets import Target, labelled_targets
 from training.workspace.terminal import say
-
-
-class _Keep(TrainerCallback):
-    """Writes the adapters that are kept as training comes by their steps, in the first process."""
-
-    def __init__(self, folders: Mapping[int, Path], dtype: torch.dtype, workers: Workers) -> None:
-        self._folders, self._dtype, self._workers = folders, dtype, workers
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the adapter if this is one of the steps."""
-        if (folder := self._folders.get(state.global_step)) and self._workers.first:
-            save_adapter(kwargs["model"], folder, self._dtype)
 
 
 def finetune(config: RunConfig) -> Path:
@@ -68,24 +54,20 @@ def finetune_run(run: Run) -> Path:
     return target
 
 
-def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
-    """Train a run's adapter in its folder and return the adapter's; as ``finetune``, without the folds.
-
-    ``keep`` are steps whose adapters stay too, in the folders of ``run.kept_adapter``.
-    """
+def train_adapter(run: Run) -> Path:
+    """Train a run's adapter in its folder and return the adapter's; as ``finetune``, without the folds."""
     config, workers = run.config, run.workers
     target, checkpoints = run.folder / "adapter", run.folder / "checkpoints"
-    if workers.broadcast(lambda: target.is_dir() and trained_as(run) and not _missing(run, keep)):
+    if workers.broadcast(lambda: target.is_dir() and trained_as(run)):
         say(f"adapter already trained: {target}")
         return target
-    last = workers.broadcast(lambda: resumable_checkpoint(run, checkpoints, keep))
+    last = workers.broadcast(lambda: resumable_checkpoint(run, checkpoints))
     targets = labelled_targets(run, run.splits.train)
     cut = sum(row.truncated for row, _ in targets)
     say(
         f"fine-tuning on {len(targets)} rows, {config.optimizer.step_count} steps of {config.optimizer.step_rows}"
         + (f"; {cut} prompts cut at {config.max_tokens} tokens" if cut else "")
     )
-    dtype = getattr(torch, config.adapter.save_dtype)
     set_seed(config.seed)
     model = run.adapted(lambda base: add_adapter(base, config))
     if workers.first:
@@ -98,10 +80,7 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
             train_dataset=targets,
             eval_dataset=labelled_targets(run, run.splits.selection) or None,
             data_collator=partial(_collated, run),
-            callbacks=[
-                _Keep({step: run.kept_adapter(step) for step in keep}, dtype, workers),
-                *callbacks_of(config.optimizer),
-            ],
+            callbacks=callbacks_of(config.optimizer),
         )
         trainer.readout, trainer.optimizer_settings, trainer.workers = run.readout, config.optimizer, workers
         if last:
@@ -116,35 +95,24 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
         if config.optimizer.evaluate_every is not None:
             _tell_selected(run, trainer.state)
         unfinished = run.folder / ".adapter"
-        save_adapter(model, unfinished, dtype)
+        save_adapter(model, unfinished, getattr(torch, config.adapter.save_dtype))
         shutil.rmtree(target, ignore_errors=True)
         unfinished.replace(target)
     workers.wait()
     return target
 
 
-def resumable_checkpoint(run: Run, checkpoints: Path, keep: Collection[int] = ()) -> Path | None:
+def resumable_checkpoint(run: Run, checkpoints: Path) -> Path | None:
     """Return the checkpoint to continue at, None to begin; what cannot be continued is put away.
 
-    Results of other rows or another base must not be taken for this run's, and a checkpoint behind a step whose
-    adapter is wanted and not there would not come by that step again.
+    Results of other rows or another base must not be taken for this run's.
     """
     if not trained_as(run):
-        made = ("checkpoints", "initial_adapter", "adapter", "kept", SELECTED, "laplace", "report")
+        made = ("checkpoints", "initial_adapter", "adapter", SELECTED, "laplace", "report")
         aside = set_aside(run.folder, made)
         if aside:
             say(f"the rows, the base or its weights are not those of the earlier results, which are kept in {aside}")
-    last = last_checkpoint(checkpoints)
-    if last and any(step <= _step(last) for step in _missing(run, keep)):
-        say("training again from the start: adapters that are to be kept lie before the last checkpoint")
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        return None
-    return last
-
-
-def _missing(run: Run, keep: Collection[int]) -> list[int]:
-    """Return the steps whose adapters are to be kept and not there."""
-    return [step for step in keep if not (run.kept_adapter(step) / "adapter_model.safetensors").is_file()]
+    return last_checkpoint(checkpoints)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -19,7 +19,6 @@ from benchmarks.harness.record import FOLDER, read
 from benchmarks.label_audit import __main__ as label_audit
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers.__main__ import page_tables
-from benchmarks.reproduce.page import page_text, read_published
 from benchmarks.speed import published as overload
 from benchmarks.speed.__main__ import PARTS
 from training.report.markdown import fill
@@ -28,15 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "benchmarks" / "README.md"
 
 
-def reproduction(_page: str) -> str:
-    return page_text(*read_published(ROOT / "docs" / "results" / "reproduction.json"), "results/reproduction.png")
-
-
 #: By page what makes it, or a part of it, of the committed figures.
 MADE: list[tuple[Path, Callable[[str], str]]] = [
     (FOLDER / "RESULTS.md", lambda _: speed.render(read(FOLDER))),
     (overload.PAGE, overload.with_figures),
-    (ROOT / "docs" / "reproduction.md", reproduction),
     (evidence.PAGE, lambda _: evidence.render(scores.read())),
     (label_audit.PAGE, lambda _: label_audit.page(json.loads(label_audit.RESULTS.read_bytes()))),
     (decision_models.PAGE, lambda _: decision_models.page(scores.read(decision_models.RESULTS))),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -215,19 +214,3 @@ def override(raw: dict[str, Any], item: str) -> None:
 def config_hash_fields(config: RunConfig) -> dict[str, Any]:
     """Return the configuration as JSON values, without what does not change the artifact (``UNRECORDED``)."""
     return config.model_dump(mode="json", exclude=set(UNRECORDED))
-
-
-def add_overrides(job: argparse.ArgumentParser, whose: str, example: str) -> None:
-    """Give a command line the option ``--set``, which ``load_config`` takes as overrides.
-
-    Args:
-        whose: field it changes, in words; example: a value of the option.
-    """
-    job.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        dest="overrides",
-        help=f"override one field{whose}, for example {example}; may be repeated",
-    )

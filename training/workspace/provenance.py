@@ -6,7 +6,6 @@ Each covers the rows themselves and the base's weights, not their names. Folders
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from laplora.features.store import digest, rows_digest
@@ -66,9 +65,9 @@ def _fields_of(template: PromptTemplate) -> dict[str, Any]:
     return {name: value for name, value in read.items() if name != "cut" or value is not None}
 
 
-def curvature_inputs(run: Run, folder: Path | None = None) -> str:
-    """Return the digest of what the sums over the training rows depend on; ``folder`` is another adapter's."""
-    adapter = file_sha256((folder or run.folder / "adapter") / "adapter_model.safetensors")
+def curvature_inputs(run: Run) -> str:
+    """Return the digest of what the sums over the training rows depend on."""
+    adapter = file_sha256(run.folder / "adapter" / "adapter_model.safetensors")
     return digest(adapter_inputs(run), adapter, run.config.laplace.model_dump(mode="json", include=_CURVATURE))
 
 

@@ -102,10 +102,6 @@ class Run:
         """Folder of its intermediate results."""
         return self.own_folder or self.config.run_dir
 
-    def kept_adapter(self, step: int) -> Path:
-        """Return the folder of the adapter of a step that a caller of ``train_adapter`` keeps."""
-        return self.folder / "kept" / f"step-{step}"
-
     @property
     def class_count(self) -> int:
         return self.readout.class_count
