@@ -14,12 +14,13 @@ from typing import Any
 
 from laplora.answers.explaining import NothingAccepted, nothing_accepted
 from laplora.answers.golden_inputs import synthetic_inputs
-from laplora.answers.prediction import Prediction
-from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
+from laplora.answers.prediction import Prediction, decided_at
+from laplora.answers.review_scores import ReviewScores, read_scores, thresholds_at
 from laplora.artifact.adapted import check_tokenizer
 from laplora.artifact.encoders import check_sizes, text_encoding
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import SCORES
+from laplora.decisions.costs import Wanted
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.features.encoding import FeatureEncoding
@@ -152,31 +153,34 @@ class Encoder:
         """The predictives that a request can name."""
         return self.artifact.manifest.servable
 
-    def decided(self, predictions: Sequence[Prediction], target_risk: float | None) -> tuple[list[Prediction], float]:
-        """Return predictions with the decisions for a target risk, and that risk; None is the artifact's.
+    def decided(self, predictions: Sequence[Prediction], wanted: Wanted | None) -> list[Prediction]:
+        """Return predictions with the decisions for a target risk, one by answered label, or costs.
+
+        Args:
+            wanted: None is what the artifact states.
 
         Raises:
-            ConfigError: a risk outside (0, 1).
+            ConfigError: as ``laplora.answers.review_scores.thresholds_at``.
         """
-        decided = list(predictions)
-        if target_risk is None:
-            return decided, self.thresholds(self.recommended, None).review.target_risk
-        for name in {p.predictive for p in predictions}:
+        decided, labels = list(predictions), self.artifact.manifest.labels
+        for name in {p.predictive for p in predictions} if wanted is not None else ():
             places = [i for i, p in enumerate(predictions) if p.predictive == name]
-            answers = decided_at([predictions[i] for i in places], self.thresholds(self.named(name), target_risk))
+            thresholds = self.thresholds(self.named(name), wanted)
+            answers = decided_at([predictions[i] for i in places], thresholds, labels)
             for i, answer in zip(places, answers, strict=True):
                 decided[i] = answer
-        return decided, target_risk
+        return decided
 
-    def nothing_accepted(self, predictive: str, target_risk: float | None) -> NothingAccepted | None:
-        """Return that a predictive accepts nothing at a target risk, None being the artifact's; None where it does."""
+    def nothing_accepted(self, predictive: str, wanted: Wanted | None) -> NothingAccepted | None:
+        """Return that a predictive accepts nothing at what is wanted, None being the artifact's; None where it does."""
         name = self.named(predictive)
-        return nothing_accepted(name, self.thresholds(name, target_risk), self.review_scores[name])
+        return nothing_accepted(name, self.thresholds(name, wanted), self.review_scores[name])
 
-    def thresholds(self, name: PredictiveName, target_risk: float | None) -> PredictiveThresholds:
-        """Return a predictive's thresholds for a target risk; None: the artifact's."""
-        thresholds = self.artifact.manifest.predictives[name].thresholds
-        return thresholds if target_risk is None else thresholds_at(thresholds, self.review_scores[name], target_risk)
+    def thresholds(self, name: PredictiveName, wanted: Wanted | None) -> PredictiveThresholds:
+        """Return a predictive's thresholds for what is wanted; None: the artifact's."""
+        manifest = self.artifact.manifest
+        own = manifest.predictives[name].thresholds
+        return own if wanted is None else thresholds_at(own, self.review_scores[name], wanted, manifest.labels)
 
     def named(self, predictive: str) -> PredictiveName:
         """Return a name as one of ``predictives``; ConfigError where it is none."""

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from laplora.decisions.conformal import ConformalScore
+from laplora.decisions.costs import Costs, Risk, Wanted
 from laplora.features.outputs import HeadSource
 from laplora.head import FOLDS
 from laplora.predictive.kinds import PredictiveName
@@ -65,7 +66,12 @@ class CalibrationSettings(Section):
         description="of the cross-fitting: what judges a row is fitted on the other folds; with rows: cross_fit also "
         "the number of adapters, each trained on all folds but one",
     )
-    target_risk: float = Field(0.05, gt=0, lt=1, description="error rate allowed among accepted answers")
+    target_risk: Risk | dict[str, Risk] = Field(
+        0.05, description="error rate allowed among accepted answers, or by answered label; *: all other labels"
+    )
+    costs: Costs | None = Field(
+        None, description="in place of the target risk, what a wrong answer and a person's look cost"
+    )
     guarantee: Literal["empirical", "upper_bound"] = Field(
         "empirical",
         description="of the target risk: empirical, what the calibration rows, one mistake more and a smooth curve of "
@@ -87,6 +93,16 @@ class CalibrationSettings(Section):
         description="share of rows like the calibration rows that the flag unfamiliar is raised on, at most; n rows "
         "tell none below 1 / (n + 1); 0: no familiarity is fitted",
     )
+
+    @property
+    def decided_for(self) -> Wanted:
+        """What decides whether an answer is accepted."""
+        return self.target_risk if self.costs is None else self.costs
+
+    @property
+    def highest_risk(self) -> float:
+        """The target risk, the highest one if there are several."""
+        return self.target_risk if isinstance(self.target_risk, float) else max(self.target_risk.values())
 
     @property
     def score(self) -> ConformalScore:

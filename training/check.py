@@ -52,7 +52,7 @@ def rows_lines(run: Run) -> list[str]:
 
 def verdict_line(run: Run) -> str:
     """Return how many test rows a verdict on the target risk needs."""
-    target = run.config.calibration.target_risk
+    target = run.config.calibration.highest_risk
     none, half = rows_to_show(target), rows_to_show(target, target / 2)
     return (
         f"a verdict on a target risk of {100 * target:g} % needs {none} accepted test rows if none of them is wrong, "

@@ -170,7 +170,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     encoded = classifier.encode_examples(test)
     share = None if unfamiliar is None else float(unfamiliar.double().mean())
     over_temperature = gain_over_temperature(by_predictive, calibrated.recommended.predictive)
-    rows = answered_rows(row_outputs, calibrated, unfamiliar, test, encoded)
+    rows = answered_rows(row_outputs, calibrated, unfamiliar, test, encoded, classifier.labels)
     return Measured(results, sets, over_temperature, share, rows)
 
 

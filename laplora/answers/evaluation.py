@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from laplora.answers.prediction import Prediction
     from laplora.artifact.manifest import Manifest
+    from laplora.decisions.costs import Costs, Wanted
     from laplora.metrics.scores import RowScores
 
 #: An input's probabilities under one method, and the score that ranks its mistakes; None: their entropy. If several
@@ -92,29 +93,47 @@ def unfamiliar_share(manifest: Manifest, flags: Sequence[Sequence[str]]) -> floa
     return sum("unfamiliar" in raised for raised in flags) / len(flags)
 
 
+def decided_for(manifest: Manifest, name: str, wanted: Wanted | None) -> dict[str, Any]:
+    """Return ``costs`` or ``target_risk``: those that decisions were made for; None is what the artifact states."""
+    if wanted is None:
+        (wanted,) = (of.thresholds.review.wanted for one, of in manifest.predictives.items() if one == name)
+    return {"target_risk": wanted} if isinstance(wanted, float | int | Mapping) else {"costs": wanted}
+
+
 def accepted_rows(
-    answers: Sequence[tuple[str, Sequence[float]]], truths: Sequence[Truth], names: LabelNames
+    answers: Sequence[tuple[str, Sequence[float]]],
+    truths: Sequence[Truth],
+    names: LabelNames,
+    costs: Costs | None = None,
 ) -> dict[str, Any]:
     """Return how many answers their decision accepts, and how many of those are wrong, as JSON values.
 
     ``rows`` and ``share`` (0 to 1) are of answers. If several labels may be right, ``wrong`` and ``error_rate`` (0 to
     1) are of all labels of the accepted ones, as target risks are. ``error_rate`` and its 95 % ``interval``
-    (``laplora.metrics.noise.share_interval``) are None if none is accepted.
+    (``laplora.metrics.noise.share_interval``) are None if none is accepted. Of costs there is ``cost``: the mean of an
+    input with its ``interval``, and what it is if every answer is reviewed or none is.
 
     Args:
         answers: of each the decision, and the probabilities by label.
+        costs: that they were decided for.
     """
     import torch
 
+    from laplora.decisions.costs import cheapest, cost_figures
     from laplora.linearised import most_probable
     from laplora.metrics.noise import effective_rows, share_interval
 
-    taken = [(p, truth) for (decision, p), truth in zip(answers, truths, strict=True) if decision == "accept"]
-    found: dict[str, Any] = {"rows": len(taken), "share": len(taken) / len(answers), "wrong": 0}
-    if not taken:
+    taken = torch.tensor([decision == "accept" for decision, _ in answers])
+    found: dict[str, Any] = {"rows": int(taken.sum()), "share": float(taken.double().mean()), "wrong": 0}
+    probs, right = questions([p for _, p in answers], truths, names)
+    answered, right = probs.argmax(1), most_probable(right)
+    if costs is not None:
+        matrix = costs.matrix(names.names)
+        answered = cheapest(probs, matrix, probs > 0)[0]
+        found["cost"] = cost_figures(matrix, costs.review, answered, right, taken)
+    if not bool(taken.any()):
         return found | {"error_rate": None, "interval": None}
-    probs, right = questions([p for p, _ in taken], [truth for _, truth in taken], names)
-    wrong = probs.argmax(1) != most_probable(right)
+    wrong = (answered != right)[taken.repeat_interleave(names.questions)]
     rate, rows = float(wrong.double().mean()), effective_rows(wrong, torch.arange(len(wrong)) // names.questions)
     interval = share_interval(rate * rows, rows)
     return found | {"wrong": int(wrong.sum()), "error_rate": rate, "interval": list(interval)}

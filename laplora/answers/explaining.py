@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from laplora.answers.review_scores import ReviewScores, read_scores, thresholds_at
 from laplora.artifact.folder import Artifact
 from laplora.artifact.manifest import SCORES
+from laplora.decisions.costs import Wanted
 from laplora.decisions.review import least_risk
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.predictive.kinds import PredictiveName
@@ -32,8 +33,10 @@ def nothing_accepted(name: str, thresholds: PredictiveThresholds, scores: Review
         thresholds: for the target risk that counts; scores: of the calibration rows, by the predictive.
     """
     rule = thresholds.review
-    if rule.threshold is not None:
+    if rule.threshold is not None or rule.costs is not None:
         return None
+    if rule.by_label is not None:
+        return NothingAccepted(f"{name} accepts no label at its error rate: every answer goes to review", None)
     options = {} if rule.confidence is None else {"confidence": rule.confidence}
     least = least_risk(scores.score, scores.error, above=rule.target_risk, guarantee=rule.guarantee, **options)
     rest = "Nor would it at a higher one" if least is None else f"At {100 * least:.4g} % it would accept some"
@@ -44,18 +47,18 @@ def nothing_accepted(name: str, thresholds: PredictiveThresholds, scores: Review
 
 
 def nothing_accepted_of(
-    artifact: Artifact, name: PredictiveName, target_risk: float | None = None
+    artifact: Artifact, name: PredictiveName, wanted: Wanted | None = None
 ) -> NothingAccepted | None:
-    """Return the same of an artifact's predictive, its scores read from its folder; a risk of None is its own.
+    """Return the same of an artifact's predictive, its scores read from its folder; None is what it states itself.
 
     Raises:
         ArtifactCorruptError: as ``read_scores``.
     """
     manifest = artifact.manifest
     thresholds = manifest.predictives[name].thresholds
-    if target_risk is None and thresholds.review.threshold is not None:
+    if wanted is None and thresholds.review.threshold is not None:
         return None
     scores = read_scores(artifact.path / SCORES, manifest.servable, manifest.calibration.rows)[name]
-    return nothing_accepted(
-        name, thresholds if target_risk is None else thresholds_at(thresholds, scores, target_risk), scores
-    )
+    if wanted is not None:
+        thresholds = thresholds_at(thresholds, scores, wanted, manifest.labels)
+    return nothing_accepted(name, thresholds, scores)

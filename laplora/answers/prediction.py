@@ -14,8 +14,8 @@ from laplora.answers.expected_label import ExpectedLabel, expected_labels, root_
 from laplora.answers.written import written_answer
 from laplora.artifact.manifest import CalibrationRecord, Manifest, PredictiveRecord
 from laplora.decisions.conformal import label_sets
-from laplora.decisions.thresholds import Decision, Flag, ReviewRule
-from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
+from laplora.decisions.thresholds import FLAGS, Decision, Flag, PredictiveThresholds, ReviewRule
+from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score, ruled
 from laplora.experts.adapter import point
 from laplora.experts.answering import at_mode
 from laplora.linearised import PosteriorPredictive, class_probs, contrasts
@@ -74,7 +74,8 @@ class Prediction(_Compared):
 
     Attributes:
         predictive: name of the predictive that made ``probs`` and all that follows from them.
-        labels: the row's, in order; label_index: of the most probable one under ``probs``.
+        labels: the row's, in order; label_index: of the most probable one under ``probs``; of costs, of the one of
+            least expected cost.
         arrays: ``map_probs``, the softmax of the logits at the trained weights, of a model as it is that of the labels'
             tokens, or None where it has no answer; ``probs``, the predictive's mean; ``probs_std``, the standard
             deviation of each probability over the weights, None where the predictive has no covariance; and by name
@@ -98,6 +99,7 @@ class Prediction(_Compared):
             (``laplora.answers.several_labels`` says what the other attributes are then).
         posterior: the spread of the posterior, where the predictive has none and the posterior was looked at.
         expected: of labels that have an order, the place that is expected; None of others.
+        expected_cost: of the label, where mistakes have costs (``laplora.decisions.costs``); else None.
     """
 
     predictive: str
@@ -123,11 +125,17 @@ class Prediction(_Compared):
     labels_present: list[str] | None = None
     posterior: PosteriorSpread | None = None
     expected: ExpectedLabel | None = None
+    expected_cost: float | None = None
 
     @property
     def label(self) -> str:
-        """The most probable label under ``probs``."""
+        """The most probable label under ``probs``; of costs, the one of least expected cost."""
         return self.labels[self.label_index]
+
+    @property
+    def stated_risk(self) -> float:
+        """The error rate that its decision is made for; of costs, the probability that the label is wrong."""
+        return self.rule.target_risk if self.expected_cost is None else 1 - float(self.arrays.probs[self.label_index])
 
     @property
     def decision_reason(self) -> str:
@@ -285,9 +293,11 @@ def answers_of(
     held = label_sets(rules.calibration.conformal, probs, record.conformal, outputs.class_mask)
     if unfamiliar is not None:  # no calibration row says which label to leave out
         held = torch.where(unfamiliar[:, None], outputs.class_mask.cpu(), held)
+    rule = record.thresholds.review
+    of = ruled(rule, scores[name], probs, rules.labels, outputs.class_mask)
     flags = raise_flags(
         record.thresholds,
-        score=scores[name],
+        unsure=of.unsure,
         label_mass=outputs.label_mass,
         set_sizes=held.sum(1),
         truncated=[row.truncated for row in rows],
@@ -300,7 +310,8 @@ def answers_of(
     variances, covariances = _centred(outputs.covariance, counts, whole=covariance)
     familiar = outputs.familiarity
     # As lists before the loop: a tensor's single elements cost microseconds each, for every row of every batch.
-    best, sets = probs.argmax(1).tolist(), held.tolist()
+    best, sets = of.answered.tolist(), held.tolist()
+    costs = [None] * len(rows) if of.expected_cost is None else of.expected_cost.tolist()
     mass = [None] * len(rows) if outputs.label_mass is None else outputs.label_mass.tolist()
     total, aleatoric, epistemic = (t.tolist() for t in (split.total, split.aleatoric, split.epistemic))
     parted = [spread and (rest > 0 or not whole) for rest, whole in zip(aleatoric, total, strict=True)]
@@ -339,14 +350,40 @@ def answers_of(
                 prediction_set=[label for label, held in zip(labels, sets[i][:count], strict=True) if held],
                 flags=list(flags[i]),
                 decision=decisions[i],
-                rule=record.thresholds.review,
+                rule=rule.of_label(labels[best[i]]),
                 calibrated_scores={other: rankings[other][i] for other in others},
                 tokens=len(row.token_ids),
                 truncated=row.truncated,
                 posterior=spreads[i],
+                expected_cost=costs[i],
             )
         )
     return answers
+
+
+def decided_at(
+    predictions: Sequence[Prediction], thresholds: PredictiveThresholds, labels: Sequence[str]
+) -> list[Prediction]:
+    """Return predictions of one predictive with the decisions that other thresholds give; ``labels``: the artifact's.
+
+    With them go the flag ``low_confidence`` and, of costs, the label.
+    """
+    if not predictions:
+        return []
+    counts = torch.tensor([len(p.labels) for p in predictions])
+    possible = torch.arange(int(counts.max())) < counts[:, None]
+    probs = torch.zeros(possible.shape, dtype=torch.float64)
+    for row, p in zip(probs, predictions, strict=True):
+        row[: len(p.labels)] = torch.from_numpy(p.arrays.probs)
+    score, rule = torch.tensor([p.score for p in predictions], dtype=torch.float64), thresholds.review
+    of = ruled(rule, score, probs, labels, possible)
+    costs = [None] * len(predictions) if of.expected_cost is None else of.expected_cost.tolist()
+    decided = []
+    for p, place, unsure, cost in zip(predictions, of.answered.tolist(), of.unsure.tolist(), costs, strict=True):
+        flags: list[Flag] = [flag for flag in FLAGS if (unsure if flag == "low_confidence" else flag in p.flags)]
+        one = replace(p, label_index=place, expected_cost=cost, flags=flags, decision=decide([flags])[0])
+        decided.append(replace(one, rule=rule.of_label(one.label)))
+    return decided
 
 
 def _spreads(laplace: PosteriorPredictive, counts: Sequence[int]) -> Sequence[PosteriorSpread | None]:

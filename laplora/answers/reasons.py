@@ -76,6 +76,10 @@ def _other_label(answer: Mapping[str, Any]) -> str | None:
 
 def _compared(answer: Mapping[str, Any], rule: ReviewRule) -> str:
     """Return what the score says beside its threshold."""
+    if rule.costs is not None:
+        review = rule.costs.review
+        above = "at most" if answer["expected_cost"] <= review else "above"
+        return f"it is expected to cost {answer['expected_cost']:.4g}, {above} the {review:.4g} of a person's look"
     score, several, target = answer["score"], "labels" in answer, _percent(rule.target_risk)
     if rule.threshold is None:
         return f"no answer is accepted: the calibration rows show none sure enough for a {target} error rate"

@@ -14,6 +14,7 @@ from laplora.prompts.questions import as_text
 if TYPE_CHECKING:
     from laplora.answers.explaining import NothingAccepted
     from laplora.artifact.manifest import Manifest
+    from laplora.decisions.thresholds import ReviewRule
     from laplora.report.records import Report, Rows
 
 #: The fields of an answer by label that a report needs.
@@ -110,7 +111,8 @@ def measured_report(
             nothing_accepted=nothing.message if nothing else None,
         ),
         methods=shown,
-        rows=_rows(taken, names, fields, rule.threshold, texts=texts),
+        rows=_rows(taken, names, fields, rule, texts=texts),
+        costs=rule.costs,
         gain=None if gain is None else (gain["difference"], gain["low"], gain["high"]),
         unfamiliar=unfamiliar,
         questions=names.questions,
@@ -128,11 +130,10 @@ def _models(manifest: Manifest) -> dict[str, str]:
     return {"corrected model": manifest.template.answered, "question": asked, "sentence encoder": base}
 
 
-def _rows(
-    taken: MeasuredRows, names: LabelNames, fields: Sequence[str], threshold: float | None, *, texts: bool
-) -> Rows:
+def _rows(taken: MeasuredRows, names: LabelNames, fields: Sequence[str], rule: ReviewRule, *, texts: bool) -> Rows:
     import torch
 
+    from laplora.decisions.costs import cheapest
     from laplora.report.records import Rows, Slicing
     from laplora.report.slices import slices_of
 
@@ -161,7 +162,8 @@ def _rows(
         map_probs=at_map,
         probs=probs,
         score=column([answer["score"] for answer in answers]),
-        threshold=threshold,
+        threshold=None if rule.by_label or rule.costs else rule.threshold,
+        answered=None if rule.costs is None else cheapest(probs, rule.costs.matrix(names.names), probs > 0)[0],
         review=column([answer["decision"] == "review" for answer in answers]).bool(),
         epistemic=column([answer["epistemic"] for answer in answers]) if has_epistemic else None,
         references=[

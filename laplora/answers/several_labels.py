@@ -21,7 +21,7 @@ import torch
 from laplora.answers.prediction import LabelArrays, PosteriorSpread, Prediction, mixtures
 from laplora.artifact.manifest import Manifest
 from laplora.decisions.conformal import present_sets
-from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
+from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score, ruled
 from laplora.experts.adapter import by_label, of_rows
 from laplora.experts.answering import at_mode
 from laplora.linearised import PosteriorPredictive, class_probs
@@ -75,7 +75,7 @@ def build_several(
     parted = (spread & ((aleatoric > 0) | (total == 0))).tolist()
     flags = raise_flags(
         record.thresholds,
-        score=scores[name],
+        unsure=ruled(record.thresholds.review, scores[name], mine, labels, torch.ones_like(mine)).unsure,
         label_mass=outputs.label_mass,
         set_sizes=1 + (held != present).any(1).long(),  # 1 is a set that is not ambiguous
         truncated=[row.truncated for row in rows],

@@ -21,7 +21,18 @@ _LABEL_FIELDS: Final = frozenset[str](get_args(LabelField))
 #: The fields of a short answer; those that are null are omitted.
 _SHORT: Final = frozenset(
     {
-        *("id", "label", "labels", "probs", "map_probs", "decision", "decision_reason", "prediction_set", "flags"),
+        *(
+            "id",
+            "label",
+            "labels",
+            "expected_cost",
+            "probs",
+            "map_probs",
+            "decision",
+            "decision_reason",
+            "prediction_set",
+            "flags",
+        ),
         *("uncertainty", "probs_std", "spread_of", "prediction_id"),
     }
 )
@@ -105,6 +116,7 @@ def written_answer(
         **({} if id is None else {"id": id}),
         "label": label,
         **({} if p.labels_present is None else {"labels": p.labels_present}),
+        **({} if p.expected_cost is None else {"expected_cost": p.expected_cost}),
         "probs": p.probs,
         "map_probs": p.map_probs,
         "decision": p.decision,

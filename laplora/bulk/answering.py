@@ -13,6 +13,7 @@ from laplora.errors import ConfigError, LaploraError, NonFiniteError, warn
 if TYPE_CHECKING:  # torch takes seconds to load, which help and completion need not wait for
     from laplora.answers.prediction import Prediction
     from laplora.artifact.folder import Artifact
+    from laplora.decisions.costs import Wanted
     from laplora.predictor import Predictor
     from laplora.prompts.rows import EncodedRow
 
@@ -27,7 +28,7 @@ class How:
     Attributes:
         predictive: name of the predictive; None is the recommended one.
         batch_size: rows of a batch, at most; truncate: whether inputs that are too long are cut.
-        target_risk: error rate that accepted answers may have; None: the artifact's.
+        wanted: what decisions are made for, a target risk, or by answered label, or costs; None: the artifact's.
         detail: which fields of an answer are written (``laplora.answers.written.Shown``).
         variance: whether the posterior's spread is, also where the predictive has none.
     """
@@ -35,13 +36,15 @@ class How:
     predictive: str | None = None
     batch_size: int = 16
     truncate: bool = False
-    target_risk: float | None = None
+    wanted: Wanted | None = None
     detail: Detail = "short"
     variance: bool = False
 
-    def __post_init__(self) -> None:
-        if self.target_risk is not None and not 0 < self.target_risk < 1:
-            raise ConfigError(f"target_risk (--target-risk) is between 0 and 1, not {self.target_risk:g}")
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """Itself as JSON values: finished parts are of it alone."""
+        of_costs = getattr(self.wanted, "model_dump", None)
+        return vars(self) | {"wanted": of_costs() if of_costs else self.wanted}
 
     @property
     def shown(self) -> Shown:
@@ -70,7 +73,7 @@ def read(artifact: str | Path, how: How, bases: Sequence[str], progress: Callabl
     name = next((name for name in known if name == how.predictive), loaded.manifest.recommended.predictive)
     if how.variance and "laplace" not in known and name in SPREADLESS:
         raise ConfigError(f"--variance: {name} has no spread, and artifact {loaded.name!r} has no adapter's posterior")
-    if nothing := nothing_accepted_of(loaded, name, how.target_risk):
+    if nothing := nothing_accepted_of(loaded, name, how.wanted):
         warn(nothing.message)
     return loaded
 
@@ -125,7 +128,7 @@ def _answers(predictor: Predictor, rows: Sequence[EncodedRow], how: How) -> list
     try:
         also = ("laplace",) if how.variance and (how.predictive or predictor.recommended) in SPREADLESS else ()
         each = predictor.predict_all(rows, how.predictive, batch_size=how.batch_size, most_tokens=most, also=also)
-        return [*predictor.decided(each, how.target_risk)[0]]
+        return [*predictor.decided(each, how.wanted)]
     except NonFiniteError:
         if len(rows) == 1:
             return [NonFiniteError("the model has no finite answer to this input: change it or leave it out")]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from laplora.answers.evaluation import MeasureHow, accepted_rows, measure_file, method_rows
+from laplora.answers.evaluation import MeasureHow, accepted_rows, decided_for, measure_file, method_rows
 from laplora.answers.labels import LabelNames
 from laplora.answers.written import written_answer
 from laplora.bulk.answering import WINDOW, How, answer_all, load, read
@@ -84,7 +84,7 @@ def evaluate_file(
         kept = Parts(Path(stack.enter_context(TemporaryDirectory()) if parts is None else parts))
         stack.enter_context(kept.held())
         columns = {"label_field": label_field, "text_field": text_field}
-        options = {"command": "evaluate", **asdict(how), **columns, "with_answers": with_answers}
+        options = {"command": "evaluate", **how.recorded, **columns, "with_answers": with_answers}
         blocks = finish(job.start, rows, kept, workers, loaded, options, progress)
         records = [json.loads(line) for line in kept.lines(blocks)]
         numbers = [record.pop("methods") for record in records]
@@ -93,9 +93,11 @@ def evaluate_file(
         kept.remove()
     name = next((one for one in manifest.servable if one == how.predictive), manifest.recommended.predictive)
     answers = [(record["decision"], row[name][0]) for record, row in zip(records, numbers, strict=True)]
-    target_risk = how.target_risk or manifest.predictives[name].thresholds.review.target_risk
-    accepted = {"predictive": name, "target_risk": target_risk}
-    accepted |= accepted_rows(answers, truths, LabelNames.of(manifest))
+    decided = decided_for(manifest, name, how.wanted)
+    found = accepted_rows(answers, truths, LabelNames.of(manifest), decided.get("costs"))
+    if costs := decided.pop("costs", None):
+        decided = {"costs": costs.model_dump()}
+    accepted = {"predictive": name, **decided, **found}
     return Evaluated(loaded, name, methods, accepted, records)
 
 

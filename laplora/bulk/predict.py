@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +65,7 @@ def predict_file(
         if place.exists():
             raise ConfigError(f"{target}: is there already: remove it, or write to another place")
         start = partial(answering, loaded, workers.worker_device, how)
-        blocks = finish(start, rows, parts, workers, loaded, {"command": "predict", **asdict(how)}, progress)
+        blocks = finish(start, rows, parts, workers, loaded, {"command": "predict", **how.recorded}, progress)
         try:
             place.write(parts.lines(blocks), new=True)
         except FileExistsError:

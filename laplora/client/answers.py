@@ -57,6 +57,7 @@ class Prediction(Record):
     label: str
     labels: tuple[str, ...] | None = None
     probs: dict[str, float] | None = None
+    expected_cost: float | None = None
     map_probs: dict[str, float] | None = None
     decision: Literal["accept", "review"]
     decision_reason: str | None = None
@@ -102,7 +103,7 @@ class Answers(Sequence[Prediction]):
     predictions: tuple[Prediction, ...]
     artifacts: tuple[Artifact, ...]
     predictive: str | None
-    target_risk: float | None
+    target_risk: float | dict[str, float] | None
     nothing_accepted: NothingAccepted | None = None
 
     def __len__(self) -> int:
@@ -230,6 +231,15 @@ class Suggested(Record):
     suggested: tuple[SuggestedInput, ...]
 
 
+class Cost(Record):
+    """Mean cost of an input by the stated costs, its 95 % ``interval``, and what it is if all or none are reviewed."""
+
+    mean: float
+    interval: tuple[float, float]
+    all_reviewed: float
+    none_reviewed: float
+
+
 class Accepted(Record):
     """The inputs that ``predictive`` accepts at a target risk; ``error_rate`` and its 95 % ``interval`` are of those.
 
@@ -238,12 +248,13 @@ class Accepted(Record):
     """
 
     predictive: str
-    target_risk: float
+    target_risk: float | dict[str, float] | None = None
     rows: int
     share: float
     wrong: int
     error_rate: float | None
     interval: tuple[float, float] | None
+    cost: Cost | None = None
 
 
 class Evaluated(Record):

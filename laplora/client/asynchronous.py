@@ -86,7 +86,8 @@ class AsyncClient:
         inputs: Iterable[Mapping[str, Any]],
         *,
         predictive: str | None = None,
-        target_risk: float | None = None,
+        target_risk: float | Mapping[str, float] | None = None,
+        costs: Mapping[str, Any] | None = None,
         detail: Detail | None = None,
         fields: Sequence[str] | None = None,
         variance: bool = False,
@@ -112,6 +113,7 @@ class AsyncClient:
         options = requests.stated(
             predictive=predictive,
             target_risk=target_risk,
+            costs=costs,
             detail=detail,
             fields=None if fields is None else list(fields),
             variance=variance,
@@ -165,17 +167,19 @@ class AsyncClient:
         inputs: Iterable[Mapping[str, Any]],
         *,
         truncate: bool = False,
-        target_risk: float | None = None,
+        target_risk: float | Mapping[str, float] | None = None,
+        costs: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
         artifact: str | None = None,
     ) -> Evaluated:
         """Return the metrics of every predictive on inputs with their true ``label``, sent as one request.
 
-        If several labels may be right, ``label`` is the list of those that are. ``target_risk`` is as of ``predict``.
+        If several labels may be right, ``label`` is the list of those that are. ``target_risk`` and ``costs`` are as of
+        ``predict``.
 
         Raises as ``predict``.
         """
-        options = requests.stated(truncate=truncate, target_risk=target_risk, timeout_s=timeout_s)
+        options = requests.stated(truncate=truncate, target_risk=target_risk, costs=costs, timeout_s=timeout_s)
         body = requests.body_of(requests.checked(inputs), artifact, options)
         return responses.parsed(Evaluated, await self._send("POST", "/evaluate", json=body))
 

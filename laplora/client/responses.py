@@ -25,7 +25,7 @@ class Predicted(Record):
 
     artifact: Artifact
     predictive: dict[str, Any] | None = None
-    target_risk: float | None = None
+    target_risk: float | dict[str, float] | None = None
     nothing_accepted: NothingAccepted | None = None
     predictions: tuple[Prediction, ...]
 

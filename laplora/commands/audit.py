@@ -33,7 +33,8 @@ def audit(
     ] = None,
     corrections: quick.CorrectionsOption = None,
     base: quick.BaseOption = quick.BASE,
-    target_risk: quick.RiskOption = quick.RISK,
+    target_risk: console.TargetRiskOption = None,
+    costs: console.CostsOption = None,
     device: console.DeviceOption = "auto",
 ) -> None:
     """List unlikely labels, rows that two labels fit, and near-copies with different labels.
@@ -44,7 +45,7 @@ def audit(
     from laplora.data.corrections import read_table, write_table
 
     table, terminal = out or file.with_name(f"{file.stem}.audit.csv"), quick.on_terminal()
-    quick.check_risk(target_risk)
+    wanted = console.calibration(target_risk, costs)
     if table.suffix != ".csv":
         raise ConfigError(f"--out {table}: the table is CSV, and its name ends in .csv")
     if table.exists():
@@ -53,7 +54,7 @@ def audit(
     given, template = quick.given_rows(file, text, label, group, corrections, writes=writes, yes=yes, terminal=terminal)
     if any(isinstance(row["label"], dict) for row in given.rows):
         raise DataError("an audit takes rows with one certain label each")
-    posterior = quick.fitted(given, template, base, device, target_risk, yes=yes)
+    posterior = quick.fitted(given, template, base, device, wanted, yes=yes)
     listed = (found := posterior.audit()).to_rows(posterior.rows, posterior.classifier.labels)
     write_table(table, listed)
     console.write(
@@ -75,10 +76,10 @@ def audit(
         except DataError as error:
             console.say(str(error))
     again = [program(), "quick", str(file), "--corrections", str(table)]
-    for name, value in {"text": text, "label": label, "group": group}.items():
+    stated = {"text": text, "label": label, "group": group, "target-risk": target_risk, "costs": costs}
+    for name, value in stated.items():
         again += [] if value is None else [f"--{name}", value]
     again += [] if base == quick.BASE else ["--base", base]
-    again += [] if target_risk == quick.RISK else ["--target-risk", f"{target_risk:g}"]
     if corrections is None:
         console.write(f"make the classifier of the corrected rows: {shlex.join(again)}")
 
@@ -89,9 +90,9 @@ def _accepted(posterior: HeadsPosterior) -> str:
 
     accepted = accepted_rows(posterior, flagged_rows(posterior))
     mistaken = posterior.held_out.argmax(1) != posterior.heads.labelled.labels
-    count, wrong = int(accepted.sum()), int((accepted & mistaken).sum())
-    risk, share = posterior.settings.calibration.target_risk, 100 * count / len(accepted)
-    return f"at a target error rate of {100 * risk:g} %, {share:.0f} % of the rows accepted, {wrong} of {count} wrong"
+    count, wrong, wanted = int(accepted.sum()), int((accepted & mistaken).sum()), posterior.settings.calibration
+    at = f"at a target error rate of {100 * wanted.highest_risk:g} %" if wanted.costs is None else "by their costs"
+    return f"{at}, {100 * count / len(accepted):.0f} % of the rows accepted, {wrong} of {count} wrong"
 
 
 def _by_place(corrections: Mapping[tuple[str, str], str | None], posterior: HeadsPosterior) -> dict[int, str | None]:

@@ -51,9 +51,8 @@ def calibrate(
     encoder: Annotated[
         str, typer.Option(metavar="NAME", help="Sentence encoder: an offline name, a folder or a hub id.")
     ] = "all-minilm-l6-v2",
-    target_risk: Annotated[
-        float, typer.Option(metavar="RISK", help="Error rate that accepted answers may have, between 0 and 1.")
-    ] = 0.05,
+    target_risk: console.TargetRiskOption = None,
+    costs: console.CostsOption = None,
     at_once: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Requests at a time, at most.")] = 8,
     timeout_s: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Of one request.")] = 30.0,
     replace: Annotated[bool, typer.Option("--replace", help="Write in the place of other artifacts.")] = False,
@@ -69,11 +68,10 @@ def calibrate(
     from laplora.execution.progress import Bars
     from laplora.fitting.entry import fit
     from laplora.fitting.heads import HeadsPosterior
-    from laplora.settings import CalibrationSettings, FitSettings
+    from laplora.settings import FitSettings
     from laplora.upstream.remote_model import remote_model
 
-    if not 0 < target_risk < 1:
-        raise ConfigError(f"--target-risk {target_risk}: expected an error rate between 0 and 1, such as 0.05")
+    settings = FitSettings(calibration=console.calibration(target_risk, costs))
     asked, key = _questions(questions), _key(key_file)
     records = read_records(rows)
     for name in asked:
@@ -81,7 +79,6 @@ def calibrate(
         check_replaceable(out / name)
         if (out / name).exists() and not replace:
             raise ConfigError(f"{out / name} is there already: give --replace, or another folder by --out")
-    settings = FitSettings(calibration=CalibrationSettings(target_risk=target_risk))
     of_model: dict[str, Any] = {
         "model": model,
         "key": key,

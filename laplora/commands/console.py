@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from laplora.errors import ConfigError
 from laplora.execution.terminal import escaped
+
+if TYPE_CHECKING:
+    from laplora.decisions.costs import Wanted
+    from laplora.settings import CalibrationSettings
 
 
 class Status(IntEnum):
@@ -52,6 +57,18 @@ TextFieldOption = Annotated[str, typer.Option("--text", metavar="NAME", help="Fi
 LabelFieldOption = Annotated[str, typer.Option(metavar="NAME", help="Field of a row that has its label.")]
 PageOption = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="HTML file to write.")]
 TextsOption = Annotated[bool, typer.Option(help="Whether the page shows the rows' texts.")]
+TargetRiskOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RISK", help="Error rate that accepted answers may have, or JSON of those by label; *: all others."
+    ),
+]
+CostsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON", help='What mistakes and a person\'s look cost, in place of it: \'{"wrong": 30, "review": 2}\'.'
+    ),
+]
 AllowedBasesOption = Annotated[
     str,
     typer.Option(
@@ -66,6 +83,30 @@ AllowedBasesOption = Annotated[
 def allowed(bases: str) -> tuple[str, ...]:
     """Return the base models that ``AllowedBasesOption`` names."""
     return tuple(name.strip() for name in bases.split(",") if name.strip())
+
+
+def calibration(target_risk: str | None, costs: str | None) -> CalibrationSettings:
+    """Return the settings that the two options state; ConfigError: they cannot be read, or both are there."""
+    from pydantic import ValidationError
+
+    from laplora.settings import CalibrationSettings
+
+    if target_risk and costs:
+        raise ConfigError("--costs stands in place of --target-risk: give one of them")
+    stated = {"--target-risk": ("target_risk", target_risk), "--costs": ("costs", costs)}
+    for option, (name, text) in stated.items():
+        if text is not None:
+            try:
+                return CalibrationSettings.model_validate({name: json.loads(text)})
+            except (ValidationError, ValueError):
+                example = "0.05" if costs is None else '{"wrong": 30, "review": 2}'
+                raise ConfigError(f"{option} {text[:100]}: expected numbers such as {example}") from None
+    return CalibrationSettings()
+
+
+def wanted(target_risk: str | None, costs: str | None) -> Wanted | None:
+    """Return what the two options state; None: neither is there. Errors as ``calibration``."""
+    return None if target_risk is None and costs is None else calibration(target_risk, costs).decided_for
 
 
 def say(line: str) -> None:

@@ -44,6 +44,8 @@ def evaluate(
     label_field: console.LabelFieldOption = "label",
     text: console.TextFieldOption = "text",
     predictive: console.PredictiveOption = None,
+    target_risk: console.TargetRiskOption = None,
+    costs: console.CostsOption = None,
     truncate: console.TruncateOption = False,
     resamples: Annotated[
         int,
@@ -78,7 +80,7 @@ def evaluate(
     in 40 has by chance on as many rows. Exit status: 0 all well, 1 a threshold was crossed, 2 it could not run.
     """
     thresholds = [MetricThreshold.parse(text) for text in fail_if or ()]
-    how, measure = How(predictive, batch_size, truncate), MeasureHow(resamples)
+    how, measure = How(predictive, batch_size, truncate, console.wanted(target_risk, costs)), MeasureHow(resamples)
     Source.at(data, WINDOW)  # is there, before an artifact is fetched
     manifest = read(artifact, how, console.allowed(allowed_bases), console.say).manifest
     for threshold in thresholds:
@@ -128,11 +130,16 @@ def _json(measured: Evaluated, crossed: Sequence[Crossed]) -> dict[str, Any]:
 
 def _accepted(measured: Evaluated) -> str:
     """Return how many rows need no person, and how many of these are wrong, in a line."""
-    from laplora.report.verdict import percent
+    from laplora.report.verdict import cost_in_words, percent
 
-    found = measured.accepted
-    target, rows = percent(found["target_risk"]), len(measured.records)
-    said = f"accepted at a target error rate of {target}: {found['rows']} of {rows} rows"
+    found, rows = measured.accepted, len(measured.records)
+    risk = found.get("target_risk")
+    at = "by their costs" if risk is None else f"at a target error rate of {percent(risk)}"
+    said = (
+        f"accepted {'at target error rates by label' if isinstance(risk, dict) else at}: {found['rows']} of {rows} rows"
+    )
+    if "cost" in found:
+        said = f"{cost_in_words(found['cost'])}\n{said}"
     if found["interval"] is None:
         return said
     rate, low, high = map(percent, (found["error_rate"], *found["interval"]))

@@ -33,10 +33,8 @@ def predict(
     workers: console.WorkersOption = 1,
     threads: console.ThreadsOption = None,
     predictive: console.PredictiveOption = None,
-    target_risk: Annotated[
-        float | None,
-        typer.Option(metavar="SHARE", help="Error rate that accepted answers may have (default: the artifact's)."),
-    ] = None,
+    target_risk: console.TargetRiskOption = None,
+    costs: console.CostsOption = None,
     detail: Annotated[
         Literal["short", "full"], typer.Option(help="Fields of an answer: what to act on, or all of them.")
     ] = "short",
@@ -63,7 +61,7 @@ def predict(
     A line that cannot be answered becomes {"line": N, "error": {...}}, and the exit status is 1. Blank lines are
     passed over.
     """
-    how = How(predictive, batch_size, truncate, target_risk, detail, variance)
+    how = How(predictive, batch_size, truncate, console.wanted(target_risk, costs), detail, variance)
     if (data is None) != (out is None):
         raise ConfigError("--data and --out go together")
     bases = console.allowed(allowed_bases)

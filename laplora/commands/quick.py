@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from laplora.fitting.heads import HeadsPosterior
     from laplora.report.records import Report
     from laplora.report.verdict import Verdict
+    from laplora.settings import CalibrationSettings
 
 #: Rows, at most, that are read and train heads, to measure how long all of them will take.
 _MEASURED_ROWS = 24
@@ -79,9 +80,6 @@ BaseOption = Annotated[
 CorrectionsOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Table of laplora audit in which labels were corrected.")
 ]
-RiskOption = Annotated[
-    float, typer.Option(metavar="RISK", help="Error rate that accepted answers may have, between 0 and 1.")
-]
 #: A caution about corrected rows.
 FLATTERS = (
     "Labels were corrected: a person looked only at rows that the heads answer otherwise, so the shares of accepted "
@@ -89,8 +87,6 @@ FLATTERS = (
 )
 #: The base model by default.
 BASE = "smollm2-135m-instruct"
-#: The target risk by default.
-RISK = 0.05
 
 
 def quick(
@@ -108,7 +104,8 @@ def quick(
     ] = None,
     corrections: CorrectionsOption = None,
     base: BaseOption = BASE,
-    target_risk: RiskOption = RISK,
+    target_risk: console.TargetRiskOption = None,
+    costs: console.CostsOption = None,
     device: console.DeviceOption = "auto",
 ) -> None:
     """Make a classifier from a file of labelled texts, measure it, and say how to serve it.
@@ -119,7 +116,7 @@ def quick(
     """
     from laplora.report.page import html
 
-    check_risk(target_risk)
+    wanted = console.calibration(target_risk, costs)
     folder = out or file.with_name(re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-._")[:64] or "classifier")
     page = folder.with_name(f"{folder.name}.report.html")
     _check_free(folder, page, replace)
@@ -127,7 +124,7 @@ def quick(
     writes = f"{folder} (the artifact) and {page} (the report, with texts)"
     found, template = given_rows(file, text, label, group, corrections, writes=writes, yes=yes, terminal=on_terminal())
     try:
-        posterior = fitted(found, template, base, device, target_risk, question, yes=yes)
+        posterior = fitted(found, template, base, device, wanted, question, yes=yes)
         report, verdict = _measured(posterior, file, folder, base, corrections)
     except (KeyboardInterrupt, typer.Abort):
         console.say("nothing was written")
@@ -141,12 +138,6 @@ def quick(
 def on_terminal() -> bool:
     """Return whether somebody can be asked."""
     return sys.stdin.isatty() and sys.stderr.isatty()
-
-
-def check_risk(target_risk: float) -> None:
-    """Raise ConfigError for what is no error rate."""
-    if not 0 < target_risk < 1:
-        raise ConfigError(f"--target-risk {target_risk}: expected an error rate between 0 and 1, such as 0.05")
 
 
 def given_rows(
@@ -234,7 +225,7 @@ def fitted(
     template: str,
     base: str,
     device: str,
-    target_risk: float,
+    wanted: CalibrationSettings,
     question: str | None = None,
     *,
     yes: bool,
@@ -246,10 +237,10 @@ def fitted(
     from laplora.fitting.rows import read_rows
     from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
     from laplora.prompts.questions import Question
-    from laplora.settings import CalibrationSettings, FitSettings
+    from laplora.settings import FitSettings
 
     asked = None if question is None else Question(instructions=question)
-    settings = FitSettings(calibration=CalibrationSettings(target_risk=target_risk), question=asked)
+    settings = FitSettings(calibration=wanted, question=asked)
     spec = BaseSpec(base, quantization="none")
     location, start = locate_base(spec, progress=console.say), time.monotonic()
     console.say(f"loading the base model {base} ...")

@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from laplora.decisions.costs import Costs, Wanted
+
 Flag = Literal[
     "unfamiliar", "high_epistemic", "low_confidence", "low_label_mass", "ambiguous_set", "truncated", "other_model"
 ]
@@ -26,7 +28,8 @@ FLAGS: Mapping[Flag, str] = MappingProxyType(
         "(the artifact's familiarity.false_alarms); its prediction set holds every possible label",
         "high_epistemic": "epistemic uncertainty (posterior, members) above the 95 % quantile of the calibration split",
         "low_confidence": "the review score is above its threshold for the target risk, the request's or else the "
-        "artifact's, or there is none: then every answer has it",
+        "artifact's, or there is none: then every answer has it; of costs, the answer is expected to cost more than a "
+        "person's look",
         "low_label_mass": "the full vocabulary gives the label tokens less than the calibration split's 1 % quantile",
         "ambiguous_set": "the conformal prediction set holds more than one label; where several labels may be right, "
         "more than those that are present",
@@ -54,6 +57,13 @@ class FlagThreshold(_Frozen):
     origin: str = Field(description="How the value was chosen.")
 
 
+class LabelLimit(_Frozen):
+    """The threshold of the answers of one label."""
+
+    threshold: float | None = Field(description="Review above it, nats; null: review every answer of the label.")
+    target_risk: float = Field(gt=0, lt=1, description="Error rate that its accepted answers were to stay within.")
+
+
 class ReviewRule(_Frozen):
     """When a prediction goes to a person."""
 
@@ -73,6 +83,23 @@ class ReviewRule(_Frozen):
     accepted_risk: float | None = Field(description="Their error rate; null when there are none.")
     auroc: dict[Score, float | None] = Field(description="How well each score ranks the calibration mistakes.")
     reason: str = Field(description="Why this score.")
+    by_label: dict[str, LabelLimit] | None = Field(
+        None, description="By answered label, where each has a target risk; threshold and target_risk are then of none."
+    )
+    costs: Costs | None = Field(None, description="What decides in place of the threshold, if mistakes have costs.")
+
+    @property
+    def wanted(self) -> Wanted:
+        """What its decisions are made for."""
+        if self.by_label is not None:
+            return {label: of.target_risk for label, of in self.by_label.items()}
+        return self.target_risk if self.costs is None else self.costs
+
+    def of_label(self, label: str) -> ReviewRule:
+        """Return the rule for answers of a label."""
+        return (
+            self if self.by_label is None else self.model_copy(update=dict(self.by_label[label]) | {"by_label": None})
+        )
 
 
 class PredictiveThresholds(_Frozen):

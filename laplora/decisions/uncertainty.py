@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from laplora.decisions.thresholds import FLAGS, REVIEW_FLAGS, Decision, Flag, PredictiveThresholds
+from laplora.decisions.costs import cheapest
+from laplora.decisions.thresholds import FLAGS, REVIEW_FLAGS, Decision, Flag, PredictiveThresholds, ReviewRule
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.checks import check_columns
 
@@ -61,10 +62,42 @@ def agreed_entropy(map_probs: torch.Tensor, probs: torch.Tensor) -> torch.Tensor
     return torch.where(agrees, entropy(map_probs), 2 * math.log(map_probs.shape[1]))
 
 
+@dataclass(frozen=True)
+class Ruled:
+    """What a review rule says of rows.
+
+    Attributes:
+        answered: (batch,) int64, place of the label that answers; unsure: (batch,) bool, whether that is reviewed.
+        expected_cost: (batch,) float64 of that label; None without costs.
+    """
+
+    answered: torch.Tensor
+    unsure: torch.Tensor
+    expected_cost: torch.Tensor | None = None
+
+
+def ruled(
+    rule: ReviewRule, score: torch.Tensor, probs: torch.Tensor, labels: Sequence[str], class_mask: torch.Tensor
+) -> Ruled:
+    """Return which label answers each row, and whether the rule reviews it.
+
+    Args:
+        score: (batch,) its ``review_score``; probs, class_mask: (batch, classes), of the first so many of the labels.
+    """
+    if rule.costs is not None:
+        count = probs.shape[1]
+        answered, cost = cheapest(probs, rule.costs.matrix(labels)[:count, :count], class_mask)
+        return Ruled(answered, cost > rule.costs.review, cost)
+    answered, limit = probs.argmax(1), rule.threshold
+    limits = [limit] if rule.by_label is None else [rule.by_label[label].threshold for label in labels]
+    each = torch.tensor([-math.inf if one is None else one for one in limits], dtype=torch.float64)
+    return Ruled(answered, score.double().cpu() > (each if rule.by_label is None else each[answered]))
+
+
 def raise_flags(
     thresholds: PredictiveThresholds,
     *,
-    score: torch.Tensor,
+    unsure: torch.Tensor,
     label_mass: torch.Tensor | None,
     set_sizes: torch.Tensor,
     truncated: Sequence[bool],
@@ -74,7 +107,7 @@ def raise_flags(
     """Return each row's flags, in the order of ``FLAGS``.
 
     Args:
-        thresholds: of the predictive that answers; score: (batch,) its ``review_score``.
+        thresholds: of the predictive that answers; unsure: (batch,) bool, what its rule reviews (``ruled``).
         label_mass: (batch,); None where nothing but labels can be answered.
         set_sizes: (batch,) labels in the conformal prediction set.
         truncated: per row, whether its prompt was cut.
@@ -85,11 +118,11 @@ def raise_flags(
         DataError: shapes that do not fit.
         NonFiniteError: NaN or infinity.
     """
-    columns = {"score": score, "set_sizes": set_sizes}
-    check_columns(len(score), **columns, label_mass=label_mass, epistemic=epistemic, unfamiliar=unfamiliar)
-    limit, least_mass = thresholds.review.threshold, thresholds.flags["low_label_mass"].value
+    columns = {"unsure": unsure, "set_sizes": set_sizes}
+    check_columns(len(unsure), **columns, label_mass=label_mass, epistemic=epistemic, unfamiliar=unfamiliar)
+    least_mass = thresholds.flags["low_label_mass"].value
     raised: dict[Flag, torch.Tensor] = {
-        "low_confidence": score.double().cpu() > (-math.inf if limit is None else limit),
+        "low_confidence": unsure.cpu(),
         "ambiguous_set": set_sizes.cpu() != 1,
         "truncated": torch.tensor(list(truncated), dtype=torch.bool),
     }
@@ -100,7 +133,7 @@ def raise_flags(
     if unfamiliar is not None:
         raised["unfamiliar"] = unfamiliar.cpu()
     rows = {flag: raised[flag].tolist() for flag in FLAGS if flag in raised}
-    return [[flag for flag, of_rows in rows.items() if of_rows[i]] for i in range(len(score))]
+    return [[flag for flag, of_rows in rows.items() if of_rows[i]] for i in range(len(unsure))]
 
 
 def decide(flags: Sequence[Sequence[Flag]]) -> list[Decision]:

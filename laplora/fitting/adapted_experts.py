@@ -30,6 +30,7 @@ from laplora.fitting.calibrate import (
     HELD_OUT,
     Calibrated,
     calibration_record,
+    decided_for,
     fit_temperature_of,
     held_out_entropy,
     out_of_fold,
@@ -118,12 +119,13 @@ def fit_answering(
     outputs: SplitOutputs,
     labelled: Labelled,
     beside: Heads | None,
+    labels: Sequence[str],
     split_name: str = HELD_OUT,
 ) -> Answering:
     """Return the experts of a fit and what their honest answers decide; warns where what is served accepts nothing.
 
     Args:
-        outputs: of the honest rows; labelled: all rows that some expert knows.
+        outputs: of the honest rows; labelled: all rows that some expert knows; labels: their names.
         split_name: ``HELD_OUT``, or ``OUT_OF_FOLD`` where each row is seen by the adapter of its fold.
 
     Raises:
@@ -175,6 +177,7 @@ def fit_answering(
         temperatures=temperatures,
         label_mass=split.label_mass,
     )
+    records = decided_for(settings.calibration, records, scores, labels)
     out = set() if split_name == HELD_OUT else {"conditioned"}
     recommended, gained = _chosen(settings.predictives.serve, experts, [*heads], labelled, out)
     record = calibration_record(settings.calibration, split.input_groups, split_name)

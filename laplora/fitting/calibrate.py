@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 
 from laplora.answers.explaining import nothing_accepted
-from laplora.answers.review_scores import ReviewScores, review_scores
+from laplora.answers.review_scores import ReviewScores, review_scores, thresholds_at
 from laplora.artifact.manifest import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
 from laplora.decisions.conformal import fit_label_sets, fit_present_sets
 from laplora.decisions.review import fit_thresholds
@@ -86,7 +86,7 @@ def recorded(
         {str(name): predictive for name, predictive in held_out.items()},
         right,
         torch.ones(len(labels), dtype=torch.float64) if label_mass is None else label_mass,
-        target_risk=wanted.target_risk,
+        target_risk=wanted.highest_risk,
         guarantee=wanted.guarantee,
         confidence=wanted.confidence,
         entropies={str(name): column for name, column in ranks.items()},
@@ -105,6 +105,27 @@ def recorded(
         )
         scores[name] = review_scores(rule, predictive, at_map, right, ranks[name], together)
     return records, scores
+
+
+def decided_for(
+    wanted: CalibrationSettings,
+    records: Mapping[Name, PredictiveRecord],
+    scores: Mapping[Name, ReviewScores],
+    labels: Sequence[str],
+) -> dict[Name, PredictiveRecord]:
+    """Return records whose review rule is what the settings ask for, by the names of labels if they do.
+
+    Raises:
+        ConfigError: as ``laplora.answers.review_scores.thresholds_at``.
+    """
+    if isinstance(wanted.decided_for, float):
+        return dict(records)
+    return {
+        name: of.model_copy(
+            update={"thresholds": thresholds_at(of.thresholds, scores[name], wanted.decided_for, labels)}
+        )
+        for name, of in records.items()
+    }
 
 
 def calibration_record(wanted: CalibrationSettings, groups: torch.Tensor, split_name: str) -> CalibrationRecord:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 import laplora.familiarity
-from laplora.decisions.review import accept_threshold
+from laplora.answers.review_scores import thresholds_at
+from laplora.decisions.uncertainty import ruled
 from laplora.experts.familiar import compared
 from laplora.familiarity.percentile import false_alarms, is_unfamiliar, percentile
 from laplora.fitting.evaluation import RowProbs, evaluate_predictives
@@ -23,17 +24,19 @@ _UNLIKE = Path(laplora.familiarity.__file__).with_name("unlike_texts.json")
 
 
 def accepted_rows(posterior: HeadsPosterior, flagged: torch.Tensor) -> torch.Tensor:
-    """Return (rows,) bool which labelled rows are accepted at the target risk; ``flagged``: of ``flagged_rows``.
+    """Return (rows,) bool which labelled rows the review rule accepts; ``flagged``: of ``flagged_rows``.
 
     A row is answered by heads without its fold, and its threshold is set on the answers to the other folds.
     """
-    heads, risk = posterior.heads, posterior.settings.calibration.target_risk
-    scores, folds = heads.scores[heads.choice.name], heads.labelled.folds
+    heads, labels = posterior.heads, posterior.classifier.labels
+    name, wanted = heads.choice.name, posterior.settings.calibration.decided_for
+    scores, folds, thresholds = heads.scores[name], heads.labelled.folds, heads.predictives[name].thresholds
+    probs, mask = posterior.held_out.exp(), heads.labelled.class_mask
     accepted = torch.zeros(len(folds), dtype=torch.bool)
     for number in torch.unique(folds):
         rest = folds != number
-        limit = accept_threshold(scores.score[rest], scores.error[rest], risk)
-        accepted |= ~rest & (scores.score <= (-1 if limit is None else limit))
+        rule = thresholds_at(thresholds, scores.take(rest), wanted, labels).review
+        accepted |= ~rest & ~ruled(rule, scores.score, probs, labels, mask).unsure
     return accepted & ~flagged
 
 
@@ -89,8 +92,9 @@ def cross_fitted_report(
     rows = RowProbs(held_out, held_out.get("map"), labelled.labels, labelled.class_mask, 1, labelled.groups)
     measured, _, _ = evaluate_predictives(rows, records, wanted.conformal)
     flagged, score = flagged_rows(posterior), heads.scores[name].score
-    served = manifest.predictives[name].thresholds.review.threshold
-    accepted = int((~flagged & (score <= (-1 if served is None else served))).sum())
+    rule = manifest.predictives[name].thresholds.review
+    of = ruled(rule, score, held_out[name], manifest.labels, labelled.class_mask)
+    accepted = int((~flagged & ~of.unsure).sum())
     by_folds = accepted_rows(posterior, flagged)
     other = f", those of the folds {int(by_folds.sum())}: far apart, so new rows may differ from both"
     if abs(accepted - int(by_folds.sum())) <= len(labelled) / 10:
@@ -102,7 +106,7 @@ def cross_fitted_report(
         reason=heads.choice.reason,
         labels=manifest.labels,
         promise=Promise(
-            posterior.settings.calibration.target_risk,
+            rule.target_risk,
             wanted.coverage,
             len(labelled),
             nothing_accepted=nothing.message if nothing else None,
@@ -118,7 +122,9 @@ def cross_fitted_report(
             references=[example.id for example in posterior.rows],
             texts=[text_of(example.fields) for example in posterior.rows],
             groups=labelled.groups,
+            answered=of.answered,
         ),
+        costs=rule.costs,
         notes=[
             f"The threshold that is served, fitted on all rows, accepts {accepted} of them{other}. Inputs unlike the "
             f"others, and longer ones than are read, go to review, {int(flagged.sum())} of these rows among them",

@@ -169,7 +169,7 @@ def fit_rows(
     choices = choose_priors(laplace.requested, posterior, split.judged, distances, log_likelihood)
     served = served_choice(laplace.requested, choices)
     outputs = SplitOutputs(split, Fitted(posterior, served.prior, split.projected))
-    answering = fit_answering(settings, outputs, labelled, beside)
+    answering = fit_answering(settings, outputs, labelled, beside, classifier.labels)
     many = many_classes_record(settings, classifier, posterior, served.prior, [(posterior, split)])
     curvature = posterior, tuple(choices), served, log_likelihood, distances, start is not None
     decided = answering.calibrated, answering.scores, answering.fine_tuning

@@ -152,7 +152,7 @@ def judged(
     losses = {name: losses_of(expert.held_out, labelled) for name, expert in candidates.items()}
     choice = choose(losses, costs, labelled.folds, labelled.groups)
     best, rate = choice.name, wanted.unfamiliar_rate
-    if nothing := nothing_accepted(best, records[best].thresholds, scores[best]):
+    if wanted.costs is None and (nothing := nothing_accepted(best, records[best].thresholds, scores[best])):
         warn(nothing.message)
     familiar = {name: familiarity_of(of) for name, of in experts.items() if rate and reads_states(of.source)}
     return FittedHeads(

@@ -31,7 +31,14 @@ from laplora.experts.laplace import Laplace
 from laplora.experts.of_head import HeadExpert
 from laplora.features.outputs import LogProbSource
 from laplora.fitting.adapted_experts import MOST
-from laplora.fitting.calibrate import OUT_OF_FOLD, Calibrated, recommended_by, recorded, warn_of_nothing_accepted
+from laplora.fitting.calibrate import (
+    OUT_OF_FOLD,
+    Calibrated,
+    decided_for,
+    recommended_by,
+    recorded,
+    warn_of_nothing_accepted,
+)
 from laplora.fitting.fit import Fit
 from laplora.fitting.rows import FEW_CALIBRATION_ROWS, check_independent, groups_of, warn_of_conflicts
 from laplora.head import HeadError
@@ -197,7 +204,8 @@ def _rules(manifest: Manifest) -> CalibrationSettings:
     """Return by what the artifact's thresholds and sets were set."""
     rule = next(iter(manifest.predictives.values())).thresholds.review
     return CalibrationSettings(
-        target_risk=rule.target_risk,
+        target_risk=rule.target_risk if rule.by_label is None else rule.wanted,
+        costs=rule.costs,
         guarantee=rule.guarantee,
         coverage=manifest.calibration.coverage,
         ordered=manifest.calibration.ordered,
@@ -266,6 +274,7 @@ def _calibrated(
     records, scores = recorded(
         wanted.model_copy(update={"guarantee": "empirical"}) if bounded else wanted, held_out, labels, several, LABELS
     )
+    records = decided_for(wanted, records, scores, manifest.labels)
     predictives, kept = dict(manifest.predictives), dict(packaged.review_scores)
     for name, record in records.items():
         old = predictives[name].thresholds

@@ -8,10 +8,12 @@ from typing import Literal
 
 import torch
 
+from laplora.decisions.costs import cheapest
+from laplora.errors import ConfigError
 from laplora.metrics.noise import share_interval
 from laplora.report.names import display_name
 from laplora.report.records import Report
-from laplora.report.verdict import operating_point, percent
+from laplora.report.verdict import cost_in_words, operating_point, percent
 
 #: The colour of a mark, by what it stands for.
 Style = Literal["map", "served", "other", "right", "wrong", "over", "under", "count", "guide", "strong"]
@@ -172,6 +174,39 @@ def risk_coverage_chart(report: Report) -> Chart:
         legend,
         note="The curve goes by the review score alone, row by row. The dot need not lie on it: rows go to a person by "
         "a flag too, such as being unlike the training rows, and where inputs have several labels whole inputs do.",
+    )
+
+
+def cost_chart(report: Report) -> Chart:
+    """Return the mean cost of an input as the cheapest answers are accepted first, and where it is served."""
+    if report.costs is None or report.cost is None:
+        raise ConfigError("a report without costs has no chart of them")
+    rows, figures, review = report.rows, report.cost, report.costs.review
+    matrix = report.costs.matrix(report.labels)
+    expected = cheapest(rows.probs, matrix)[1]
+    paid = (matrix[rows.right, rows.predicted] - review)[expected.argsort(stable=True)].cumsum(0)
+    means = [review, *(review + paid / len(rows)).tolist()]
+    points = [(place / len(rows), mean) for place, mean in enumerate(means)]
+    low, high = figures["interval"]
+    share, said = float((~rows.review).double().mean()), cost_in_words(figures)
+    return Chart(
+        "What answers cost",
+        f"Mean cost of an input against the share of rows that are answered, the least expected cost first: {said}.",
+        Axis("answered without a person", 0, 1, percent=True),
+        Axis("mean cost", 0, 1.05 * max(*means, high)),
+        [
+            Line("served", points),
+            Line("guide", [(0.0, review), (1.0, review)]),
+            Whisker("strong", share, low, high, said),
+            Dot("strong", share, figures["mean"], said),
+        ],
+        [
+            ("served", display_name(report.served)),
+            ("guide", f"a person looks at all: {review:.4g}"),
+            ("strong", "as served, 95 % interval"),
+        ],
+        note="The unit is that of the stated costs. Flags send rows to a person whatever they are expected to cost, so "
+        "the dot need not lie on the curve.",
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from laplora.errors import ConfigError, install
 from laplora.metrics.noise import ece_limit
-from laplora.report.charts import reliability_charts, risk_coverage_chart, uncertainty_charts
+from laplora.report.charts import cost_chart, reliability_charts, risk_coverage_chart, uncertainty_charts
 from laplora.report.drawing import svg
 from laplora.report.names import WORDS, as_sentence, display_name
 from laplora.report.records import Report
@@ -79,6 +79,7 @@ def html(report: Report, verdict: Verdict) -> str:
             table=_table(report),
             diagrams=diagrams,
             risk=risk_coverage_chart(report),
+            cost=None if report.costs is None else cost_chart(report),
             uncertainty=uncertainty_charts(report),
             matrix=confusion_matrix(report),
             confusions=commonest_confusions(report),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from laplora.decisions.costs import Costs, cost_figures
 from laplora.errors import DataError
 from laplora.linearised import most_probable
 from laplora.metrics.checks import check_columns, checked_probs
@@ -63,6 +64,7 @@ class Rows:
             row cannot have.
         score: (rows,) what the review rule compares, nats; threshold: that it is reviewed above, None without one.
         review: (rows,) bool, whether a person is to look at it.
+        answered: (rows,) int64, the label that answers, where mistakes have costs; None: the most probable.
         epistemic: (rows,) nats; None where the predictive has none.
         references: where each row is to be found, such as its id or line.
         texts: each row's text; None leaves texts out of the report.
@@ -84,6 +86,7 @@ class Rows:
     texts: Sequence[str] | None = None
     slices: Sequence[Slicing] = ()
     groups: torch.Tensor | None = None
+    answered: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for probs in (self.map_probs, self.probs):
@@ -102,8 +105,8 @@ class Rows:
 
     @property
     def predicted(self) -> torch.Tensor:
-        """(rows,) int64, the most probable label."""
-        return self.probs.argmax(1)
+        """(rows,) int64, the label that answers: the most probable one, or of costs the cheapest."""
+        return self.probs.argmax(1) if self.answered is None else self.answered
 
     @property
     def right(self) -> torch.Tensor:
@@ -112,7 +115,7 @@ class Rows:
 
     @property
     def wrong(self) -> torch.Tensor:
-        """(rows,) bool, whether the most probable label is not the right one."""
+        """(rows,) bool, whether the label that answers is not the right one."""
         return self.predicted != self.right
 
     @property
@@ -136,6 +139,7 @@ class Report:
         unfamiliar: share of the rows that are flagged so; None where nothing flags them.
         questions: rows that each input counts as; with several, rows are not independent.
         notes: further sentences.
+        costs: that decisions are made for in place of the target risk; None: there are none.
         suspects: labels to look at, as ``laplora.selection.label_audit`` lists them; None: nobody looked.
         provenance: by name, what the figures were made from; configuration: of the run, as text.
     """
@@ -152,6 +156,7 @@ class Report:
     unfamiliar: float | None = None
     questions: int = 1
     notes: Sequence[str] = ()
+    costs: Costs | None = None
     suspects: Sequence[Mapping[str, Any]] | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     configuration: str = ""
@@ -159,6 +164,14 @@ class Report:
     def __post_init__(self) -> None:
         if self.served not in self.methods:
             raise DataError(f"the served predictive {self.served!r} is not among the methods {sorted(self.methods)}")
+
+    @property
+    def cost(self) -> dict[str, Any] | None:
+        """What ``laplora.decisions.costs.cost_figures`` says of the decisions; None without costs."""
+        if self.costs is None:
+            return None
+        rows, matrix = self.rows, self.costs.matrix(self.labels)
+        return cost_figures(matrix, self.costs.review, rows.predicted, rows.right, ~rows.review, rows.groups)
 
     @property
     def shows_map(self) -> bool:

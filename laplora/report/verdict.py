@@ -12,14 +12,16 @@ verdict:
    several rows, which are not independent.
 5. Ship: the error rate of all rows is at most the target, even at the upper end of its interval.
 6. Ship with review.
+
+Of costs, 3 to 6 go by the mean cost of an input in place of error rates, beside what it is if a person looks at all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -138,6 +140,15 @@ def judge(report: Report) -> Verdict:
     return Verdict(kind, _title(kind, report), sentence, tuple(checks), tuple(caveats))
 
 
+def cost_in_words(figures: Mapping[str, Any]) -> str:
+    """Return the mean cost of an input, ``Report.cost``, beside that of reviewing all and none."""
+    mean, low, high = (f"{value:.4g}" for value in (figures["mean"], *figures["interval"]))
+    return (
+        f"an input costs {mean} on average (95 % interval {low} to {high}); {figures['all_reviewed']:.4g} if a person "
+        f"looks at every one, {figures['none_reviewed']:.4g} if nobody looks at any"
+    )
+
+
 def in_words(report: Report, verdict: Verdict, earlier: str = "") -> str:
     """Return lines of what is accepted and right on a cross-fitted report's rows, and the verdict.
 
@@ -146,8 +157,11 @@ def in_words(report: Report, verdict: Verdict, earlier: str = "") -> str:
     why = verdict.sentence if verdict.kind == "stop" else rows_needed(report)
     rows, (_, wrong), target = report.rows, operating_point(report), percent(report.promise.target_risk)
     of_these = f", and {wrong} of these are wrong" if wrong else ": label more rows, or raise --target-risk"
+    at = f"at a target error rate of {target}"
+    if report.cost is not None:
+        at, why, earlier = "by their costs", verdict.sentence, f"{cost_in_words(report.cost)}\n"
     return (
-        f"accepted at a target error rate of {target}: {Share.of(~rows.review, rows.groups)} of {len(rows)} rows"
+        f"accepted {at}: {Share.of(~rows.review, rows.groups)} of {len(rows)} rows"
         f"{of_these}\n"
         f"{earlier}"
         f"right of all answers: {Share.of(~rows.wrong, rows.groups)}\n"
@@ -273,6 +287,12 @@ def _decision(report: Report) -> tuple[Kind, str]:
         )
         return "stop", f"{nothing} {rows_needed(report)}"
     looks = f"{percent(1 - review.value)} of the answers are accepted, and {accepted} of these are wrong"
+    if report.cost is not None:
+        low, high = report.cost["interval"]
+        kind: Kind = (
+            "stop" if low > report.cost["all_reviewed"] else "open" if high > report.cost["all_reviewed"] else "review"
+        )
+        return kind, f"{looks}; {cost_in_words(report.cost)}."
     if accepted.interval[0] > target:
         return "stop", f"{looks}, more than the {percent(target)} {report.promise.verb} and more than noise explains."
     kept = f"within the {percent(target)} {report.promise.verb} even with noise"
@@ -350,6 +370,7 @@ def _checks(report: Report) -> Iterator[tuple[Check, str]]:
 def _deciding(report: Report) -> Iterator[tuple[Check, str]]:
     """Yield what the verdict goes by."""
     target, (_, accepted), skill = report.promise.target_risk, operating_point(report), _skill(report)
+    figures = report.cost
     yield (
         Check(
             f"Skill: accuracy above always “{skill.label}”, or NLL below the labels’ shares",
@@ -364,11 +385,15 @@ def _deciding(report: Report) -> Iterator[tuple[Check, str]]:
     if accepted is None:
         yield Check("Answers that nobody has to look at", "none", "some", "no", decides=True), ""
     else:
-        low, high = accepted.interval
+        low, high = accepted.interval if figures is None else figures["interval"]
+        target = target if figures is None else figures["all_reviewed"]
         outcome: Outcome = "yes" if high <= target else "no" if low > target else "open"
-        measured = f"{accepted}, {accepted.count} of {accepted.rows}"
+        title, measured = "Mistakes among the accepted", f"{accepted}, {accepted.count} of {accepted.rows}"
         expected = f"at most {percent(target)}, {report.promise.verb}"
-        yield Check("Mistakes among the accepted", measured, expected, outcome, decides=True), ""
+        if figures is not None:
+            title, expected = "Mean cost of an input", f"at most {target:.4g}, a person's look"
+            measured = f"{figures['mean']:.4g} ({low:.4g} to {high:.4g})"
+        yield Check(title, measured, expected, outcome, decides=True), ""
 
 
 def _within(value: float, limit: float) -> Outcome:

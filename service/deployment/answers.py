@@ -114,7 +114,7 @@ def prune(database: Database, deployment: str, keep_s: float, most: int) -> None
 def _text(one: StoredPrediction) -> str:
     numbers = b85encode(one.numbers).decode()
     held = f"{one.prediction_set:x}"
-    told = [one.score, one.target_risk, one.accepted, one.flags, one.several]
+    told = [one.score, one.target_risk, one.accepted, one.flags, one.several, one.label]
     return json.dumps([*one.series, one.caller, one.labels, numbers, held, *told])
 
 
@@ -128,7 +128,7 @@ def _prediction(row: Any, now: Callable[[], float]) -> StoredPrediction | None:
 
 
 def _read(row: Any, now: Callable[[], float]) -> StoredPrediction:
-    digest, predictive, caller, labels, numbers, held, score, target_risk, accepted, flags, several, *_ = json.loads(
+    digest, predictive, caller, labels, numbers, held, score, target_risk, accepted, flags, several, *rest = json.loads(
         row.record
     )
     if len(decoded := b85decode(numbers)) not in (8 * len(labels), 16 * len(labels)):
@@ -146,4 +146,5 @@ def _read(row: Any, now: Callable[[], float]) -> StoredPrediction:
         flags=tuple(flags),
         several=several,
         right=None if row.right is None else int(row.right, 16),
+        label=rest[0] if rest else -1,
     )

@@ -66,6 +66,10 @@ def measure(labelled: Sequence[tuple[StoredPrediction, int]], reference: Referen
     def by_input(questions: torch.Tensor) -> torch.Tensor:
         return questions.view(inputs, -1)
 
+    answered = probs.argmax(1)
+    if not first.several:  # of costs another label answers
+        told = torch.tensor([one.label for one in predictions])
+        answered = torch.where(told < 0, answered, told)
     wrong = by_input(probs.argmax(1) != truth)
     losses, map_losses = (by_input(row_nll(table, truth)).mean(1) for table in (probs, map_probs))
     map_mistakes = int(by_input(map_probs.argmax(1) != truth).any(1).sum())
@@ -88,7 +92,7 @@ def measure(labelled: Sequence[tuple[StoredPrediction, int]], reference: Referen
         # The share of an input's labels that are wrong varies less than one answer of the same risk: where several
         # may be right, the limit is too high, if anything.
         accepted_risk=Figure(
-            float(wrong[accepted].double().mean()) if risks else None,
+            float(by_input(answered != truth)[accepted].double().mean()) if risks else None,
             None if risk is None else highest_risk(risk, len(risks), chance=CHANCE),
             risk,
         ),

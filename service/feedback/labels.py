@@ -73,14 +73,12 @@ class FeedbackStore:
         predictive: str,
         caller: str,
         predictions: Sequence[Prediction],
-        target_risk: float,
     ) -> list[str]:
         """Keep one request's predictions and return an id for each, in order.
 
         Args:
             predictive: the requested one.
             caller: the only one who can give feedback on them.
-            target_risk: that their decisions were made for.
         """
         # Drawn at once: each draw is a call of the system, in which other threads take their turn.
         drawn = secrets.token_urlsafe(_ID_CHARS * len(predictions))
@@ -101,10 +99,11 @@ class FeedbackStore:
                     numbers=b"".join(one.tobytes() for one in (p.arrays.map_probs, p.arrays.probs) if one is not None),
                     prediction_set=sum(1 << k for k, label in enumerate(p.labels) if label in held),
                     score=p.score,
-                    target_risk=target_risk,
+                    target_risk=p.stated_risk,
                     accepted=p.decision == "accept",
                     flags=series.shared(p.flags),
                     several=p.labels_present is not None,
+                    label=p.label_index,
                 )
                 self._predictions[prediction_id] = kept
                 self.unsaved.append((prediction_id, kept))

@@ -31,6 +31,7 @@ class StoredPrediction:
         score: the predictive's review score, nats.
         several: whether several labels may be right.
         right: bit k is set where label k is right; None until it is told.
+        label: place of the answered label; -1: the most probable.
     """
 
     series: SeriesKey
@@ -45,6 +46,7 @@ class StoredPrediction:
     flags: tuple[str, ...]
     several: bool = False
     right: int | None = None
+    label: int = -1
 
     def probabilities(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return ``map_probs``, empty where the model has no answer of its own, and ``probs``."""

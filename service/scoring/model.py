@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from laplora.answers.review_scores import ReviewScores
     from laplora.artifact.folder import Artifact
+    from laplora.decisions.costs import Wanted
     from laplora.jacobians.contrasts import ReversePass
     from laplora.models.held_weights import HeldWeights
     from laplora.predictive.kinds import PredictiveName
@@ -89,8 +90,8 @@ class Model(Protocol):
     def encode(self, inputs: Mapping[str, object], *, truncate: bool) -> EncodedRow:
         """Return one input as a row."""
 
-    def decided(self, predictions: Sequence[Prediction], target_risk: float | None) -> tuple[list[Prediction], float]:
-        """Return predictions with the decisions for a target risk, and that risk."""
+    def decided(self, predictions: Sequence[Prediction], wanted: Wanted | None) -> list[Prediction]:
+        """Return predictions with the decisions for what is wanted; None: for what the artifact states."""
 
-    def nothing_accepted(self, predictive: str, target_risk: float | None) -> NothingAccepted | None:
-        """Return that a predictive accepts nothing at a target risk; None where it does."""
+    def nothing_accepted(self, predictive: str, wanted: Wanted | None) -> NothingAccepted | None:
+        """Return that a predictive accepts nothing at what is wanted; None where it does."""

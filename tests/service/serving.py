@@ -25,6 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from laplora.answers.explaining import NothingAccepted
 from laplora.answers.prediction import LabelArrays, PosteriorSpread, Prediction
+from laplora.decisions.costs import Wanted
 from laplora.decisions.thresholds import ReviewRule
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
 from laplora.jacobians.contrasts import ReversePass
@@ -167,17 +168,17 @@ class FakePredictor(Predictor):
     def row(self, *tokens: int) -> EncodedRow:
         return EncodedRow(tokens, self.class_count)
 
-    def decided(self, predictions: Sequence[Any], target_risk: float | None) -> tuple[list[Any], float]:
+    def decided(self, predictions: Sequence[Any], wanted: Wanted | None) -> list[Any]:
         """Accept what risks less than asked for: here, half of the score."""
-        if target_risk is None:
-            return list(predictions), 0.05
-        rule = RULE.thresholds.review.model_copy(update={"target_risk": target_risk, "threshold": 2 * target_risk})
-        decided = [replace(p, decision=["review", "accept"][p.score <= rule.threshold], rule=rule) for p in predictions]
-        return decided, target_risk
+        if not isinstance(wanted, float):
+            return list(predictions)
+        rule = RULE.thresholds.review.model_copy(update={"target_risk": wanted, "threshold": 2 * wanted})
+        return [replace(p, decision=["review", "accept"][p.score <= rule.threshold], rule=rule) for p in predictions]
 
-    def nothing_accepted(self, predictive: str, target_risk: float | None) -> NothingAccepted | None:
+    def nothing_accepted(self, predictive: str, wanted: Wanted | None) -> NothingAccepted | None:
         """Every score is 0.25."""
-        return NothingAccepted(f"{predictive} accepts nothing", 0.125) if (target_risk or 1) < 0.125 else None
+        nothing = isinstance(wanted, float) and wanted < 0.125
+        return NothingAccepted(f"{predictive} accepts nothing", 0.125) if nothing else None
 
     def _one(self, row: EncodedRow, predictive: str, posterior: bool, covariance: bool) -> Prediction:
         classes = row.class_count

@@ -41,9 +41,9 @@ def test_each_row_has_its_answer_and_its_decision(predictor: Any) -> None:
             spread = (answer.probs_std, answer.aleatoric, answer.epistemic, answer.logit_variance)
             assert [part is None for part in spread] == [name == "map"] * 4
         for risk in (None, 0.3):
-            decided, used = predictor.decided(answers, risk)
+            decided = predictor.decided(answers, risk)
             assert [answer.probs for answer in decided] == [answer.probs for answer in answers]
-            assert risk is None or used == risk
+            assert risk is None or decided[0].rule.target_risk == risk
     assert predictor.recommended in predictor.predictives
     assert predictor.predict(rows)[0].predictive == predictor.recommended
     beside = predictor.predict(rows, "map", also=("laplace",))[0]

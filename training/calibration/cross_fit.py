@@ -66,7 +66,7 @@ def cross_fit_rows(
         ood_score, count = ood_score_to(classifier, rows, settings, store, progress)
         familiar = familiar_of(classifier, ood_score, count, answered.ood_scores, settings)
     outputs = SplitOutputs(answered.split, judged)
-    answering = fit_answering(settings, outputs, labelled, beside, OUT_OF_FOLD)
+    answering = fit_answering(settings, outputs, labelled, beside, classifier.labels, OUT_OF_FOLD)
     many = many_classes_record(settings, classifier, posterior, served.prior, answered.parts)
     curvature = posterior, tuple(choices), served, log_likelihood, distances, start is not None
     decided = answering.calibrated, answering.scores, answering.fine_tuning

@@ -16,7 +16,7 @@ from laplora.answers.review_scores import read_scores
 from laplora.artifact.describing import installed_versions
 from laplora.artifact.manifest import POSTERIOR, SCORES
 from laplora.artifact.report_page import REPORT_PAGE
-from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
+from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score, ruled
 from laplora.features.store import rows_digest
 from laplora.files.atomic import file_sha256, write_whole
 from laplora.fitting.calibrate import Calibrated
@@ -41,6 +41,7 @@ def answered_rows(
     unfamiliar: torch.Tensor | None,
     examples: Sequence[Example],
     encoded: Sequence[EncodedRow],
+    labels: Sequence[str],
 ) -> Rows:
     """Return test rows as a server answers them by the recommended predictive, with their texts.
 
@@ -55,9 +56,10 @@ def answered_rows(
     epistemic = parts.epistemic if predictive.std.any() and split_whole else None
     map_probs = class_probs(split.logits, split.class_mask)
     score = review_score(thresholds, probs=predictive.probs, map_probs=map_probs)
+    of = ruled(thresholds.review, score, predictive.probs, labels, split.class_mask)
     flags = raise_flags(
         thresholds,
-        score=score,
+        unsure=of.unsure,
         label_mass=split.label_mass,
         set_sizes=torch.ones(len(split)),  # decides nothing
         truncated=[row.truncated for row in encoded],
@@ -76,6 +78,7 @@ def answered_rows(
         texts=[row_text(example.fields, example.fields) for example in examples],
         slices=slices_of([example.fields for example in examples], [len(row.token_ids) for row in encoded], unfamiliar),
         groups=split.groups,
+        answered=of.answered,
     )
 
 
@@ -110,6 +113,7 @@ def run_report(
         ),
         methods=methods,
         rows=rows,
+        costs=rule.costs,
         gain=gain,
         unfamiliar=methods["map"].get("unfamiliar"),
         notes=notes,

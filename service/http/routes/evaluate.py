@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 
-from laplora.answers.evaluation import accepted_rows, measure, method_rows, unfamiliar_share
+from laplora.answers.evaluation import accepted_rows, decided_for, measure, method_rows, unfamiliar_share
 from laplora.answers.labels import LabelNames, Truth
 from laplora.errors import InvalidInputError, NonFiniteError
 from service.errors import UnscorableInputError
@@ -34,6 +34,7 @@ async def evaluate(
     """Measure every predictive of the artifact on labelled inputs: accuracy, NLL, ECE, Brier, error ranking."""
 
     def ask_of(model: Model) -> Ask:
+        body.options.check(model, model.recommended)
         return Ask(model.recommended, also=model.predictives)
 
     async with planning.plan(body, ask_of) as plan:
@@ -45,10 +46,11 @@ async def evaluate(
         def measured(predictions: Sequence[Prediction]) -> tuple[dict[str, dict[str, Any]], AcceptedOut]:
             rows = [method_rows(manifest, plan.ask.predictive, answer) for answer in predictions]
             methods = measure(rows, truths, names=names, how=body.options)
-            decisions, target_risk = model.decided(predictions, body.options.target_risk)
+            decisions = model.decided(predictions, body.options.wanted)
             answers = [(one.decision, one.arrays.probs.tolist()) for one in decisions]
-            decided = {"predictive": plan.ask.predictive, "target_risk": target_risk}
-            return methods, AcceptedOut(**decided, **accepted_rows(answers, truths, names))
+            decided = decided_for(manifest, plan.ask.predictive, body.options.wanted)
+            found = accepted_rows(answers, truths, names, decided.pop("costs", None))
+            return methods, AcceptedOut.model_validate({"predictive": plan.ask.predictive, **decided, **found})
 
         async def work() -> tuple[Sequence[Prediction], tuple[dict[str, dict[str, Any]], AcceptedOut]]:
             predictions = await scorer.score(plan)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 
+from laplora.answers.evaluation import decided_for
 from laplora.answers.reasons import reason_for
 from laplora.prompts.templates import MODEL_PROBS
 from service.feedback.labels import FeedbackStore
@@ -45,27 +46,28 @@ class Predicting:
         shown = options.shown
 
         def ask_of(model: Model) -> Ask:
-            return choose_ask(
-                model, predictive=options.predictive, variance=shown.has_variance, covariance=shown.has_covariance
-            )
+            spread = {"variance": shown.has_variance, "covariance": shown.has_covariance}
+            ask = choose_ask(model, predictive=options.predictive, **spread)
+            options.check(model, ask.predictive)
+            return ask
 
         async with planning.plan(body, ask_of) as plan:
             plan.may_pass = True
             predictions = await planning.awaited(plan, self._scorer.score(plan))
             artifact, predictive = plan.model.artifact, plan.ask.predictive
-            answers, target_risk = plan.model.decided(predictions, options.target_risk)
+            answers = plan.model.decided(predictions, options.wanted)
             check_finite(answers)
             if plan.uncorrected:
                 answers = [one.reviewed("other_model") for one in answers]
             await asyncio.sleep(0)  # others' turn: of 256 answers with 150 labels each of these takes milliseconds
             ids: list[str] = []
             if self._feedback.on:
-                ids = self._feedback.remember(plan.model, predictive, plan.caller, answers, target_risk)
+                ids = self._feedback.remember(plan.model, predictive, plan.caller, answers)
             await asyncio.sleep(0)
             self._metrics.count_answers(artifact.name, predictive, answers)
             manifest, nothing = artifact.manifest, None
             if all(answer.decision == "review" for answer in answers):
-                nothing = plan.model.nothing_accepted(predictive, options.target_risk)
+                nothing = plan.model.nothing_accepted(predictive, options.wanted)
             timing = planning.timing(plan, tokens=sum(p.tokens for p in predictions))
             head: dict[str, Any] = {"artifact": artifact_ref(artifact)}
             if nothing is not None:
@@ -73,7 +75,7 @@ class Predicting:
             if shown.detail == "full":
                 recommended, reason = manifest.recommended.predictive, reason_for(manifest, predictive)
                 ref = PredictiveRef(name=predictive, recommended=recommended, reason=reason)
-                head |= {"predictive": ref, "target_risk": target_risk, "timing_ms": timing}
+                head |= {"predictive": ref, **decided_for(manifest, predictive, options.wanted), "timing_ms": timing}
             corrects = manifest.template.answered is not None
             said = [fields[MODEL_PROBS] if corrects else None for fields in plan.inputs]
             return Answered(PredictResponse(**head, predictions=[]), body.inputs, answers, ids, shown, said)

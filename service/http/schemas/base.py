@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, WithJsonSchema, model_validator
+
+from laplora.decisions.costs import Costs, Risk, Wanted
+from laplora.errors import ConfigError, InvalidInputError
+
+if TYPE_CHECKING:
+    from service.scoring.model import Model
 
 # Finite is enforced, the range only documented: rounding may leave 1.0000001.
 Probability = Annotated[FiniteFloat, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
@@ -41,6 +48,39 @@ class Strict(BaseModel):
     """Base of request models. A field's meaning is its description, or the text below it."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Deciding(Strict):
+    """What decides whether an answer is accepted."""
+
+    target_risk: Risk | dict[str, Risk] | None = Field(None, examples=[None])
+    """Error rate that accepted answers may have, or that of each answered label, with * for all others. Decisions are
+    made for it. Unset: the artifact's.
+    """
+    costs: Costs | None = Field(None, examples=[None])
+    """In place of target_risk, what a wrong answer and a person's look cost. The label of least expected cost answers,
+    and is accepted if it is expected to cost at most the look.
+    """
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if self.costs is not None and self.target_risk is not None:
+            raise ValueError("costs and target_risk exclude each other")
+        return self
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """What decisions are made for; None: what the artifact states."""
+        return self.target_risk if self.costs is None else self.costs
+
+    def check(self, model: Model, predictive: str) -> None:
+        """Raise InvalidInputError where labels are named that an artifact does not have, before it answers."""
+        try:
+            if isinstance(self.wanted, Mapping | Costs):
+                model.nothing_accepted(predictive, self.wanted)
+        except ConfigError as error:
+            where = "target_risk" if self.costs is None else "costs"
+            raise InvalidInputError(str(error), field=f"options.{where}") from None
 
 
 class Answer(BaseModel):

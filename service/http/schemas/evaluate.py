@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, FiniteFloat
 
 from service.http.schemas.artifacts import ArtifactRef
-from service.http.schemas.base import Answer, ArtifactName, Strict, TimeoutSeconds, Timing, WholeNumber
+from service.http.schemas.base import Answer, ArtifactName, Deciding, Strict, TimeoutSeconds, Timing, WholeNumber
 from service.http.schemas.inputs import LabelledInput
 
 
@@ -22,11 +22,9 @@ class MeasureOptions(Strict):
     """Seed of the bootstrap, a number of no unit."""
 
 
-class EvaluateOptions(MeasureOptions):
+class EvaluateOptions(MeasureOptions, Deciding):
     """How to evaluate, and for how long."""
 
-    target_risk: float | None = Field(None, gt=0, lt=1, examples=[None])
-    """Error rate that accepted answers may have; accepted is counted for it. Unset: the artifact's."""
     timeout_s: TimeoutSeconds = None
 
 
@@ -130,6 +128,15 @@ class MethodMetrics(PartialMetrics):
     """Metrics of each label, by its name; null where one label is right."""
 
 
+class CostOut(Answer):
+    """Mean cost of an input by the costs that were stated: of a person's look, or of the accepted answer if wrong."""
+
+    mean: FiniteFloat = Field(description="Of the decisions.", examples=[0.61])
+    interval: tuple[FiniteFloat, FiniteFloat] = Field(description="Its 95 % interval.", examples=[[0.52, 0.7]])
+    all_reviewed: FiniteFloat = Field(description="If a person looked at every input.", examples=[1.0])
+    none_reviewed: FiniteFloat = Field(description="If every answer were accepted.", examples=[1.3])
+
+
 class AcceptedOut(Answer):
     """The inputs that need no person: POST /predict gives them the decision accept, with the same
     target_risk. Like there, low_confidence, unfamiliar and every other flag of review sends an input to a person.
@@ -137,8 +144,8 @@ class AcceptedOut(Answer):
 
     predictive: str = Field(examples=["laplace"])
     """The one that decides: the recommended one, which answers unless a request names another."""
-    target_risk: FiniteFloat = Field(examples=[0.05])
-    """The error rate, 0 to 1, that the decisions were made for."""
+    target_risk: FiniteFloat | dict[str, FiniteFloat] | None = Field(None, examples=[0.05])
+    """The error rate, 0 to 1, that the decisions were made for, or those by label; null of costs."""
     rows: int = Field(description="Number of inputs accepted.", examples=[205])
     share: FiniteFloat = Field(description="Share of the inputs accepted, 0 to 1.", examples=[0.8])
     wrong: int = Field(examples=[7])
@@ -148,6 +155,7 @@ class AcceptedOut(Answer):
     interval: tuple[FiniteFloat, FiniteFloat] | None = Field(examples=[[0.014, 0.069]])
     """Exact 95 % interval of error_rate, 0 to 1; nearly exact if several labels may be right; null if none is accepted.
     """
+    cost: CostOut | None = Field(None, description="What the decisions cost; null without costs.")
 
 
 class EvaluateResponse(Answer):

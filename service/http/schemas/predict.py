@@ -7,11 +7,13 @@ from typing import Literal
 from pydantic import Field, FiniteFloat
 
 from laplora.answers.written import Detail, LabelField, Shown
+from laplora.decisions.costs import Costs
 from laplora.decisions.thresholds import FLAGS, Flag
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.base import (
     Answer,
     ArtifactName,
+    Deciding,
     Probabilities,
     Probability,
     Strict,
@@ -23,15 +25,13 @@ from service.http.schemas.inputs import Input
 _EXAMPLE_PROBS = {"negative": 0.18, "positive": 0.82}
 
 
-class PredictOptions(Strict):
+class PredictOptions(Deciding):
     """How to predict."""
 
     predictive: str | None = Field(None, max_length=64, examples=[None])
     """Name of the predictive that answers, one of the artifact's (GET /artifacts). Unset: the recommended one. It costs
     just what it needs (map: one forward pass, nothing about the posterior).
     """
-    target_risk: float | None = Field(None, gt=0, lt=1, examples=[None])
-    """Error rate that accepted answers may have; decisions are made for it. Unset: the artifact's."""
     detail: Detail = "short"
     """short: what to act on, and of it what is not null. full: every field but logit_covariance, and how the request
     was answered.
@@ -110,9 +110,11 @@ class PredictionOut(Answer):
     """One input's answer. A short one has the fields down to prediction_id, of them those that are not null."""
 
     id: str | None = Field(default=None, description="The input's id, if it had one.", examples=["a1"])
-    label: str = Field(description="Most probable label under probs.", examples=["positive"])
+    label: str = Field(description="Most probable label under probs; of costs, the cheapest.", examples=["positive"])
     labels: list[str] | None = Field(None, examples=[["news", "sport"]])
     """Labels that are present, of probability above 0.5; only from an artifact of which several labels may be right."""
+    expected_cost: FiniteFloat | None = Field(None, examples=[0.9])
+    """Of costs, what the label is expected to cost if it is accepted, in their unit; else left out."""
     probs: Probabilities | None = Field(None, examples=[_EXAMPLE_PROBS])
     """The answering predictive's mean, by label: probabilities. If several labels may be right, each label's own
     probability of being present, and likewise map_probs and calibrated_probs: they do not sum to 1.
@@ -129,7 +131,8 @@ class PredictionOut(Answer):
     two labels, what it needs depends on how the others share the rest.
     """
     prediction_set: list[str] = Field(examples=[["positive"]])
-    """Conformal set: holds the true label at the artifact's stated level or more often, and always the answer's. If
+    """Conformal set: holds the true label at the artifact's stated level or more often, and always the answer's, but of
+    costs. If
     several labels may be right, the labels that cannot be ruled out: each true label is among them at that level. For
     an unfamiliar input, it is every possible label: the guarantee only holds for rows like the calibration rows.
     """
@@ -199,8 +202,10 @@ class PredictResponse(Answer):
 
     artifact: ArtifactRef = Field(description="Which artifact answered.")
     predictive: PredictiveRef | None = Field(None, description="Which predictive answered, and why.")
-    target_risk: FiniteFloat | None = Field(None, examples=[0.05])
-    """The error rate, 0 to 1, that the decisions were made for."""
+    target_risk: FiniteFloat | dict[str, FiniteFloat] | None = Field(None, examples=[0.05])
+    """The error rate, 0 to 1, that the decisions were made for, or those by label; null of costs."""
+    costs: Costs | None = None
+    """The costs that the decisions were made for."""
     nothing_accepted: NothingAcceptedOut | None = None
     """Set where nothing can be accepted at that rate: why everything goes to review."""
     predictions: list[PredictionOut] = Field(description="One answer per input, in the inputs' order.")

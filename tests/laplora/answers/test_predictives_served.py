@@ -67,9 +67,9 @@ def test_the_recorded_scores_give_the_artifacts_decisions_at_its_risk(mixture_pr
     texts = [{"text": f"The {noun} was {word}."} for noun in ("film", "lamp") for word in ("great", "dull", "good", "")]
     answers = mixture_predictor.predict(encode(mixture_predictor, texts), name)
     own = mixture_predictor.artifact.manifest.predictives[name].thresholds.review.target_risk  # type: ignore[index]
-    assert mixture_predictor.decided(answers, own) == mixture_predictor.decided(answers, None) == (answers, own)
+    assert mixture_predictor.decided(answers, own) == mixture_predictor.decided(answers, None) == answers
     # One threshold, the stated risk's: what is accepted is not called unsure, and what is called so is reviewed.
-    at = {risk: mixture_predictor.decided(answers, risk)[0] for risk in (0.0001, own, 0.6)}
+    at = {risk: mixture_predictor.decided(answers, risk) for risk in (0.0001, own, 0.6)}
     unsure = {risk: {"low_confidence" in answer.flags for answer in some} for risk, some in at.items()}
     assert unsure[0.0001] == {True}
     assert unsure[0.6] == {False}
@@ -81,4 +81,4 @@ def test_the_recorded_scores_give_the_artifacts_decisions_at_its_risk(mixture_pr
         assert (answer.decision == "review") == bool(REVIEW_FLAGS.intersection(answer.flags))
     with pytest.raises(ConfigError):
         mixture_predictor.decided(answers, 1.5)
-    assert mixture_predictor.decided(mixture_predictor.predict([], name), 0.2) == ([], 0.2)
+    assert mixture_predictor.decided(mixture_predictor.predict([], name), 0.2) == []

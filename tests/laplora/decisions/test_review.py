@@ -15,7 +15,7 @@ from laplora.answers.review_scores import review_scores, thresholds_at
 from laplora.decisions.error_curve import error_curve
 from laplora.decisions.review import accept_threshold, fit_thresholds, least_risk
 from laplora.decisions.thresholds import FLAGS, REVIEW_FLAGS, PredictiveThresholds
-from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
+from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score, ruled
 from laplora.errors import ConfigError, DataError
 from laplora.linearised import PosteriorPredictive, contrasts, entropy
 from laplora.metrics.ranking import error_auroc
@@ -100,7 +100,8 @@ def test_when_no_threshold_keeps_the_risk_everything_is_reviewed() -> None:
     thresholds = fitted(data | {"labels": (data["probs"].argmax(1) + 1) % 3})["laplace"]
     rule = thresholds.review
     assert (rule.threshold, rule.accepted, rule.accepted_risk) == (None, 0, None)
-    sure = {"score": torch.tensor([-1.0]), "label_mass": torch.ones(1), "epistemic": torch.zeros(1)}
+    unsure = ruled(rule, torch.tensor([-1.0]), torch.eye(3)[:1], ("a", "b", "c"), torch.ones(1, 3).bool()).unsure
+    sure = {"unsure": unsure, "label_mass": torch.ones(1), "epistemic": torch.zeros(1)}
     flags = raise_flags(thresholds, **sure, set_sizes=torch.ones(1), truncated=[False], unfamiliar=None)
     assert flags == [["low_confidence"]]
     assert decide(flags) == ["review"]
@@ -312,8 +313,12 @@ def test_each_flag_is_raised_by_its_cause_alone() -> None:
     def column(value: float) -> torch.Tensor:
         return torch.tensor([value], dtype=F64)
 
+    def unsure(score: float) -> torch.Tensor:
+        mask = torch.ones(1, 3, dtype=torch.bool)
+        return ruled(thresholds.review, column(score), torch.eye(3)[:1], ("a", "b", "c"), mask).unsure
+
     fine: dict[str, Any] = {
-        "score": column(limit),
+        "unsure": unsure(limit),
         "label_mass": column(1.0),
         "set_sizes": torch.tensor([1]),
         "truncated": [False],
@@ -323,7 +328,7 @@ def test_each_flag_is_raised_by_its_cause_alone() -> None:
     causes: dict[str, dict[str, Any]] = {
         "unfamiliar": {"unfamiliar": torch.tensor([True])},
         "high_epistemic": {"epistemic": column(epistemic + 1e-9)},
-        "low_confidence": {"score": column(limit + 1e-9)},
+        "low_confidence": {"unsure": unsure(limit + 1e-9)},
         "low_label_mass": {"label_mass": column(mass - 1e-9)},
         "ambiguous_set": {"set_sizes": torch.tensor([2])},
         "truncated": {"truncated": [True]},

@@ -70,7 +70,7 @@ def calibrate(
     split, every = found.split, torch.ones(len(found.split), dtype=torch.bool)
     folds = fold_numbers(len(split), settings.calibration.folds, settings.seed, split.input_groups)
     labelled = Labelled(split.labels, split.class_mask, split.input_groups, folds, every)
-    answering = fit_answering(settings, found, labelled, None, split_name)
+    answering = fit_answering(settings, found, labelled, None, ("a", "b", "c"), split_name)
     assert list(answering.experts) == ["adapter", "temperature", "laplace"]
     return answering.calibrated, answering.scores
 

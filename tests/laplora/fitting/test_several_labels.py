@@ -203,7 +203,7 @@ def test_sets_labels_and_decisions_of_a_row_are_those_of_its_labels(posterior: l
         assert ("high_epistemic" in answer.flags) == (answer.epistemic > high)
         to_review = limit is None or worst > limit or "high_epistemic" in answer.flags
         assert answer.decision == ("review" if to_review else "accept")
-        assert posterior.predictor.decided([answer], 0.4)[1] == 0.4
+        assert posterior.predictor.decided([answer], 0.4)[0].rule.target_risk == 0.4
 
 
 def test_metrics_are_by_label_with_intervals_by_row(posterior: laplora.CalibratedPosterior) -> None:
