@@ -45,7 +45,7 @@ def audit(
     from laplora.data.corrections import read_table, write_table
 
     table, terminal = out or file.with_name(f"{file.stem}.audit.csv"), quick.on_terminal()
-    wanted = console.calibration(target_risk, costs)
+    calibration = console.calibration(target_risk, costs)
     if table.suffix != ".csv":
         raise ConfigError(f"--out {table}: the table is CSV, and its name ends in .csv")
     if table.exists():
@@ -54,7 +54,7 @@ def audit(
     given, template = quick.given_rows(file, text, label, group, corrections, writes=writes, yes=yes, terminal=terminal)
     if any(isinstance(row["label"], dict) for row in given.rows):
         raise DataError("an audit takes rows with one certain label each")
-    posterior = quick.fitted(given, template, base, device, wanted, yes=yes)
+    posterior = quick.fitted(given, template, base, device, calibration, yes=yes)
     listed = (found := posterior.audit()).to_rows(posterior.rows, posterior.classifier.labels)
     write_table(table, listed)
     console.write(
@@ -90,8 +90,9 @@ def _accepted(posterior: HeadsPosterior) -> str:
 
     accepted = accepted_rows(posterior, flagged_rows(posterior))
     mistaken = posterior.held_out.argmax(1) != posterior.heads.labelled.labels
-    count, wrong, wanted = int(accepted.sum()), int((accepted & mistaken).sum()), posterior.settings.calibration
-    at = f"at a target error rate of {100 * wanted.highest_risk:g} %" if wanted.costs is None else "by their costs"
+    count, wrong, calibration = int(accepted.sum()), int((accepted & mistaken).sum()), posterior.settings.calibration
+    costs, risk = calibration.costs, 100 * calibration.highest_risk
+    at = f"at a target error rate of {risk:g} %" if costs is None else "by their costs"
     return f"{at}, {100 * count / len(accepted):.0f} % of the rows accepted, {wrong} of {count} wrong"
 
 

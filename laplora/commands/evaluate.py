@@ -134,10 +134,9 @@ def _accepted(measured: Evaluated) -> str:
 
     found, rows = measured.accepted, len(measured.records)
     risk = found.get("target_risk")
-    at = "by their costs" if risk is None else f"at a target error rate of {percent(risk)}"
-    said = (
-        f"accepted {'at target error rates by label' if isinstance(risk, dict) else at}: {found['rows']} of {rows} rows"
-    )
+    at = "by their costs" if risk is None else "at target error rates by label"
+    at = f"at a target error rate of {percent(risk)}" if isinstance(risk, float) else at
+    said = f"accepted {at}: {found['rows']} of {rows} rows"
     if "cost" in found:
         said = f"{cost_in_words(found['cost'])}\n{said}"
     if found["interval"] is None:

@@ -10,12 +10,14 @@ import torch
 
 import laplora.familiarity
 from laplora.answers.review_scores import thresholds_at
+from laplora.decisions.thresholds import ReviewRule
 from laplora.decisions.uncertainty import ruled
 from laplora.experts.familiar import compared
 from laplora.familiarity.percentile import false_alarms, is_unfamiliar, percentile
 from laplora.fitting.evaluation import RowProbs, evaluate_predictives
 from laplora.fitting.heads import HeadsPosterior
 from laplora.head.folds import parted
+from laplora.linearised import most_probable
 from laplora.report.records import Promise, Report, Rows
 from laplora.selection.label_audit import text_of
 
@@ -127,9 +129,22 @@ def cross_fitted_report(
         costs=rule.costs,
         notes=[
             f"The threshold that is served, fitted on all rows, accepts {accepted} of them{other}. Inputs unlike the "
-            f"others, and longer ones than are read, go to review, {int(flagged.sum())} of these rows among them",
+            f"others, and longer ones than are read, go to review, {int(flagged.sum())} of these rows among them"
+            + _of_labels(rule, by_folds, of.answered, labelled.labels, manifest.labels),
             *notes,
         ],
         suspects=posterior.audit().to_rows(posterior.rows, manifest.labels) if labelled.labels.ndim == 1 else None,
         provenance=provenance,
     )
+
+
+def _of_labels(
+    rule: ReviewRule, accepted: torch.Tensor, answered: torch.Tensor, right: torch.Tensor, labels: Sequence[str]
+) -> str:
+    """Return how many answers of each label are accepted and wrong, if each has a target risk, to end a sentence."""
+    said = []
+    for place, label in enumerate(labels) if rule.by_label is not None else ():
+        of_it = accepted & (answered == place)
+        wrong = int((of_it & (most_probable(right) != place)).sum())
+        said.append(f"{label} {int(of_it.sum())}, {wrong} wrong (target {100 * rule.of_label(label).target_risk:g} %)")
+    return f". Accepted by answered label: {'; '.join(said)}" if said else ""

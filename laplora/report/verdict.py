@@ -159,7 +159,7 @@ def in_words(report: Report, verdict: Verdict, earlier: str = "") -> str:
     of_these = f", and {wrong} of these are wrong" if wrong else ": label more rows, or raise --target-risk"
     at = f"at a target error rate of {target}"
     if report.cost is not None:
-        at, why, earlier = "by their costs", verdict.sentence, f"{cost_in_words(report.cost)}\n"
+        at, why, earlier = "by their costs", "", f"{cost_in_words(report.cost)}\n"
     return (
         f"accepted {at}: {Share.of(~rows.review, rows.groups)} of {len(rows)} rows"
         f"{of_these}\n"
@@ -168,7 +168,8 @@ def in_words(report: Report, verdict: Verdict, earlier: str = "") -> str:
         "(each row by heads and a threshold that do not know it; in parentheses 95 % intervals)\n"
         f"{report.notes[0]}\n"
         + "".join(f"unlike texts: {note}\n" for note in report.notes[1:])
-        + f"verdict: {verdict.title}. {why}\n"
+        + f"verdict: {verdict.title}. {why}".rstrip()
+        + "\n"
     )
 
 
@@ -224,6 +225,8 @@ def _rounded(rows: float) -> str:
 def _title(kind: Kind, report: Report) -> str:
     if kind == "review":
         return f"Ship, with {percent(operating_point(report)[0].value)} reviewed by a person"
+    if kind == "open" and report.cost is not None:
+        return f"Not certain: an input may cost {report.cost['interval'][1]:.4g} (95 % interval)"
     if kind == "open":
         accepted = operating_point(report)[1]
         if accepted and report.promise.refitted and _could_show(accepted, report.promise.target_risk):
