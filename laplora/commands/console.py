@@ -99,8 +99,9 @@ def calibration(target_risk: str | None, costs: str | None) -> CalibrationSettin
             try:
                 return CalibrationSettings.model_validate({name: json.loads(text)})
             except (ValidationError, ValueError):
-                example = "0.05" if costs is None else '{"wrong": 30, "review": 2}'
-                raise ConfigError(f"{option} {text[:100]}: expected numbers such as {example}") from None
+                expected = "an error rate between 0 and 1, such as 0.05, or JSON of those by label"
+                expected = expected if costs is None else 'numbers such as {"wrong": 30, "review": 2}'
+                raise ConfigError(f"{option} {text[:100]}: expected {expected}") from None
     return CalibrationSettings()
 
 

@@ -31,10 +31,10 @@ class Costs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    review: Cost = Field(description="Of a person's look, who then knows the right label.", examples=[2.0])
+    review: Cost = Field(description="Of a person's look, who then knows the right label, in any unit.", examples=[2.0])
     wrong: Cost | dict[str, Cost | dict[str, Cost]] = Field(
-        description="Of an accepted answer that is wrong: a number; or by right label a number, or by right label and "
-        "answered label. * stands for all labels that are not named.",
+        description="Of an accepted answer that is wrong, in the same unit: a number; or by right label a number, or by "
+        "right label and answered label. * stands for all labels that are not named.",
         examples=[{"fraud": 50.0, "*": 5.0}],
     )
 

@@ -98,6 +98,23 @@ async def check_accepted(client: httpx.AsyncClient, rows: Rows) -> None:
     assert found["error_rate"] == pytest.approx(taken.count(False) / len(taken))
     assert found["interval"] == pytest.approx(share_interval(taken.count(False), len(taken)))
     assert (found["predictive"], found["target_risk"]) == (default[0]["answered_by"], 0.3)
+    costs = {"review": 1.0, "wrong": {"yes": 30.0, "*": 1.5}}
+    of_costs = await answers(client, rows, costs=costs)
+    expected = [{"yes": 1.5 * one["probs"]["no"], "no": 30 * one["probs"]["yes"]} for one in of_costs]
+    for one, each in zip(of_costs, expected, strict=True):
+        assert one["label"] == min(each, key=each.__getitem__)
+        assert one["expected_cost"] == pytest.approx(each[one["label"]])
+        assert ("low_confidence" in one["flags"]) == (one["expected_cost"] > 1)
+        assert one["decision"] == "review" or one["decision_reason"].startswith("it is expected to cost")
+    assert {one["label"] for one in of_costs} != {one["label"] for one in default}
+    options = {"resamples": 10, "costs": costs}
+    found = (await client.post("/evaluate", json={"inputs": inputs, "options": options})).json()["accepted"]
+    pairs = zip(of_costs, wanted, strict=True)
+    paid = [1 if one["decision"] == "review" else (one["label"] != y) * (30 if y == "yes" else 1.5) for one, y in pairs]
+    assert (found["cost"]["mean"], found["target_risk"]) == (pytest.approx(sum(paid) / len(paid)), None)
+    for wrong in ({"costs": costs, "target_risk": 0.1}, {"costs": {"review": 1, "wrong": {"maybe": 2}}}):
+        refused = await client.post("/predict", json={"inputs": [{"text": "a"}], "options": wrong})
+        assert (refused.status_code, "costs" in refused.text) == (422, True)
 
 
 async def check_order(

@@ -131,10 +131,12 @@ class MethodMetrics(PartialMetrics):
 class CostOut(Answer):
     """Mean cost of an input by the costs that were stated: of a person's look, or of the accepted answer if wrong."""
 
-    mean: FiniteFloat = Field(description="Of the decisions.", examples=[0.61])
-    interval: tuple[FiniteFloat, FiniteFloat] = Field(description="Its 95 % interval.", examples=[[0.52, 0.7]])
-    all_reviewed: FiniteFloat = Field(description="If a person looked at every input.", examples=[1.0])
-    none_reviewed: FiniteFloat = Field(description="If every answer were accepted.", examples=[1.3])
+    mean: FiniteFloat = Field(description="Of the decisions, in the costs' unit.", examples=[0.61])
+    interval: tuple[FiniteFloat, FiniteFloat] = Field(
+        description="Its 95 % interval, in that unit.", examples=[[0.52, 0.7]]
+    )
+    all_reviewed: FiniteFloat = Field(description="If all were reviewed, in that unit.", examples=[1.0])
+    none_reviewed: FiniteFloat = Field(description="If none were, in that unit.", examples=[1.3])
 
 
 class AcceptedOut(Answer):

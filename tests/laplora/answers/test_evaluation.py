@@ -11,6 +11,7 @@ import torch
 from laplora.answers.evaluation import MethodRow, accepted_rows, measure
 from laplora.answers.labels import LabelNames, Truth
 from laplora.answers.reporting import MeasuredRows, measured_report
+from laplora.decisions.thresholds import ReviewRule
 from laplora.metrics.noise import share_interval
 from laplora.report.page import html
 from laplora.report.records import Report
@@ -85,7 +86,7 @@ def test_where_several_labels_may_be_right_whole_inputs_are_drawn() -> None:
 
 
 THREE = LabelNames(("news", "sport", "weather"), several=True)
-REVIEW = SimpleNamespace(target_risk=0.05, threshold=0.3, guarantee="empirical")
+REVIEW = ReviewRule.model_construct(target_risk=0.05, threshold=0.3, guarantee="empirical")
 MANIFEST: Any = SimpleNamespace(
     recommended=SimpleNamespace(predictive="laplace", reason="it was better"),
     predictives={"laplace": SimpleNamespace(thresholds=SimpleNamespace(review=REVIEW))},

@@ -130,7 +130,7 @@ def test_what_steers_a_terminal_is_shown_escaped(tmp_path: Path, capsys: pytest.
         ),
         (b"text,label\nx,y\n", [], "0 labels of column 'label' have several rows, 1 have one"),
         (b"", [], "is empty, expected a header line"),
-        (b"text,label\nx,y\n", ["--target-risk", "5"], "--target-risk 5.0: expected an error rate between 0 and 1"),
+        (b"text,label\nx,y\n", ["--target-risk", "5"], "--target-risk 5: expected an error rate between 0 and 1"),
         (b"text,label\nx,y\n", ["--out", "taken.report"], "taken.report is there already: give --replace"),
         (b"text,label\nx,y\n", ["--out", "taken"], "taken.report.html is there already: give --replace"),
     ],

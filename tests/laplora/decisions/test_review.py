@@ -21,7 +21,7 @@ from laplora.linearised import PosteriorPredictive, contrasts, entropy
 from laplora.metrics.ranking import error_auroc
 from laplora.predictive.gaussian import posterior_predictive
 
-F64 = torch.float64
+F64, LABELS = torch.float64, ("a", "b", "c")
 
 
 def split(rows: int = 200, seed: int = 0) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def test_when_no_threshold_keeps_the_risk_everything_is_reviewed() -> None:
     thresholds = fitted(data | {"labels": (data["probs"].argmax(1) + 1) % 3})["laplace"]
     rule = thresholds.review
     assert (rule.threshold, rule.accepted, rule.accepted_risk) == (None, 0, None)
-    unsure = ruled(rule, torch.tensor([-1.0]), torch.eye(3)[:1], ("a", "b", "c"), torch.ones(1, 3).bool()).unsure
+    unsure = ruled(rule, torch.tensor([-1.0]), torch.eye(3)[:1], LABELS, torch.ones(1, 3).bool()).unsure
     sure = {"unsure": unsure, "label_mass": torch.ones(1), "epistemic": torch.zeros(1)}
     flags = raise_flags(thresholds, **sure, set_sizes=torch.ones(1), truncated=[False], unfamiliar=None)
     assert flags == [["low_confidence"]]
@@ -131,8 +131,8 @@ def test_scores_for_another_risk_give_the_artifacts_threshold_at_its_own(guarant
     thresholds = fitted(data, guarantee=guarantee, target_risk=0.2)["laplace"]
     predictive = PosteriorPredictive(data["probs"], data["probs"], entropy(data["probs"]) - data["epistemic"])
     scores = review_scores(thresholds, predictive, data["map_probs"], data["labels"], entropy(data["probs"]))
-    assert thresholds_at(thresholds, scores, 0.2) == thresholds
-    assert (thresholds_at(thresholds, scores, 0.25).review.threshold or 0.0) >= thresholds.review.threshold
+    assert thresholds_at(thresholds, scores, 0.2, LABELS) == thresholds
+    assert (thresholds_at(thresholds, scores, 0.25, LABELS).review.threshold or 0.0) >= thresholds.review.threshold
 
 
 @given(rows=st.integers(1, 80), rate=st.floats(0, 0.7), seed=st.integers(0, 999), above=st.floats(0.001, 0.3))
@@ -281,7 +281,7 @@ def test_an_input_of_several_labels_is_accepted_as_a_whole() -> None:
     assert "200 rows" in thresholds.flags["high_epistemic"].origin
     predictive = PosteriorPredictive(data["probs"], torch.ones_like(data["probs"]), entropy(data["probs"]))
     scores = review_scores(thresholds, predictive, data["map_probs"], data["labels"], entropy(data["probs"]), together)
-    assert thresholds_at(thresholds, scores, 0.2).review.threshold == limit
+    assert thresholds_at(thresholds, scores, 0.2, LABELS).review.threshold == limit
 
 
 @given(scale=st.floats(0, 50), classes=st.integers(2, 5), seed=st.integers(0, 999))
@@ -315,7 +315,7 @@ def test_each_flag_is_raised_by_its_cause_alone() -> None:
 
     def unsure(score: float) -> torch.Tensor:
         mask = torch.ones(1, 3, dtype=torch.bool)
-        return ruled(thresholds.review, column(score), torch.eye(3)[:1], ("a", "b", "c"), mask).unsure
+        return ruled(thresholds.review, column(score), torch.eye(3)[:1], LABELS, mask).unsure
 
     fine: dict[str, Any] = {
         "unsure": unsure(limit),

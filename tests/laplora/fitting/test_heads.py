@@ -21,15 +21,22 @@ from tiny_tokenizer import tiny_tokenizer
 
 import laplora
 from laplora.answers.review_scores import ReviewScores
+from laplora.decisions.costs import cheapest
 from laplora.errors import ConfigError, DataError, DownloadError, LaploraWarning, ModelError
 from laplora.execution.progress import Silent
 from laplora.experts.familiar import compared
 from laplora.familiarity.ood_score import fit_ood_score
 from laplora.features import expert_passes
-from laplora.fitting.cross_fitted import accepted_rows, built_in_texts, cross_fitted_report, unfamiliar_rows
+from laplora.fitting.cross_fitted import (
+    accepted_rows,
+    built_in_texts,
+    cross_fitted_report,
+    flagged_rows,
+    unfamiliar_rows,
+)
 from laplora.fitting.rows import read_rows
 from laplora.report.page import html
-from laplora.report.verdict import judge
+from laplora.report.verdict import in_words, judge
 from laplora.sklearn import LaploraClassifier
 
 LABELS = {"no": " w1", "yes": " w2"}
@@ -94,6 +101,34 @@ def test_a_row_is_accepted_by_what_does_not_know_it_and_the_report_says_how_many
     assert "60 rows of rows.csv, each answered by heads and a threshold that do not know it" in html(
         report, judge(report)
     )
+
+
+def test_costs_and_risks_by_label_are_the_artifacts_and_stay_when_it_learns() -> None:
+    costs = {"review": 1.0, "wrong": {"yes": 20.0, "*": 2.0}}
+    for wanted in ({"costs": costs}, {"target_risk": {"yes": 0.05, "*": 0.3}}):
+        settings = laplora.FitSettings.model_validate({"experts": {"names": ["frozen"]}, "calibration": wanted})
+        fitted = laplora.fit(classifier(), labelled(60), settings=settings, progress=False)
+        assert isinstance(fitted, laplora.HeadsPosterior)
+        more = labelled(40, seed=5, first=60)
+        for posterior in (fitted, fitted.condition(more)):
+            rule = posterior.predictor.artifact.manifest.predictives["frozen"].thresholds.review
+            stated = posterior.predict(more)
+            asked = posterior.predictor.decided(posterior.predict(more), rule.wanted)
+            assert stated == asked
+            report = cross_fitted_report(posterior, "title", "rows.csv", {})
+            if rule.costs is None:
+                assert rule.wanted == {"no": 0.3, "yes": 0.05}
+                assert "Accepted by answered label: no " in report.notes[0]
+                continue
+            assert rule.costs.model_dump() == costs
+            matrix = rule.costs.matrix(("no", "yes"))
+            best, expected = cheapest(posterior.held_out.exp(), matrix)
+            assert report.rows.predicted.equal(best)
+            assert report.rows.review.equal((expected > 1) | flagged_rows(posterior))
+            assert report.cost is not None
+            page, said = html(report, judge(report)), in_words(report, judge(report))
+            assert "What answers cost" in page
+            assert f"an input costs {report.cost['mean']:.4g} on average" in said
 
 
 def farthest(posterior: laplora.HeadsPosterior) -> int:

@@ -33,7 +33,7 @@ class Kept:
 
     def remember(self, *tokens: int, caller: str = "one") -> list[str]:
         predictions = self.predictor.predict([self.predictor.row(token) for token in tokens])
-        return self.store.remember(self.predictor, "laplace", caller, predictions, 0.05)  # type: ignore[arg-type]
+        return self.store.remember(self.predictor, "laplace", caller, predictions)  # type: ignore[arg-type]
 
     def give(self, ids: Sequence[str], label: str = "negative", caller: str = "one") -> list[str]:
         return list(self.store.give(caller, [(one, label) for one in ids]))

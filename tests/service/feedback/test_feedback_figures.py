@@ -8,6 +8,7 @@ from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from serving import FakePredictor
@@ -17,6 +18,7 @@ from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import read_scores
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import SCORES
+from laplora.decisions.thresholds import ReviewRule
 from laplora.metrics import scores as metrics
 from laplora.metrics.drift import kolmogorov_smirnov
 from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
@@ -49,6 +51,7 @@ class Rows:
         return [
             replace(
                 one,
+                label_index=int(self.probs[i].argmax()),
                 arrays=replace(one.arrays, probs=self.probs[i].numpy(), map_probs=self.map_probs[i].numpy()),
                 prediction_set=[label for k, label in enumerate(LABELS) if self.sets[i, k]],
                 score=float(self.entropy[i]),
@@ -81,7 +84,9 @@ class Store:
         self.kept = FeedbackStore(keep_s=100.0, rows=5000, window=window)
 
     def remember(self, predictions: list[Prediction], target_risk: float = 0.05) -> list[str]:
-        return self.kept.remember(self.predictor, "laplace", "one", predictions, target_risk)
+        rule = ReviewRule.model_construct(target_risk=target_risk)
+        decided = [replace(one, rule=rule) for one in predictions]
+        return self.kept.remember(self.predictor, "laplace", "one", decided)
 
     def label(self, ids: list[str], names: list[str]) -> None:
         assert set(self.kept.give("one", list(zip(ids, names, strict=True)))) == {"recorded"}
@@ -188,6 +193,18 @@ def test_accepted_answers_are_held_to_the_risks_they_were_accepted_for() -> None
     assert store.shown.labelled_accepted_share == 0.0
     assert store.shown.accepted_share == pytest.approx(float(rows.accepted.double().mean()))
     assert (store.figures.accepted_risk.value, store.figures.accepted_risk.limit) == (None, None)
+
+
+def test_a_costs_answer_is_right_or_wrong_by_its_own_label() -> None:
+    """Of costs the label that answers need not be the most probable one; its stated risk is its own probability's."""
+    rows, store = Rows(100), Store()
+    least = [replace(p, label_index=int(np.argmin(p.arrays.probs)), expected_cost=1.0) for p in rows.predictions]
+    ids = store.kept.remember(store.predictor, "laplace", "one", least)
+    store.label(ids, rows.names)
+    wrong = rows.probs.argmin(1) != rows.labels
+    assert store.figures.accepted_risk.value == pytest.approx(float(wrong[rows.accepted].double().mean()))
+    stated = 1 - rows.probs.amin(1)[rows.accepted]
+    assert store.figures.accepted_risk.reference == pytest.approx(float(stated.mean()))
 
 
 def test_drift_from_the_first_answers() -> None:
