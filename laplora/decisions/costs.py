@@ -1,4 +1,4 @@
-"""What a wrong answer costs beside a person's look, and the answer whose expected cost is least."""
+"""Costs of wrong answers beside a person's look, and the answer whose expected cost is least."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Costs(BaseModel):
 
     review: Cost = Field(description="Of a person's look, who then knows the right label, in any unit.", examples=[2.0])
     wrong: Cost | dict[str, Cost | dict[str, Cost]] = Field(
-        description="Of an accepted answer that is wrong, in the same unit: a number; or by right label a number, or by "
-        "right label and answered label. * stands for all labels that are not named.",
+        description="Of an accepted answer that is wrong, in the same unit: a number; or by right label a number, or "
+        "by right label and answered label. * stands for all labels that are not named.",
         examples=[{"fraud": 50.0, "*": 5.0}],
     )
 
@@ -52,7 +52,7 @@ class Costs(BaseModel):
         return torch.tensor(rows, dtype=torch.float64).fill_diagonal_(0)
 
 
-#: What decisions are made for: a target risk, one by answered label, or what mistakes cost.
+#: The aim of decisions: a target risk, one by answered label, or what mistakes cost.
 Wanted = float | Mapping[str, float] | Costs
 
 

@@ -90,7 +90,7 @@ class ReviewRule(_Frozen):
 
     @property
     def wanted(self) -> Wanted:
-        """What its decisions are made for."""
+        """The target risk, those by label, or the costs that its decisions are made for."""
         if self.by_label is not None:
             return {label: of.target_risk for label, of in self.by_label.items()}
         return self.target_risk if self.costs is None else self.costs

@@ -64,7 +64,7 @@ def agreed_entropy(map_probs: torch.Tensor, probs: torch.Tensor) -> torch.Tensor
 
 @dataclass(frozen=True)
 class Ruled:
-    """What a review rule says of rows.
+    """The answers of a review rule to rows.
 
     Attributes:
         answered: (batch,) int64, place of the label that answers; unsure: (batch,) bool, whether that is reviewed.

@@ -167,7 +167,7 @@ class Report:
 
     @property
     def cost(self) -> dict[str, Any] | None:
-        """What ``laplora.decisions.costs.cost_figures`` says of the decisions; None without costs."""
+        """The figures of ``laplora.decisions.costs.cost_figures`` of the decisions; None without costs."""
         if self.costs is None:
             return None
         rows, matrix = self.rows, self.costs.matrix(self.labels)

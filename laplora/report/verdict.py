@@ -13,7 +13,7 @@ verdict:
 5. Ship: the error rate of all rows is at most the target, even at the upper end of its interval.
 6. Ship with review.
 
-Of costs, 3 to 6 go by the mean cost of an input in place of error rates, beside what it is if a person looks at all.
+With costs, 3 to 6 compare the mean cost of an input with that of a person's look, in place of error rates.
 """
 
 from __future__ import annotations

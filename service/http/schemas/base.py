@@ -51,7 +51,7 @@ class Strict(BaseModel):
 
 
 class Deciding(Strict):
-    """What decides whether an answer is accepted."""
+    """The target risk or costs that decide whether an answer is accepted."""
 
     target_risk: Risk | dict[str, Risk] | None = Field(None, examples=[None])
     """Error rate that accepted answers may have, or that of each answered label, with * for all others. Decisions are
@@ -70,7 +70,7 @@ class Deciding(Strict):
 
     @property
     def wanted(self) -> Wanted | None:
-        """What decisions are made for; None: what the artifact states."""
+        """The target risk or costs that decide; None: what the artifact states."""
         return self.target_risk if self.costs is None else self.costs
 
     def check(self, model: Model, predictive: str) -> None:

@@ -114,7 +114,7 @@ class PredictionOut(Answer):
     labels: list[str] | None = Field(None, examples=[["news", "sport"]])
     """Labels that are present, of probability above 0.5; only from an artifact of which several labels may be right."""
     expected_cost: FiniteFloat | None = Field(None, examples=[0.9])
-    """Of costs, what the label is expected to cost if it is accepted, in their unit; else left out."""
+    """The expected cost of accepting the label, in the unit of the stated costs; left out without costs."""
     probs: Probabilities | None = Field(None, examples=[_EXAMPLE_PROBS])
     """The answering predictive's mean, by label: probabilities. If several labels may be right, each label's own
     probability of being present, and likewise map_probs and calibrated_probs: they do not sum to 1.
