@@ -110,8 +110,8 @@ def accepted_rows(
 
     ``rows`` and ``share`` (0 to 1) are of answers. If several labels may be right, ``wrong`` and ``error_rate`` (0 to
     1) are of all labels of the accepted ones, as target risks are. ``error_rate`` and its 95 % ``interval``
-    (``laplora.metrics.noise.share_interval``) are None if none is accepted. ``cost`` is there with costs: the mean of an
-    input with its ``interval``, and what it is if every answer is reviewed or none is.
+    (``laplora.metrics.noise.share_interval``) are None if none is accepted. ``cost`` is there with costs, as
+    of ``laplora.decisions.costs.cost_figures``.
 
     Args:
         answers: of each the decision, and the probabilities by label.

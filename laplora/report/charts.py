@@ -150,13 +150,14 @@ def risk_coverage_chart(report: Report) -> Chart:
         points = list(zip(curve["coverage"], curve["risk"], strict=True))
         marks.append(Line(style, points))
     target = report.promise.target_risk
-    marks.append(Line("guide", [(0.0, target), (1.0, target)]))
     review, accepted = operating_point(report)
     legend: list[tuple[Style, str]] = [
         (style, f"{display_name(method)}: AURC {report.methods[method]['aurc']:.3f}")
         for method, style in styles.items()
     ]
-    legend.append(("guide", f"target {percent(target)}"))
+    if report.costs is None:
+        marks.append(Line("guide", [(0.0, target), (1.0, target)]))
+        legend.append(("guide", f"target {percent(target)}"))
     said = "Nothing is accepted."
     risks = [point[1] for mark in marks if isinstance(mark, Line) for point in mark.points]
     if accepted is not None:
