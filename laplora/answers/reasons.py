@@ -80,6 +80,7 @@ def _compared(answer: Mapping[str, Any], rule: ReviewRule) -> str:
         review = rule.costs.review
         above = "at most" if answer["expected_cost"] <= review else "above"
         return f"it is expected to cost {answer['expected_cost']:.4g}, {above} the {review:.4g} of a person's look"
+    rule = rule.of_label(answer["label"])
     score, several, target = answer["score"], "labels" in answer, _percent(rule.target_risk)
     if rule.threshold is None:
         return f"no answer is accepted: the calibration rows show none sure enough for a {target} error rate"
