@@ -283,6 +283,25 @@ def audit() -> str:
     )
 
 
+def costs() -> str:
+    """Return what inputs cost by their costs beside other rules, and how often the interval held it."""
+    records = json.loads(read("benchmarks/costs/results.json"))
+    some = [one for one in records if one["labels"] == 450]
+    said = []
+    for case in some[0]["costs"]:
+        mean = {name: fmean(one["costs"][case][name] for one in some) for name in ("laplora", "risk", "encoder", "none")}
+        said.append(
+            f"{mean['laplora']:.2f} ({case[0].lower()}{case[1:]}; at a target risk of 5 % {mean['risk']:.2f}, by "
+            f"logistic regression on embeddings {mean['encoder']:.2f}, unreviewed {mean['none']:.2f})"
+        )
+    every = [case for one in records for case in one["costs"].values()]
+    held = sum(case["estimate"][1] <= case["laplora"] <= case["estimate"][2] for case in every)
+    return (
+        f"With 450 labels on {len({one['task'] for one in some})} tasks an input cost, in looks: {'; '.join(said)}. "
+        f"The estimate's interval held the mean cost of {held} of {len(every)} draws"
+    )
+
+
 def shift() -> str:
     sets = json.loads(read("docs/results/shift.json"))["sets"]
     texts = [sets["film_reviews"], sets["boolq_passages"]]

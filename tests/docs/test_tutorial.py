@@ -16,6 +16,7 @@ from laplora.artifact.folder import read_artifact
 from laplora.commands.app import main
 from laplora.commands.quick import earlier_figures
 from laplora.data.records import read_records
+from laplora.decisions.costs import Costs
 from laplora.models.offline import ensure_encoder, ensure_model
 from laplora.prompts.questions import Question
 
@@ -51,7 +52,7 @@ def test_the_page_is_what_a_reader_meets(
     assert re.search(
         r"^takes \d+ to \d+ (seconds|minutes) more, if this machine stays as busy as it is now$", said, re.M
     )
-    for line, expected in zip(out.splitlines(), shown(beginning="accepted").text.splitlines(), strict=False):
+    for line, expected in zip(out.splitlines(), shown(beginning="accepted at").text.splitlines(), strict=False):
         assert re.sub(r"[\d.,]*\d", "N", line).replace("\u00a0", " ") == re.sub(r"[\d.,]*\d", "N", expected)
         if not expected.startswith("verdict"):  # a mistake more changes how many rows are needed by thousands
             assert figures(line) == pytest.approx(figures(expected), abs=6)  # in bfloat16 processors round differently
@@ -73,6 +74,15 @@ def test_the_page_is_what_a_reader_meets(
     assert {row.split(":")[0] for row in rows} <= {row.split(":")[0] for row in listed}
     table = Path("examples/messages.audit.csv").read_text(encoding="utf-8-sig").splitlines()
     assert table[0].endswith(",correction")
+
+    ((_, *words),) = commands(shown(beginning="laplora quick examples/messages.csv --yes --out examples/messages-costs"))
+    assert main(words) == 0
+    out = capsys.readouterr().out.splitlines()
+    for line, expected in zip(out, shown(beginning="accepted by").text.splitlines(), strict=False):
+        assert re.sub(r"[\d.,]*\d", "N", line).replace("\u00a0", " ") == re.sub(r"[\d.,]*\d", "N", expected)
+        assert figures(line)[:2] == pytest.approx(figures(expected)[:2], abs=6)
+    rule = read_artifact(Path("examples/messages-costs")).manifest.predictives["encoder"].thresholds.review
+    assert rule.wanted == Costs(review=2, wrong={"payment": 60, "*": 15})
 
     asked = next(words for words in commands(shown(beginning="curl")) if words[0] == "curl")[-1]
     with server_process(["-m", "service", "--artifact", "examples/messages"]) as process, process.client() as client:
