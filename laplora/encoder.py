@@ -20,8 +20,8 @@ from laplora.artifact.adapted import check_tokenizer
 from laplora.artifact.encoders import check_sizes, text_encoding
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import SCORES
-from laplora.decisions.costs import Wanted
 from laplora.decisions.thresholds import PredictiveThresholds
+from laplora.decisions.wanted import Wanted
 from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.features.encoding import FeatureEncoding
 from laplora.features.sentence_encoder import TextEncoding

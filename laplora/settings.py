@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from laplora.decisions.conformal import ConformalScore
-from laplora.decisions.costs import Costs, Risk, Wanted
+from laplora.decisions.wanted import Costs, Risk, Wanted
 from laplora.features.outputs import HeadSource
 from laplora.head import FOLDS
 from laplora.predictive.kinds import PredictiveName

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from laplora.answers.prediction import Prediction
     from laplora.artifact.manifest import Manifest
-    from laplora.decisions.costs import Costs, Wanted
+    from laplora.decisions.wanted import Costs, Wanted
     from laplora.metrics.scores import RowScores
 
 #: An input's probabilities under one method, and the score that ranks its mistakes; None: their entropy. If several

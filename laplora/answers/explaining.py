@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from laplora.answers.review_scores import ReviewScores, read_scores, thresholds_at
 from laplora.artifact.folder import Artifact
 from laplora.artifact.manifest import SCORES
-from laplora.decisions.costs import Wanted
 from laplora.decisions.review import least_risk
 from laplora.decisions.thresholds import PredictiveThresholds
+from laplora.decisions.wanted import Wanted
 from laplora.predictive.kinds import PredictiveName
 
 

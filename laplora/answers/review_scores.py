@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from laplora.decisions.costs import Costs, Wanted, by_label
 from laplora.decisions.review import ROUNDING, accept_threshold, of_inputs
 from laplora.decisions.thresholds import LabelLimit, PredictiveThresholds
+from laplora.decisions.wanted import Costs, Wanted, by_label
 from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.posterior.file import read_tensors

@@ -13,7 +13,7 @@ from laplora.errors import ConfigError, LaploraError, NonFiniteError, warn
 if TYPE_CHECKING:  # torch takes seconds to load, which help and completion need not wait for
     from laplora.answers.prediction import Prediction
     from laplora.artifact.folder import Artifact
-    from laplora.decisions.costs import Wanted
+    from laplora.decisions.wanted import Wanted
     from laplora.predictor import Predictor
     from laplora.prompts.rows import EncodedRow
 

@@ -14,7 +14,7 @@ from laplora.errors import ConfigError
 from laplora.execution.terminal import escaped
 
 if TYPE_CHECKING:
-    from laplora.decisions.costs import Wanted
+    from laplora.decisions.wanted import Wanted
     from laplora.settings import CalibrationSettings
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from laplora.decisions.costs import Costs, Wanted
+from laplora.decisions.wanted import Costs, Wanted
 
 Flag = Literal[
     "unfamiliar", "high_epistemic", "low_confidence", "low_label_mass", "ambiguous_set", "truncated", "other_model"

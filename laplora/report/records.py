@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from laplora.decisions.costs import Costs, cost_figures
+from laplora.decisions.costs import cost_figures
+from laplora.decisions.wanted import Costs
 from laplora.errors import DataError
 from laplora.linearised import most_probable
 from laplora.metrics.checks import check_columns, checked_probs

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from laplora.answers.review_scores import ReviewScores
     from laplora.artifact.folder import Artifact
-    from laplora.decisions.costs import Wanted
+    from laplora.decisions.wanted import Wanted
     from laplora.jacobians.contrasts import ReversePass
     from laplora.models.held_weights import HeldWeights
     from laplora.predictive.kinds import PredictiveName

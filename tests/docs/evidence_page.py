@@ -289,7 +289,9 @@ def costs() -> str:
     some = [one for one in records if one["labels"] == 450]
     said = []
     for case in some[0]["costs"]:
-        mean = {name: fmean(one["costs"][case][name] for one in some) for name in ("laplora", "risk", "encoder", "none")}
+        mean = {
+            name: fmean(one["costs"][case][name] for one in some) for name in ("laplora", "risk", "encoder", "none")
+        }
         said.append(
             f"{mean['laplora']:.2f} ({case[0].lower()}{case[1:]}; at a target risk of 5 % {mean['risk']:.2f}, by "
             f"logistic regression on embeddings {mean['encoder']:.2f}, unreviewed {mean['none']:.2f})"

@@ -16,7 +16,7 @@ from laplora.artifact.folder import read_artifact
 from laplora.commands.app import main
 from laplora.commands.quick import earlier_figures
 from laplora.data.records import read_records
-from laplora.decisions.costs import Costs
+from laplora.decisions.wanted import Costs
 from laplora.models.offline import ensure_encoder, ensure_model
 from laplora.prompts.questions import Question
 
@@ -75,7 +75,9 @@ def test_the_page_is_what_a_reader_meets(
     table = Path("examples/messages.audit.csv").read_text(encoding="utf-8-sig").splitlines()
     assert table[0].endswith(",correction")
 
-    ((_, *words),) = commands(shown(beginning="laplora quick examples/messages.csv --yes --out examples/messages-costs"))
+    ((_, *words),) = commands(
+        shown(beginning="laplora quick examples/messages.csv --yes --out examples/messages-costs")
+    )
     assert main(words) == 0
     out = capsys.readouterr().out.splitlines()
     for line, expected in zip(out, shown(beginning="accepted by").text.splitlines(), strict=False):

@@ -25,8 +25,8 @@ from starlette.types import Receive, Scope, Send
 
 from laplora.answers.explaining import NothingAccepted
 from laplora.answers.prediction import LabelArrays, PosteriorSpread, Prediction
-from laplora.decisions.costs import Wanted
 from laplora.decisions.thresholds import ReviewRule
+from laplora.decisions.wanted import Wanted
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
 from laplora.jacobians.contrasts import ReversePass
 from laplora.models.held_weights import HeldWeights

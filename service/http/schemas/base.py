@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, WithJsonSchema, model_validator
 
-from laplora.decisions.costs import Costs, Risk, Wanted
+from laplora.decisions.wanted import Costs, Risk, Wanted
 from laplora.errors import ConfigError, InvalidInputError
 
 if TYPE_CHECKING:

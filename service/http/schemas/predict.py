@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field, FiniteFloat
 
 from laplora.answers.written import Detail, LabelField, Shown
-from laplora.decisions.costs import Costs
 from laplora.decisions.thresholds import FLAGS, Flag
+from laplora.decisions.wanted import Costs
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.base import (
     Answer,

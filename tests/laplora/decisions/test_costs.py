@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laplora.answers.review_scores import ReviewScores, thresholds_at
-from laplora.decisions.costs import Costs, cheapest, cost_figures
+from laplora.decisions.costs import cheapest, cost_figures
 from laplora.decisions.review import accept_threshold, fit_thresholds
 from laplora.decisions.uncertainty import ruled
+from laplora.decisions.wanted import Costs
 from laplora.errors import ConfigError
 from laplora.linearised import PosteriorPredictive, entropy
 
