@@ -8,11 +8,9 @@ FOLDER holds the data sets of ``benchmarks.evidence``.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,28 +21,18 @@ from cleanlab.filter import find_label_issues
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
-from benchmarks.evidence.tasks import TASKS
-from laplora.classifier import Classifier
+from benchmarks.evidence.rows_read_once import LABELLED, NAMES, SEEDS, TEST, ReadTask, Record, command
 from laplora.execution.progress import Silent
-from laplora.experts.base import Outputs
-from laplora.features.expert_passes import expert_passes
-from laplora.files.atomic import write_json
 from laplora.fitting.fitted_heads import FittedHeads, fit_heads
-from laplora.fitting.rows import read_rows, shared_folds
-from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base
-from laplora.prompts.examples import Example, label_tensor
 from laplora.selection.label_audit import audit_labels, text_of
 from laplora.settings import FitSettings
 from training.report.markdown import markdown_table
 
 FOLDER = Path(__file__).parent
 RESULTS, PAGE = FOLDER / "results.json", FOLDER / "RESULTS.md"
-#: Chosen for their kinds before any was measured: intents, topics, two classes, opinions.
-NAMES, SEEDS, TURNED = ("snips", "ag_news", "subj", "sentiment"), (0, 1, 2), (0.05, 0.1)
-LABELLED, TEST, FIRST = 450, 1000, 20
+TURNED, FIRST = (0.05, 0.1), 20
 #: Rows that a person looks at before the last fit.
 LOOKED_AT = 45
-Record = dict[str, Any]
 _HEAD = f"""# Labels that are wrong
 
 `python -m benchmarks.label_audit` writes this page. A share of {LABELLED} labels is turned to another one by chance. An
@@ -63,87 +51,42 @@ the audit's order, where the least probable labels follow the listed ones; and w
 """
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A task's rows with everything that heads read of them."""
-
-    classifier: Classifier
-    rows: tuple[Example, ...]
-    outputs: Outputs
-    names: tuple[Any, ...]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, and write the page."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.label_audit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, help="folder with the data sets of benchmarks.evidence")
-    parser.add_argument("--tables", action="store_true", help="measure nothing, write the page again")
-    options = parser.parse_args(arguments)
-    records: list[Record] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
-    known = {(one["task"], one["seed"], one["turned"]) for one in records}
-    for name in NAMES if options.data and not options.tables else ():
-        units = [(seed, share) for seed in SEEDS for share in TURNED if (name, seed, share) not in known]
-        task = _task(name, options.data) if units else None
-        for seed, share in units:
-            assert task is not None
-            records.append({"task": name, "seed": seed, "turned": share} | measured(task, seed, share))
-            write_json(RESULTS, sorted(records, key=lambda one: (one["task"], one["seed"], one["turned"])))
-            print(records[-1], flush=True)
-    PAGE.write_text(page(records), encoding="utf-8")
+    units = [{"seed": seed, "turned": share} for seed in SEEDS for share in TURNED]
+    command(arguments, __doc__, FOLDER, units, measured, page)
 
 
-def _task(name: str, data: Path) -> _Task:
-    spec, task = BaseSpec("smollm2-135m-instruct", quantization="none"), TASKS[name]
-    location = locate_base(spec)
-    model = load_base_model(location, spec, device=torch.device("cpu")).model
-    classifier = Classifier(model, load_tokenizer(location), task.template, task.labels, max_tokens=task.max_tokens)
-    unique = {str(fields["text"]): task.labels[label] for fields, label in task.read(data)}
-    some = random.Random("label audit").sample(sorted(unique.items()), LABELLED + TEST)
-    rows = read_rows([{"text": text, "label": label} for text, label in some], classifier, "label")
-    settings = FitSettings()
-    passes = expert_passes(classifier, settings.experts.names, settings.experts.encoder, print)
-    return _Task(classifier, rows, passes.outputs(rows, Silent(), ""), passes.names)
-
-
-def measured(task: _Task, seed: int, share: float) -> Record:
-    """Return the figures of one draw of labelled rows and of turned labels."""
-    order = torch.randperm(len(task.rows), generator=torch.Generator().manual_seed(seed))
-    places, test = order[:LABELLED], order[LABELLED:]
-    classes, draw = task.classifier.class_count, random.Random(f"{seed}/{share}")
-    rows = tuple(task.rows[place] for place in places.tolist())
-    labelled = shared_folds(task.classifier, (), rows, FitSettings().calibration.folds, seed)
-    right = labelled.labels
+def measured(task: ReadTask, seed: int, turned: float) -> Record:
+    """Return the figures of one draw of labelled rows and of turned labels, a share of them."""
+    drawn, draw = task.drawn(seed), random.Random(f"{seed}/{turned}")
+    right = drawn.labelled.labels
     given = right.clone()
-    for row in draw.sample(range(LABELLED), round(share * LABELLED)):
-        given[row] = draw.choice([label for label in range(classes) if label != int(right[row])])
-    turned = given != right
-    truth = label_tensor([task.rows[place] for place in test.tolist()], classes)
+    for row in draw.sample(range(LABELLED), round(turned * LABELLED)):
+        given[row] = draw.choice([label for label in range(task.classifier.class_count) if label != int(right[row])])
+    wrong = given != right
 
     def fit(labels: torch.Tensor) -> tuple[FittedHeads, float]:
-        settings, some = FitSettings(seed=seed), replace(labelled, labels=labels)
-        heads = fit_heads(task.names, task.outputs.take(places), some, settings, Silent())
-        logs = heads.answering[heads.choice.name].log_probs(task.outputs.take(test))
-        return heads, float(torch.nn.functional.nll_loss(logs, truth))
+        settings, some = FitSettings(seed=seed), replace(drawn.labelled, labels=labels)
+        heads = fit_heads(task.names, task.outputs.take(drawn.places), some, settings, Silent())
+        logs = heads.answering[heads.choice.name].log_probs(task.outputs.take(drawn.test))
+        return heads, float(torch.nn.functional.nll_loss(logs, drawn.truth))
 
     heads, before = fit(given)
     probs = heads.answering[heads.choice.name].held_out.exp()
-    found = audit_labels(probs, given, [text_of(row.fields) for row in rows])
-    embeddings = torch.cat([*task.outputs.take(places).features["encoder"].values()], 1).numpy()
+    found = audit_labels(probs, given, [text_of(row.fields) for row in drawn.rows])
+    embeddings = task.embeddings(drawn.places)
     alone = cross_val_predict(LogisticRegression(max_iter=1000), embeddings, given.numpy(), method="predict_proba")
     looked_at = given.clone()
     behind = [row for row in found.own.argsort(stable=True).tolist() if row not in found.unlikely]
     first = torch.tensor([*found.unlikely, *behind][:LOOKED_AT])
     looked_at[first] = right[first]
     return {
-        "laplora": _precision(turned, found.unlikely),
-        "same": _precision(turned, _issues(given, probs.numpy())),
-        "encoder": _precision(turned, _issues(given, alone)),
+        "laplora": _precision(wrong, found.unlikely),
+        "same": _precision(wrong, _issues(given, probs.numpy())),
+        "encoder": _precision(wrong, _issues(given, alone)),
         "listed": len(found.unlikely),
-        "listed_turned": int(turned[list(found.unlikely)].sum()),
+        "listed_turned": int(wrong[list(found.unlikely)].sum()),
         "before": before,
         "after": fit(looked_at)[1],
         "clean": fit(right)[1],

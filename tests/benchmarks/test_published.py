@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.costs import __main__ as costs
 from benchmarks.decision_models import __main__ as decision_models
 from benchmarks.evidence import page as evidence
 from benchmarks.evidence import scores
@@ -33,6 +34,7 @@ MADE: list[tuple[Path, Callable[[str], str]]] = [
     (overload.PAGE, overload.with_figures),
     (evidence.PAGE, lambda _: evidence.render(scores.read())),
     (label_audit.PAGE, lambda _: label_audit.page(json.loads(label_audit.RESULTS.read_bytes()))),
+    (costs.PAGE, lambda _: costs.page(json.loads(costs.RESULTS.read_bytes()))),
     (decision_models.PAGE, lambda _: decision_models.page(scores.read(decision_models.RESULTS))),
     (
         peers.PAGE,
