@@ -76,9 +76,9 @@ _RISKS_HEAD = f"""
 ## Target risks by answered label
 
 A cell is the share of test rows that are accepted, per cent; then the error rates of accepted answers of the first
-label and of the others, per cent, over all seeds. The last rows count draws whose error rate is more than
-{100 * CHANCE:g} point above {100 * TARGETS[0]:g} % for the first label, and above {100 * TARGETS[1]:g} % for others.
-Those targets are the same for all columns.
+label and of the others, per cent, over all seeds. The last rows count draws with an error rate more than
+{100 * CHANCE:g} point above {100 * TARGETS[0]:g} % for the first label, and above {100 * TARGETS[1]:g} % for the others,
+whatever was asked for.
 
 """
 
