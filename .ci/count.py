@@ -19,7 +19,7 @@ PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
 #: costs. A user reads the pages, so
 #: they have 51,000 words; RESULTS.md, which commands write, is not counted. The audit of labels, which no other command
 #: did, took 420 lines of the product and 190 of the tests. Both have little to spare: they are to become fewer.
-LIMITS = {"product": 60_112, "benchmarks": 8_090, "tests": 44_682, "pages": 51_059}
+LIMITS = {"product": 60_690, "benchmarks": 8_090, "tests": 44_930, "pages": 51_650}
 
 
 def tracked(suffix: str) -> list[Path]:

@@ -1,1 +1,1 @@
-"""What decisions by costs cost beside other rules, and how often target risks by answered label are met."""
+"""The costs of decisions by costs, beside other rules, and errors at target risks by label."""

@@ -19,8 +19,9 @@ from sklearn.model_selection import GridSearchCV
 
 from benchmarks.evidence.rows_read_once import NAMES, SEEDS, TEST, ReadTask, Record, command
 from laplora.answers.review_scores import thresholds_at
-from laplora.decisions.costs import OTHERS, Costs, Wanted, cost_figures
+from laplora.decisions.costs import cost_figures
 from laplora.decisions.uncertainty import Ruled, ruled
+from laplora.decisions.wanted import OTHERS, Costs, Wanted
 from laplora.execution.progress import Silent
 from laplora.fitting.fitted_heads import fit_heads
 from laplora.linearised import entropy
@@ -76,9 +77,8 @@ _RISKS_HEAD = f"""
 ## Target risks by answered label
 
 A cell is the share of test rows that are accepted, per cent; then the error rates of accepted answers of the first
-label and of the others, per cent, over all seeds. The last rows count draws with an error rate more than
-{100 * CHANCE:g} point above {100 * TARGETS[0]:g} % for the first label, and above {100 * TARGETS[1]:g} % for the others,
-whatever was asked for.
+label and of the others, per cent, over all seeds. The last rows count draws more than {100 * CHANCE:g} point above
+{100 * TARGETS[0]:g} % for the first label, and above {100 * TARGETS[1]:g} % for the others, whatever was asked for.
 
 """
 

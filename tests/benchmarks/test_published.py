@@ -33,6 +33,7 @@ MADE: list[tuple[Path, Callable[[str], str]]] = [
     (FOLDER / "RESULTS.md", lambda _: speed.render(read(FOLDER))),
     (overload.PAGE, overload.with_figures),
     (evidence.PAGE, lambda _: evidence.render(scores.read())),
+    (costs.PAGE, lambda _: costs.page(json.loads(costs.RESULTS.read_bytes()))),
     (label_audit.PAGE, lambda _: label_audit.page(json.loads(label_audit.RESULTS.read_bytes()))),
     (costs.PAGE, lambda _: costs.page(json.loads(costs.RESULTS.read_bytes()))),
     (decision_models.PAGE, lambda _: decision_models.page(scores.read(decision_models.RESULTS))),
