@@ -72,7 +72,7 @@ _HEAD = """# Answers at a stated error rate, with equal labels
 written before any result. A user has 450 labels, and SmolLM2-135M-Instruct answers 500 test rows. Figures are means
 over three seeds of rows and training, with five draws of calibration rows each, one of methods with a long fit. The
 library's are in bold, `served` is its default. The reference is an adapter with temperature scaling. An empty cell was
-not measured.
+not measured. A ° marks fewer seeds than the reference has: that figure is of other draws, and no neighbour of it.
 """
 _SHORT = """## In short
 
@@ -108,7 +108,7 @@ _MEANS = """## Means over tasks
 The ECE if perfect is what right probabilities would show: with 500 rows it is not 0. A label of probability 0 has an
 NLL of 708 nats. `accepted` is at 5 %. Passes are through a model, for one answer. Seconds are of the fit with its
 passes and trainings; an expert alone has those of the whole fit. Methods that some tasks lack come last, below the
-reference on the same tasks.
+reference on the same tasks; those with too few seeds are left out.
 """
 _BUDGETS = """## By number of labels
 
@@ -164,8 +164,13 @@ class Place:
         difference = interval(self.methods.get(method, ()), f"vs_{other}")
         return difference.verdict if difference and method != other else None
 
+    def mark(self, method: str) -> str:
+        """Return "°" where a method has fewer seeds than the reference."""
+        seeds, wanted = ({record["seed"] for record in self.methods.get(one, ())} for one in (method, REFERENCE))
+        return "°" if seeds and len(seeds) < len(wanted) else ""
+
     def nll(self, method: str) -> str:
-        return _text(self.mean(method, figure("nll")), 3)
+        return _text(self.mean(method, figure("nll")), 3) + self.mark(method)
 
     def nll_and_verdict(self, method: str) -> str:
         return f"{self.nll(method)} {self.verdict(method) or ''}".strip()
@@ -326,7 +331,11 @@ def accepted_and_error(places: Sequence[Place], target: float, method: str) -> s
         return ""
     share, wrong = over(places, method, figure("accepted", target)), over(places, method, wrongly(target))
     error = f" ({100 * wrong / share:.1f})" if share and wrong is not None else ""
-    return _share(places, figure("accepted", target), method) + error
+    return (
+        _share(places, figure("accepted", target), method)
+        + error
+        + max((place.mark(method) for place in places), default="")
+    )
 
 
 def wrongly(target: float = 0.05) -> Value:
@@ -353,6 +362,8 @@ def _means(main: Sequence[Place]) -> str:
     """Return the figures of the methods on all tasks, then of those on fewer, below the reference on the same ones."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for name in TITLES:
+        if any(place.mark(name) for place in main):
+            continue
         groups.setdefault(tuple(n for n, place in enumerate(main) if name in place.methods), []).append(name)
     groups.pop((), None)
     rows = []

@@ -101,6 +101,8 @@ def scored(unit: Unit, answers: Mapping[str, Answers], labels: torch.Tensor, tes
 def _figures(one: Answers, labels: torch.Tensor, test_labels: torch.Tensor) -> dict[str, Any]:
     """Return the figures of a method alone: thresholds are the product's, set on honest answers."""
     honest = ~one.held_out.isnan().any(1)
+    if one.entropies is not None:  # a pool answers rows too that its thresholds are not set on
+        honest &= ~one.entropies.isnan()
     held_out, test = one.held_out[honest].exp(), one.test.exp()
     compared = entropy(held_out) if one.entropies is None else one.entropies[honest]
     of_test = entropy(test) if one.test_entropies is None else one.test_entropies
