@@ -52,6 +52,8 @@ def rows_lines(run: Run) -> list[str]:
 
 def verdict_line(run: Run) -> str:
     """Return how many test rows a verdict on the target risk needs."""
+    if run.config.calibration.costs is not None:
+        return f"a verdict on costs compares them with a person's look; there are {len(run.splits.test)} test rows"
     target = run.config.calibration.highest_risk
     none, half = rows_to_show(target), rows_to_show(target, target / 2)
     return (

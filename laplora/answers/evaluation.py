@@ -126,14 +126,14 @@ def accepted_rows(
     taken = torch.tensor([decision == "accept" for decision, _ in answers])
     found: dict[str, Any] = {"rows": int(taken.sum()), "share": float(taken.double().mean()), "wrong": 0}
     probs, right = questions([p for _, p in answers], truths, names)
-    answered, right = probs.argmax(1), most_probable(right)
+    answered = probs.argmax(1)
     if costs is not None:
         matrix = costs.matrix(names.names)
         answered = cheapest(probs, matrix, probs > 0)[0]
         found["cost"] = cost_figures(matrix, costs.review, answered, right, taken)
     if not bool(taken.any()):
         return found | {"error_rate": None, "interval": None}
-    wrong = (answered != right)[taken.repeat_interleave(names.questions)]
+    wrong = (answered != most_probable(right))[taken.repeat_interleave(names.questions)]
     rate, rows = float(wrong.double().mean()), effective_rows(wrong, torch.arange(len(wrong)) // names.questions)
     interval = share_interval(rate * rows, rows)
     return found | {"wrong": int(wrong.sum()), "error_rate": rate, "interval": list(interval)}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from laplora.artifact.readout_records import ClassificationHeadRecord, NoAnswerRecord, ReadOutRecord
 from laplora.decisions.conformal import ConformalScore
-from laplora.decisions.thresholds import PredictiveThresholds
+from laplora.decisions.thresholds import PredictiveThresholds, ReviewRule
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, ConfigError
 from laplora.familiarity.percentile import is_unfamiliar
 from laplora.features.outputs import FeatureSource, HeadSource
@@ -264,6 +264,8 @@ class Manifest(_Record):
                 raise ValueError(f"the artifact must have the predictive {name!r}")
         if odd := [name for name, of in self.predictives.items() if "low_label_mass" not in of.thresholds.flags]:
             raise ValueError(f"{odd[0]} has no threshold of the flag low_label_mass")
+        for of in self.predictives.values():
+            self._check_rule(of.thresholds.review)
         self._check_experts()
         if self.question is not None:
             try:
@@ -271,6 +273,21 @@ class Manifest(_Record):
             except ConfigError as error:
                 raise ValueError(str(error)) from None
         return self
+
+    def _check_rule(self, rule: ReviewRule) -> None:
+        """Raise ValueError where a rule's target risks by label or costs are not of the labels, or both are there."""
+        stated = [one for one in (rule.by_label, rule.costs) if one is not None]
+        if len(stated) > 1 or (stated and self._several):
+            raise ValueError(
+                "a review rule has target risks by label or costs, and one label of an input is right then"
+            )
+        if rule.by_label is not None and rule.by_label.keys() != {*self.labels}:
+            raise ValueError("a review rule's target risks by label are not of the labels")
+        if rule.costs is not None:
+            try:
+                rule.costs.matrix(self.labels)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
 
     def _check_experts(self) -> None:
         """Raise ValueError where experts, pool and predictives do not fit each other."""

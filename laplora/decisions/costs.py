@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from laplora.linearised import targets_of
 from laplora.metrics.groups import mean_and_error
 
-#: Costs nearer to each other than this share of the largest one are equal: then the more probable label answers.
+#: Costs that differ by less than this share are equal: then the more probable label answers.
 _ROUNDING = 1e-12
 _NORMAL = 1.96
 
@@ -26,9 +27,9 @@ def cheapest(
     expected = probs.double().cpu() @ costs
     if class_mask is not None:
         expected = expected.masked_fill(~class_mask.cpu(), math.inf)
-    least = expected.amin(1)
-    ties = expected <= least[:, None] + _ROUNDING * costs.max()
-    return probs.double().cpu().masked_fill(~ties, -1).argmax(1), least
+    ties = expected <= expected.amin(1, keepdim=True) * (1 + _ROUNDING)
+    best = probs.double().cpu().masked_fill(~ties, -1).argmax(1)
+    return best, expected.gather(1, best[:, None])[:, 0]
 
 
 def cost_figures(
@@ -42,13 +43,16 @@ def cost_figures(
     """Return the mean cost of a row, its 95 % interval, and what it is if every row is reviewed or none is.
 
     The interval is the normal one; its high end counts one mistake more, of the dearest that an accepted answer can be.
+    With few mistakes that is nearly a one-sided bound of 95 %, with many a two-sided one.
 
     Args:
         costs: (labels, labels), of ``Costs.matrix``; review: of a person's look.
-        answered, right: (rows,) int64, places of labels; accepted: (rows,) bool.
+        answered: (rows,) int64, places of labels; accepted: (rows,) bool.
+        right: (rows,) int64, places of labels; or soft, (rows, labels), whose costs are then expected ones.
         groups: (rows,) int64, rows of one number err together; None: each row is on its own.
     """
-    paid = costs[right, answered].where(accepted, torch.tensor(review, dtype=torch.float64))
+    each = (targets_of(right, len(costs)) @ costs).gather(1, answered[:, None])[:, 0]
+    paid = each.where(accepted, torch.tensor(review, dtype=torch.float64))
     mean, error = mean_and_error(paid, groups)
     high = review
     if bool(accepted.any()):
@@ -61,5 +65,5 @@ def cost_figures(
         "mean": mean,
         "interval": [low, high],
         "all_reviewed": review,
-        "none_reviewed": float(costs[right, answered].mean()),
+        "none_reviewed": float(each.mean()),
     }

@@ -15,7 +15,7 @@ import torch
 from laplora.decisions.costs import cheapest
 from laplora.decisions.thresholds import FLAGS, REVIEW_FLAGS, Decision, Flag, PredictiveThresholds, ReviewRule
 from laplora.linearised import PosteriorPredictive, entropy
-from laplora.metrics.checks import check_columns
+from laplora.metrics.checks import check_columns, check_finite
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,13 @@ def ruled(
 
     Args:
         score: (batch,) its ``review_score``; probs, class_mask: (batch, classes), of the first so many of the labels.
+
+    Raises:
+        DataError: shapes that do not fit.
+        NonFiniteError: NaN or infinity.
     """
+    check_columns(len(probs), score=score)
+    check_finite(probs, "probs")
     if rule.costs is not None:
         count = probs.shape[1]
         answered, cost = cheapest(probs, rule.costs.matrix(labels)[:count, :count], class_mask)

@@ -43,12 +43,17 @@ class Costs(BaseModel):
         """
         import torch  # a server reads its settings without
 
+        costs = torch.empty(len(labels), len(labels), dtype=torch.float64)
         of_right: list[Any] = by_label(self.wrong, labels, "costs.wrong")
-        rows: list[list[float]] = [
-            by_label({label: 0.0, **of} if isinstance(of, Mapping) else of, labels, f"costs.wrong of {label!r}")
-            for label, of in zip(labels, of_right, strict=True)
-        ]
-        return torch.tensor(rows, dtype=torch.float64).fill_diagonal_(0)
+        for place, (label, of) in enumerate(zip(labels, of_right, strict=True)):
+            if isinstance(of, Mapping):
+                if of.get(label):
+                    raise ConfigError(
+                        f"costs.wrong states a cost of {label!r} for {label!r}: a right answer costs nothing"
+                    )
+                of = torch.tensor(by_label({label: 0.0, **of}, labels, f"costs.wrong of {label!r}"))
+            costs[place] = of
+        return costs.fill_diagonal_(0)
 
 
 #: The aim of decisions: a target risk, one by answered label, or what mistakes cost.
@@ -66,6 +71,8 @@ def by_label(values: Value | Mapping[str, Value], labels: Sequence[str], what: s
     """
     if not isinstance(values, Mapping):
         return [values] * len(labels)
+    if OTHERS in labels:
+        raise ConfigError(f"{what} is by label, and a label is named {OTHERS!r}, which stands for all others")
     if unknown := sorted(values.keys() - {*labels, OTHERS}):
         raise ConfigError(f"{what} names {unknown[0][:64]!r}, which is none of the labels {list(labels)[:8]}")
     if missing := [label for label in labels if not values.keys() & {label, OTHERS}]:

@@ -98,6 +98,7 @@ def cross_fitted_report(
     of = ruled(rule, score, held_out[name], manifest.labels, labelled.class_mask)
     accepted = int((~flagged & ~of.unsure).sum())
     by_folds = accepted_rows(posterior, flagged)
+    served = "The threshold that is served, fitted on all rows," if rule.costs is None else "The rule of costs"
     other = f", those of the folds {int(by_folds.sum())}: far apart, so new rows may differ from both"
     if abs(accepted - int(by_folds.sum())) <= len(labelled) / 10:
         other = ""
@@ -113,6 +114,7 @@ def cross_fitted_report(
             len(labelled),
             nothing_accepted=nothing.message if nothing else None,
             refitted=True,
+            by_label=rule.by_label is not None,
         ),
         methods={str(one): each.to_json() for one, each in measured.items()},
         rows=Rows(
@@ -128,7 +130,7 @@ def cross_fitted_report(
         ),
         costs=rule.costs,
         notes=[
-            f"The threshold that is served, fitted on all rows, accepts {accepted} of them{other}. Inputs unlike the "
+            f"{served} accepts {accepted} of them{other}. Inputs unlike the "
             f"others, and longer ones than are read, go to review, {int(flagged.sum())} of these rows among them"
             + _of_labels(rule, by_folds, of.answered, labelled.labels, manifest.labels),
             *notes,

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from laplora.answers.explaining import nothing_accepted
 from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.head_files import KeptRows, expert_fields
 from laplora.artifact.manifest import (
@@ -22,7 +21,7 @@ from laplora.artifact.manifest import (
     PredictiveRecord,
     RecommendedRecord,
 )
-from laplora.errors import DataError, warn
+from laplora.errors import DataError
 from laplora.execution.progress import Progress
 from laplora.experts.adapter import AsGiven, as_given, point
 from laplora.experts.base import Expert, Labelled, Outputs, losses_of
@@ -133,7 +132,7 @@ def judged(
     pool: Pool | None,
     settings: FitSettings,
 ) -> FittedHeads:
-    """Return what the experts' held-out answers decide; warns where the one that answers accepts nothing."""
+    """Return what the experts' held-out answers decide."""
     wanted = settings.calibration
     held_out = dict[str, PosteriorPredictive]()
     if zero_shot is not None:
@@ -151,9 +150,7 @@ def judged(
         candidates, costs = {"map": zero_shot, "pooled": pool}, {"map": 1.0, "pooled": 1.0}
     losses = {name: losses_of(expert.held_out, labelled) for name, expert in candidates.items()}
     choice = choose(losses, costs, labelled.folds, labelled.groups)
-    best, rate = choice.name, wanted.unfamiliar_rate
-    if wanted.costs is None and (nothing := nothing_accepted(best, records[best].thresholds, scores[best])):
-        warn(nothing.message)
+    rate = wanted.unfamiliar_rate
     familiar = {name: familiarity_of(of) for name, of in experts.items() if rate and reads_states(of.source)}
     return FittedHeads(
         labelled,

@@ -13,7 +13,7 @@ from laplora.answers.golden_inputs import COUNT
 from laplora.answers.review_scores import score_tensors
 from laplora.artifact.encoders import encoder_record, unsaved_encoder
 from laplora.artifact.manifest import SCORES
-from laplora.errors import ConfigError, DataError
+from laplora.errors import ConfigError, DataError, warn
 from laplora.execution.progress import Progress
 from laplora.experts.adapter import AsGiven
 from laplora.experts.base import Labelled, Outputs, losses_of
@@ -67,6 +67,8 @@ class HeadsPosterior(CalibratedPosterior):
         adapted = AdaptedModel(self.classifier.model, {}, self.classifier.readout)
         scores = {str(name): one for name, one in heads.scores.items()}
         self._serve(self._predictor(adapted, scores, heads.served, passes.encoder))
+        if nothing := self.predictor.nothing_accepted(self.recommended, None):
+            warn(nothing.message)
         progress.say(f"answers by {self.recommended}: {heads.choice.reason}")
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from laplora.decisions.costs import cheapest
 from laplora.errors import ConfigError
+from laplora.linearised import targets_of
 from laplora.metrics.noise import share_interval
 from laplora.report.names import display_name
 from laplora.report.records import Report
@@ -155,7 +156,7 @@ def risk_coverage_chart(report: Report) -> Chart:
         (style, f"{display_name(method)}: AURC {report.methods[method]['aurc']:.3f}")
         for method, style in styles.items()
     ]
-    if report.costs is None:
+    if report.costs is None and not report.promise.by_label:
         marks.append(Line("guide", [(0.0, target), (1.0, target)]))
         legend.append(("guide", f"target {percent(target)}"))
     said = "Nothing is accepted."
@@ -184,8 +185,9 @@ def cost_chart(report: Report) -> Chart:
         raise ConfigError("a report without costs has no chart of them")
     rows, figures, review = report.rows, report.cost, report.costs.review
     matrix = report.costs.matrix(report.labels)
-    expected = cheapest(rows.probs, matrix)[1]
-    paid = (matrix[rows.right, rows.predicted] - review)[expected.argsort(stable=True)].cumsum(0)
+    expected = cheapest(rows.probs, matrix, rows.probs > 0)[1]
+    each = (targets_of(rows.labels, len(matrix)) @ matrix).gather(1, rows.predicted[:, None])[:, 0]
+    paid = (each - review)[expected.argsort(stable=True)].cumsum(0)
     means = [review, *(review + paid / len(rows)).tolist()]
     points = [(place / len(rows), mean) for place, mean in enumerate(means)]
     low, high = figures["interval"]

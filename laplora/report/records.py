@@ -25,6 +25,7 @@ class Promise:
         coverage: of the label sets; calibration_rows: that they were calibrated on.
         false_alarms: share of rows that are flagged as unfamiliar, at most; None where nothing flags them.
         nothing_accepted: that the review rule accepts nothing at this risk, in words; None where it does.
+        by_label: whether ``target_risk`` is the highest of those by answered label.
         refitted: whether thresholds are of the report's own rows, by folds; else one stands fixed, and rows measure it.
     """
 
@@ -35,6 +36,17 @@ class Promise:
     bounded: bool = False
     nothing_accepted: str | None = None
     refitted: bool = False
+    by_label: bool = False
+
+    @property
+    def target(self) -> str:
+        """The target in words."""
+        percent = f"{100 * self.target_risk:.1f}\u00a0%"
+        return (
+            f"target error rates by label of at most {percent}"
+            if self.by_label
+            else f"a target error rate of {percent}"
+        )
 
     @property
     def verb(self) -> str:
@@ -172,7 +184,7 @@ class Report:
         if self.costs is None:
             return None
         rows, matrix = self.rows, self.costs.matrix(self.labels)
-        return cost_figures(matrix, self.costs.review, rows.predicted, rows.right, ~rows.review, rows.groups)
+        return cost_figures(matrix, self.costs.review, rows.predicted, rows.labels, ~rows.review, rows.groups)
 
     @property
     def shows_map(self) -> bool:

@@ -155,9 +155,9 @@ def in_words(report: Report, verdict: Verdict, earlier: str = "") -> str:
     ``earlier``: a line of the same for another report.
     """
     why = verdict.sentence if verdict.kind == "stop" else rows_needed(report)
-    rows, (_, wrong), target = report.rows, operating_point(report), percent(report.promise.target_risk)
+    rows, (_, wrong) = report.rows, operating_point(report)
     of_these = f", and {wrong} of these are wrong" if wrong else ": label more rows, or raise --target-risk"
-    at = f"at a target error rate of {target}"
+    at = f"at {report.promise.target}"
     if report.cost is not None:
         at, why, earlier = "by their costs", "", f"{cost_in_words(report.cost)}\n"
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from laplora.decisions.costs import cheapest, cost_figures
 from laplora.decisions.review import accept_threshold, fit_thresholds
 from laplora.decisions.uncertainty import ruled
 from laplora.decisions.wanted import Costs
-from laplora.errors import ConfigError
+from laplora.errors import ConfigError, NonFiniteError
 from laplora.linearised import PosteriorPredictive, entropy
 
 F64, LABELS = torch.float64, ("a", "b", "c")
@@ -34,6 +35,7 @@ def test_costs_of_each_mistake_are_stated_at_once_or_by_name() -> None:
         ({"d": 1, "*": 2}, "costs.wrong names 'd', which is none of the labels"),
         ({"a": 1, "b": 2}, "costs.wrong says nothing of the label 'c': name it, or give '*'"),
         ({"a": {"b": 1}, "*": 2}, "costs.wrong of 'a' says nothing of the label 'c'"),
+        ({"a": {"a": 1, "*": 3}, "*": 2}, "a right answer costs nothing"),
     ],
 )
 def test_costs_that_leave_a_label_out_are_refused(wrong: Any, message: str) -> None:
@@ -62,6 +64,19 @@ def test_the_cheapest_answer_is_the_one_that_a_search_finds(seed: int, options: 
 def test_of_equal_costs_the_more_probable_label_answers() -> None:
     probs = torch.tensor([[0.2, 0.5, 0.3]], dtype=F64)
     assert cheapest(probs, torch.zeros(3, 3, dtype=F64))[0].tolist() == [1]
+
+
+def test_a_label_cannot_be_named_as_all_others_are() -> None:
+    assert Costs(review=1, wrong=2).matrix(("a", "*")).tolist() == [[0, 2], [2, 0]]
+    with pytest.raises(ConfigError, match="stands for all others"):
+        Costs(review=1, wrong={"a": 1, "*": 2}).matrix(("a", "*"))
+
+
+def test_a_soft_label_costs_what_is_expected_of_it() -> None:
+    matrix = Costs(review=2, wrong={"a": 30, "*": 6}).matrix(LABELS)
+    soft = torch.tensor([[0.6, 0.4, 0.0], [0.0, 0.0, 1.0]], dtype=F64)
+    found = cost_figures(matrix, 2, torch.tensor([1, 2]), soft, torch.ones(2, dtype=torch.bool))
+    assert found["mean"] == pytest.approx(0.6 * 30 / 2)
 
 
 def test_no_threshold_on_calibrated_answers_is_cheaper() -> None:
@@ -122,7 +137,10 @@ def test_each_label_has_the_threshold_of_its_own_answers() -> None:
 
 
 def test_what_cannot_be_decided_is_refused() -> None:
-    thresholds, scores, _ = calibration()
+    thresholds, scores, probs = calibration()
+    for score, of in ((scores.score * math.nan, probs), (scores.score, probs * math.nan)):
+        with pytest.raises(NonFiniteError):
+            ruled(thresholds.review, score, of, LABELS, torch.ones_like(probs).bool())
     older = ReviewScores(scores.score, scores.error)
     several = ReviewScores(scores.score, scores.error.double())
     for of, wanted, message in (
