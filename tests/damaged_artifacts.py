@@ -109,6 +109,18 @@ BY_CODE: dict[str, dict[str, Damage]] = {
         "no threshold of the label mass": edited(
             MANIFEST, lambda m: m["predictives"]["map"]["thresholds"].update(flags={})
         ),
+        "target risks of other labels": edited(
+            MANIFEST,
+            lambda m: m["predictives"]["map"]["thresholds"]["review"].update(
+                by_label={"other": {"threshold": 1.0, "target_risk": 0.1}}
+            ),
+        ),
+        "costs of other labels": edited(
+            MANIFEST,
+            lambda m: m["predictives"]["map"]["thresholds"]["review"].update(
+                costs={"review": 1, "wrong": {"other": 1, "*": 2}}
+            ),
+        ),
         "a rank that would fill the memory": edited(ADAPTER_CONFIG, lambda c: c.update(r=10**9)),
         "golden inputs that the template does not take": _first_golden(inputs={"wrong": "x"}),
     },

@@ -49,7 +49,8 @@ def test_the_cheapest_answer_is_the_one_that_a_search_finds(seed: int, options: 
     probs = torch.rand(4, 3, generator=g, dtype=F64)
     possible = (torch.arange(3) < options).expand(4, 3)
     probs = probs.where(possible, torch.zeros(())) / probs[:, :options].sum(1, keepdim=True)
-    wrong = {one: {other: float(torch.randint(9, (1,), generator=g)) for other in LABELS} for one in LABELS}
+    drawn = torch.randint(9, (3, 3), generator=g).double().fill_diagonal_(0).tolist()
+    wrong = {one: dict(zip(LABELS, of, strict=True)) for one, of in zip(LABELS, drawn, strict=True)}
     matrix = Costs(review=2, wrong=wrong).matrix(LABELS)
     best, expected = cheapest(probs, matrix, possible)
     for row, (place, cost) in enumerate(zip(best.tolist(), expected.tolist(), strict=True)):
