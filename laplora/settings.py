@@ -95,7 +95,7 @@ class CalibrationSettings(Section):
     )
 
     @property
-    def decided_for(self) -> Wanted:
+    def wanted(self) -> Wanted:
         """The target risk, those by label, or the costs that decide whether an answer is accepted."""
         return self.target_risk if self.costs is None else self.costs
 

@@ -310,8 +310,7 @@ def answers_of(
     variances, covariances = _centred(outputs.covariance, counts, whole=covariance)
     familiar = outputs.familiarity
     # As lists before the loop: a tensor's single elements cost microseconds each, for every row of every batch.
-    best, sets = of.answered.tolist(), held.tolist()
-    costs = [None] * len(rows) if of.expected_cost is None else of.expected_cost.tolist()
+    best, sets, costs = of.answered.tolist(), held.tolist(), of.costs
     mass = [None] * len(rows) if outputs.label_mass is None else outputs.label_mass.tolist()
     total, aleatoric, epistemic = (t.tolist() for t in (split.total, split.aleatoric, split.epistemic))
     parted = [spread and (rest > 0 or not whole) for rest, whole in zip(aleatoric, total, strict=True)]
@@ -377,9 +376,8 @@ def decided_at(
         row[: len(p.labels)] = torch.from_numpy(p.arrays.probs)
     score, rule = torch.tensor([p.score for p in predictions], dtype=torch.float64), thresholds.review
     of = ruled(rule, score, probs, labels, possible)
-    costs = [None] * len(predictions) if of.expected_cost is None else of.expected_cost.tolist()
     decided = []
-    for p, place, unsure, cost in zip(predictions, of.answered.tolist(), of.unsure.tolist(), costs, strict=True):
+    for p, place, unsure, cost in zip(predictions, of.answered.tolist(), of.unsure.tolist(), of.costs, strict=True):
         flags: list[Flag] = [flag for flag in FLAGS if (unsure if flag == "low_confidence" else flag in p.flags)]
         one = replace(p, label_index=place, expected_cost=cost, flags=flags, decision=decide([flags])[0])
         decided.append(replace(one, rule=rule.of_label(one.label)))

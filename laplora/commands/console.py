@@ -107,7 +107,7 @@ def calibration(target_risk: str | None, costs: str | None) -> CalibrationSettin
 
 def wanted(target_risk: str | None, costs: str | None) -> Wanted | None:
     """Return what the two options state; None: neither is there. Errors as ``calibration``."""
-    return None if target_risk is None and costs is None else calibration(target_risk, costs).decided_for
+    return None if target_risk is None and costs is None else calibration(target_risk, costs).wanted
 
 
 def say(line: str) -> None:

@@ -75,6 +75,11 @@ class Ruled:
     unsure: torch.Tensor
     expected_cost: torch.Tensor | None = None
 
+    @property
+    def costs(self) -> Sequence[float | None]:
+        """The expected costs, None of each row without costs."""
+        return [None] * len(self.unsure) if self.expected_cost is None else self.expected_cost.tolist()
+
 
 def ruled(
     rule: ReviewRule, score: torch.Tensor, probs: torch.Tensor, labels: Sequence[str], class_mask: torch.Tensor

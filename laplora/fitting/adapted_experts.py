@@ -30,7 +30,6 @@ from laplora.fitting.calibrate import (
     HELD_OUT,
     Calibrated,
     calibration_record,
-    decided_for,
     fit_temperature_of,
     held_out_entropy,
     out_of_fold,
@@ -38,6 +37,7 @@ from laplora.fitting.calibrate import (
     recommended_by,
     recorded,
     warn_of_nothing_accepted,
+    with_rules,
 )
 from laplora.fitting.fitted_heads import fit_experts
 from laplora.fitting.projected import SplitOutputs
@@ -177,7 +177,7 @@ def fit_answering(
         temperatures=temperatures,
         label_mass=split.label_mass,
     )
-    records = decided_for(settings.calibration, records, scores, labels)
+    records = with_rules(settings.calibration, records, scores, labels)
     out = set() if split_name == HELD_OUT else {"conditioned"}
     recommended, gained = _chosen(settings.predictives.serve, experts, [*heads], labelled, out)
     record = calibration_record(settings.calibration, split.input_groups, split_name)

@@ -107,7 +107,7 @@ def recorded(
     return records, scores
 
 
-def decided_for(
+def with_rules(
     wanted: CalibrationSettings,
     records: Mapping[Name, PredictiveRecord],
     scores: Mapping[Name, ReviewScores],
@@ -118,14 +118,11 @@ def decided_for(
     Raises:
         ConfigError: as ``laplora.answers.review_scores.thresholds_at``.
     """
-    if isinstance(wanted.decided_for, float):
+    aim = wanted.wanted
+    if isinstance(aim, float):
         return dict(records)
-    return {
-        name: of.model_copy(
-            update={"thresholds": thresholds_at(of.thresholds, scores[name], wanted.decided_for, labels)}
-        )
-        for name, of in records.items()
-    }
+    each = {name: thresholds_at(of.thresholds, scores[name], aim, labels) for name, of in records.items()}
+    return {name: of.model_copy(update={"thresholds": each[name]}) for name, of in records.items()}
 
 
 def calibration_record(wanted: CalibrationSettings, groups: torch.Tensor, split_name: str) -> CalibrationRecord:

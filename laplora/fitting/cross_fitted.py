@@ -31,7 +31,7 @@ def accepted_rows(posterior: HeadsPosterior, flagged: torch.Tensor) -> torch.Ten
     A row is answered by heads without its fold, and its threshold is set on the answers to the other folds.
     """
     heads, labels = posterior.heads, posterior.classifier.labels
-    name, wanted = heads.choice.name, posterior.settings.calibration.decided_for
+    name, wanted = heads.choice.name, posterior.settings.calibration.wanted
     scores, folds, thresholds = heads.scores[name], heads.labelled.folds, heads.predictives[name].thresholds
     probs, mask = posterior.held_out.exp(), heads.labelled.class_mask
     accepted = torch.zeros(len(folds), dtype=torch.bool)

@@ -21,7 +21,7 @@ from laplora.experts.of_head import HeadExpert
 from laplora.features.expert_passes import ExpertPasses
 from laplora.features.outputs import LogProbSource
 from laplora.files.atomic import write_json, write_tensors
-from laplora.fitting.calibrate import decided_for
+from laplora.fitting.calibrate import with_rules
 from laplora.fitting.calibrated import ONE_AT_A_TIME, CalibratedPosterior, Inputs
 from laplora.fitting.fitted_heads import FittedHeads, fit_heads, forgotten, learned
 from laplora.fitting.rows import check_labels, groups_of, read_rows, shared_folds, warn_of_conflicts
@@ -58,7 +58,7 @@ class HeadsPosterior(CalibratedPosterior):
         data: Mapping[str, Any],
         progress: Progress,
     ) -> None:
-        predictives = decided_for(settings.calibration, heads.predictives, heads.scores, passes.classifier.labels)
+        predictives = with_rules(settings.calibration, heads.predictives, heads.scores, passes.classifier.labels)
         heads = replace(heads, predictives=predictives)
         self.passes, self.heads, self.rows, self.settings = passes, heads, rows, settings
         self.classifier, self.data, self._progress = passes.classifier, dict(data), progress

@@ -34,10 +34,10 @@ from laplora.fitting.adapted_experts import MOST
 from laplora.fitting.calibrate import (
     OUT_OF_FOLD,
     Calibrated,
-    decided_for,
     recommended_by,
     recorded,
     warn_of_nothing_accepted,
+    with_rules,
 )
 from laplora.fitting.fit import Fit
 from laplora.fitting.rows import FEW_CALIBRATION_ROWS, check_independent, groups_of, warn_of_conflicts
@@ -274,7 +274,7 @@ def _calibrated(
     records, scores = recorded(
         wanted.model_copy(update={"guarantee": "empirical"}) if bounded else wanted, held_out, labels, several, LABELS
     )
-    records = decided_for(wanted, records, scores, manifest.labels)
+    records = with_rules(wanted, records, scores, manifest.labels)
     predictives, kept = dict(manifest.predictives), dict(packaged.review_scores)
     for name, record in records.items():
         old = predictives[name].thresholds
