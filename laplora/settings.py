@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from laplora.decisions.conformal import ConformalScore
-from laplora.decisions.wanted import Costs, Risk, Wanted
+from laplora.decisions.wanted import Costs, Risks, Wanted
 from laplora.features.outputs import HeadSource
 from laplora.head import FOLDS
 from laplora.predictive.kinds import PredictiveName
@@ -66,7 +66,7 @@ class CalibrationSettings(Section):
         description="of the cross-fitting: what judges a row is fitted on the other folds; with rows: cross_fit also "
         "the number of adapters, each trained on all folds but one",
     )
-    target_risk: Risk | dict[str, Risk] = Field(
+    target_risk: Risks = Field(
         0.05, description="error rate allowed among accepted answers, or by answered label; *: all other labels"
     )
     costs: Costs | None = Field(

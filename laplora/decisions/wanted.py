@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from laplora.errors import ConfigError
 
@@ -19,6 +19,16 @@ Cost = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 Risk = Annotated[float, Field(gt=0, lt=1)]
 
 
+def _kind(value: object) -> str:
+    return "(by label)" if isinstance(value, Mapping) else "(number)"
+
+
+#: What is wrong with one is said of what was meant: a number, or names with numbers. Places of errors have the tags.
+_BY_KIND = Discriminator(_kind)
+Costly = Annotated[Annotated[Cost, Tag("(number)")] | Annotated[dict[str, Cost], Tag("(by label)")], _BY_KIND]
+Risks = Annotated[Annotated[Risk, Tag("(number)")] | Annotated[dict[str, Risk], Tag("(by label)")], _BY_KIND]
+
+
 class Costs(BaseModel):
     """Costs in any one unit, such as euros or minutes. A right answer costs nothing.
 
@@ -29,10 +39,12 @@ class Costs(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     review: Cost = Field(description="Of a person's look, who then knows the right label, in any unit.", examples=[2.0])
-    wrong: Cost | dict[str, Cost | dict[str, Cost]] = Field(
-        description="Of an accepted answer that is wrong, in the same unit: a number; or by right label a number, or "
-        "by right label and answered label. * stands for all labels that are not named.",
-        examples=[{"fraud": 50.0, "*": 5.0}],
+    wrong: Annotated[Annotated[Cost, Tag("(number)")] | Annotated[dict[str, Costly], Tag("(by label)")], _BY_KIND] = (
+        Field(
+            description="Of an accepted answer that is wrong, in the same unit: a number; or by right label a number, or "
+            "by right label and answered label. * stands for all labels that are not named.",
+            examples=[{"fraud": 50.0, "*": 5.0}],
+        )
     )
 
     def matrix(self, labels: Sequence[str]) -> torch.Tensor:

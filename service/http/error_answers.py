@@ -133,7 +133,8 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
 
 def _problem(error: Any) -> dict[str, str]:
     """Return what is wrong, by place and kind: the input that pydantic keeps beside it is never sent."""
-    path = shown_field(".".join(str(part) for part in error["loc"] if part != "body") or "body")
+    parts = [str(part) for part in error["loc"] if part != "body" and not str(part).startswith("(")]
+    path = shown_field(".".join(parts) or "body")
     message = "Input should be an object of named fields" if error["type"] in _NO_OBJECT else error["msg"]
     if error["type"] == "union_tag_invalid":  # pydantic's message has what was sent
         message = f"{error['ctx']['discriminator']} should be one of {error['ctx']['expected_tags']}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, WithJsonSchema, model_validator
 
-from laplora.decisions.wanted import Costs, Risk, Wanted
+from laplora.decisions.wanted import Costs, Risks, Wanted
 from laplora.errors import ConfigError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Strict(BaseModel):
 class Deciding(Strict):
     """The target risk or costs that decide whether an answer is accepted."""
 
-    target_risk: Risk | dict[str, Risk] | None = Field(None, examples=[None])
+    target_risk: Risks | None = Field(None, examples=[None])
     """Error rate that accepted answers may have, or that of each answered label, with * for all others. Decisions are
     made for it. Unset: the artifact's.
     """

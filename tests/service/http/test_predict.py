@@ -30,7 +30,15 @@ async def test_an_answer_is_short_unless_more_is_asked_for(served: Served) -> No
     names = ("probs", "map_probs", "decision", "decision_reason", "prediction_set", "flags", "uncertainty", "probs_std")
     assert [*few] == ["label", *names, "prediction_id"]
     assert {**few, "prediction_id": ""} == {name: prediction[name] for name in few} | {"prediction_id": ""}
-    left_out = {"id", "logit_covariance", "labels", "spread_of", "expected_label", "expected_label_std"}
+    left_out = {
+        "id",
+        "expected_cost",
+        "logit_covariance",
+        "labels",
+        "spread_of",
+        "expected_label",
+        "expected_label_std",
+    }
     assert set(PredictionOut.model_fields) - set(prediction) == left_out
     assert prediction["decision_reason"] == "0.93 is at least 0.91, the threshold for a 5 % error rate"
     assert prediction["uncertainty"] == {"total": 0.5, "aleatoric": 0.4, "epistemic": 0.1}
