@@ -17,9 +17,9 @@ PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
 #: of their own since the study has 30 rivals: nothing that a user installs grew for them. 80 lines of it measure a
 #: server without a model's cost, 200 run everything that needs a GPU by one command, and 260 measure decisions by
 #: costs. A user reads the pages, so they have 51,600 words; RESULTS.md, which commands write, is not counted. The audit
-#: of labels took 420 lines of the product and 190 of the tests, decisions by costs 570 and 230, which no other command
+#: of labels took 420 lines of the product and 190 of the tests, decisions by costs 720 and 320, which no other command
 #: did. Both have little to spare: they are to become fewer.
-LIMITS = {"product": 60_740, "benchmarks": 8_105, "tests": 44_960, "pages": 51_650}
+LIMITS = {"product": 60_840, "benchmarks": 8_105, "tests": 45_015, "pages": 51_660}
 
 
 def tracked(suffix: str) -> list[Path]:

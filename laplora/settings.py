@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from laplora.decisions.conformal import ConformalScore
-from laplora.decisions.wanted import Costs, Risks, Wanted
+from laplora.decisions.wanted import Costs, Risks, Wanted, by_label
 from laplora.features.outputs import HeadSource
 from laplora.head import FOLDS
 from laplora.predictive.kinds import PredictiveName
@@ -93,6 +94,18 @@ class CalibrationSettings(Section):
         description="share of rows like the calibration rows that the flag unfamiliar is raised on, at most; n rows "
         "tell none below 1 / (n + 1); 0: no familiarity is fitted",
     )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> CalibrationSettings:
+        if self.costs is not None and "target_risk" in self.model_fields_set:
+            raise ValueError("costs stand in place of target_risk: state one of them")
+        return self
+
+    def check(self, labels: Sequence[str]) -> None:
+        """Raise ConfigError where the target risks or costs are not of these labels."""
+        if self.costs is not None:
+            self.costs.matrix(labels)
+        by_label(self.target_risk, labels, "target_risk")
 
     @property
     def wanted(self) -> Wanted:

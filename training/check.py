@@ -52,6 +52,7 @@ def rows_lines(run: Run) -> list[str]:
 
 def verdict_line(run: Run) -> str:
     """Return how many test rows a verdict on the target risk needs."""
+    run.config.calibration.check(run.splits.task.labels)
     if run.config.calibration.costs is not None:
         return f"a verdict on costs compares them with a person's look; there are {len(run.splits.test)} test rows"
     target = run.config.calibration.highest_risk

@@ -78,12 +78,14 @@ def _compared(answer: Mapping[str, Any], rule: ReviewRule) -> str:
     """Return what the score says beside its threshold."""
     if rule.costs is not None:
         review = rule.costs.review
-        above = "at most" if answer["expected_cost"] <= review else "above"
-        return f"it is expected to cost {answer['expected_cost']:.4g}, {above} the {review:.4g} of a person's look"
+        first, second = (f"{cost:.4g}" for cost in (answer["expected_cost"], review))
+        above = "at most" if answer["expected_cost"] <= review else "just above" if first == second else "above"
+        return f"it is expected to cost {first}, {above} the {second} of a person's look"
     rule = rule.of_label(answer["label"])
     score, several, target = answer["score"], "labels" in answer, _percent(rule.target_risk)
     if rule.threshold is None:
-        return f"no answer is accepted: the calibration rows show none sure enough for a {target} error rate"
+        what = "no answer is" if rule.by_label is None else f"no answer {answer['label']!r} is"
+        return f"{what} accepted: the calibration rows show none sure enough for a {target} error rate"
     limit = f"for a {target} error rate"
     if rule.guarantee == "upper_bound":
         # The score of a label on which they do not agree is twice the largest entropy, 1.39 nats.

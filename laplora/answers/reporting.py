@@ -109,7 +109,7 @@ def measured_report(
             false_alarms=None if familiarity is None else familiarity.false_alarms,
             bounded=rule.guarantee == "upper_bound",
             nothing_accepted=nothing.message if nothing else None,
-            by_label=rule.by_label is not None,
+            risks=rule.risks,
         ),
         methods=shown,
         rows=_rows(taken, names, fields, rule, texts=texts),

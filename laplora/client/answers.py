@@ -96,7 +96,8 @@ class Answers(Sequence[Prediction]):
     Attributes:
         artifacts: those that answered; several where one replaced another between batches.
         predictive: name of the one that answered; None without ``detail="full"``.
-        target_risk: error rate among accepted answers that the decisions aim for; likewise.
+        target_risk: error rate among accepted answers that the decisions aim for, or those by label; likewise.
+        costs: that the decisions were made for in its place; likewise.
         nothing_accepted: set where that rate lets nothing be accepted: why everything goes to review.
     """
 
@@ -105,6 +106,7 @@ class Answers(Sequence[Prediction]):
     predictive: str | None
     target_risk: float | dict[str, float] | None
     nothing_accepted: NothingAccepted | None = None
+    costs: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.predictions)
@@ -249,6 +251,7 @@ class Accepted(Record):
 
     predictive: str
     target_risk: float | dict[str, float] | None = None
+    costs: dict[str, Any] | None = None
     rows: int
     share: float
     wrong: int

@@ -26,6 +26,7 @@ class Predicted(Record):
     artifact: Artifact
     predictive: dict[str, Any] | None = None
     target_risk: float | dict[str, float] | None = None
+    costs: dict[str, Any] | None = None
     nothing_accepted: NothingAccepted | None = None
     predictions: tuple[Prediction, ...]
 
@@ -70,6 +71,7 @@ def joined(parts: Sequence[Predicted]) -> Answers:
         artifacts=tuple({part.artifact.digest: part.artifact for part in parts}.values()),
         predictive=(parts[0].predictive or {}).get("name"),
         target_risk=parts[0].target_risk,
+        costs=parts[0].costs,
         nothing_accepted=next((part.nothing_accepted for part in parts if part.nothing_accepted), None),
     )
 

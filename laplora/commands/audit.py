@@ -86,13 +86,18 @@ def audit(
 
 def _accepted(posterior: HeadsPosterior) -> str:
     """Return the share of labelled rows that are accepted, and of the wrong among these, in words."""
-    from laplora.fitting.cross_fitted import accepted_rows, flagged_rows
+    from laplora.fitting.cross_fitted import accepted_rows, answered_rows, flagged_rows
 
     accepted = accepted_rows(posterior, flagged_rows(posterior))
-    mistaken = posterior.held_out.argmax(1) != posterior.heads.labelled.labels
+    mistaken = answered_rows(posterior).answered != posterior.heads.labelled.labels
     count, wrong, calibration = int(accepted.sum()), int((accepted & mistaken).sum()), posterior.settings.calibration
     costs, risk = calibration.costs, 100 * calibration.highest_risk
-    at = f"at a target error rate of {risk:g} %" if costs is None else "by their costs"
+    most = (
+        "a target error rate of"
+        if isinstance(calibration.target_risk, float)
+        else "target error rates by label of at most"
+    )
+    at = f"at {most} {risk:g} %" if costs is None else "by their costs"
     return f"{at}, {100 * count / len(accepted):.0f} % of the rows accepted, {wrong} of {count} wrong"
 
 

@@ -91,18 +91,26 @@ def calibration(target_risk: str | None, costs: str | None) -> CalibrationSettin
 
     from laplora.settings import CalibrationSettings
 
-    if target_risk and costs:
+    if target_risk is not None and costs is not None:
         raise ConfigError("--costs stands in place of --target-risk: give one of them")
     stated = {"--target-risk": ("target_risk", target_risk), "--costs": ("costs", costs)}
     for option, (name, text) in stated.items():
         if text is not None:
             try:
-                return CalibrationSettings.model_validate({name: json.loads(text)})
+                return CalibrationSettings.model_validate({name: _number(text) or json.loads(text) or "nothing"})
             except (ValidationError, ValueError):
                 expected = "an error rate between 0 and 1, such as 0.05, or JSON of those by label"
                 expected = expected if costs is None else 'numbers such as {"wrong": 30, "review": 2}'
                 raise ConfigError(f"{option} {text[:100]}: expected {expected}") from None
     return CalibrationSettings()
+
+
+def _number(text: str) -> float | None:
+    """Return a number that JSON would not take too, such as .05; None of other text."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def wanted(target_risk: str | None, costs: str | None) -> Wanted | None:

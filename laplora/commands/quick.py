@@ -239,6 +239,7 @@ def fitted(
     from laplora.prompts.questions import Question
     from laplora.settings import FitSettings
 
+    wanted.check(found.labels)
     asked = None if question is None else Question(instructions=question)
     settings = FitSettings(calibration=wanted, question=asked)
     spec = BaseSpec(base, quantization="none")

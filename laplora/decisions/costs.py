@@ -42,8 +42,8 @@ def cost_figures(
 ) -> dict[str, Any]:
     """Return the mean cost of a row, its 95 % interval, and what it is if every row is reviewed or none is.
 
-    The interval is the normal one; its high end counts one mistake more, of the dearest that an accepted answer can be.
-    With few mistakes that is nearly a one-sided bound of 95 %, with many a two-sided one.
+    The interval is the normal one. Its high end counts one mistake more, of the dearest that an accepted answer can be,
+    or of groups a mean group of such mistakes: with few mistakes that is nearly a one-sided bound of 95 %.
 
     Args:
         costs: (labels, labels), of ``Costs.matrix``; review: of a person's look.
@@ -56,10 +56,12 @@ def cost_figures(
     mean, error = mean_and_error(paid, groups)
     high = review
     if bool(accepted.any()):
-        one_more = torch.cat([paid, costs[:, answered[accepted]].max()[None]])
-        numbers = None if groups is None else torch.cat([groups, groups.max()[None] + 1])
+        dearest = costs[:, answered[accepted]].max()
+        rows = 1 if groups is None else math.ceil(len(groups) / len(set(groups.tolist())))
+        one_more = torch.cat([paid, dearest.expand(rows)])
+        numbers = None if groups is None else torch.cat([groups, (groups.max() + 1).expand(rows)])
         further, spread = mean_and_error(one_more, numbers)
-        high = further + _NORMAL * spread
+        high = min(further + _NORMAL * spread, max(review, float(dearest)))
     low = max(0.0, mean - _NORMAL * error) if math.isfinite(error) else 0.0
     return {
         "mean": mean,

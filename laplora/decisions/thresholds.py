@@ -89,17 +89,21 @@ class ReviewRule(_Frozen):
     costs: Costs | None = Field(None, description="What decides in place of the threshold, if mistakes have costs.")
 
     @property
+    def risks(self) -> dict[str, float] | None:
+        """The target risks by answered label; None where one is of all."""
+        return None if self.by_label is None else {label: of.target_risk for label, of in self.by_label.items()}
+
+    @property
     def wanted(self) -> Wanted:
         """The target risk, those by label, or the costs that its decisions are made for."""
-        if self.by_label is not None:
-            return {label: of.target_risk for label, of in self.by_label.items()}
-        return self.target_risk if self.costs is None else self.costs
+        return self.costs or self.risks or self.target_risk
 
     def of_label(self, label: str) -> ReviewRule:
-        """Return the rule for answers of a label."""
-        return (
-            self if self.by_label is None else self.model_copy(update=dict(self.by_label[label]) | {"by_label": None})
-        )
+        """Return the rule for answers of a label alone."""
+        if self.by_label is None:
+            return self
+        of = self.by_label[label]
+        return self.model_copy(update=dict(of) | {"by_label": {label: of}})
 
 
 class PredictiveThresholds(_Frozen):

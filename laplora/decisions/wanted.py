@@ -26,7 +26,9 @@ def _kind(value: object) -> str:
 #: What is wrong with one is said of what was meant: a number, or names with numbers. Places of errors have the tags.
 _BY_KIND = Discriminator(_kind)
 Costly = Annotated[Annotated[Cost, Tag("(number)")] | Annotated[dict[str, Cost], Tag("(by label)")], _BY_KIND]
-Risks = Annotated[Annotated[Risk, Tag("(number)")] | Annotated[dict[str, Risk], Tag("(by label)")], _BY_KIND]
+Risks = Annotated[
+    Annotated[Risk, Tag("(number)")] | Annotated[dict[str, Risk], Field(min_length=1), Tag("(by label)")], _BY_KIND
+]
 
 
 class Costs(BaseModel):
@@ -36,13 +38,13 @@ class Costs(BaseModel):
     is accepted if it is expected to cost at most what a person's look costs.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     review: Cost = Field(description="Of a person's look, who then knows the right label, in any unit.", examples=[2.0])
     wrong: Annotated[Annotated[Cost, Tag("(number)")] | Annotated[dict[str, Costly], Tag("(by label)")], _BY_KIND] = (
         Field(
-            description="Of an accepted answer that is wrong, in the same unit: a number; or by right label a number, or "
-            "by right label and answered label. * stands for all labels that are not named.",
+            description="Of an accepted answer that is wrong, in the same unit: a number; or by right label a number, "
+            "or by right label and answered label. * stands for all labels that are not named.",
             examples=[{"fraud": 50.0, "*": 5.0}],
         )
     )
@@ -59,7 +61,7 @@ class Costs(BaseModel):
         of_right: list[Any] = by_label(self.wrong, labels, "costs.wrong")
         for place, (label, of) in enumerate(zip(labels, of_right, strict=True)):
             if isinstance(of, Mapping):
-                if of.get(label):
+                if label in self.wrong and of.get(label):  # type: ignore[operator]  # a mapping, as one of it is
                     raise ConfigError(
                         f"costs.wrong states a cost of {label!r} for {label!r}: a right answer costs nothing"
                     )

@@ -10,14 +10,12 @@ import torch
 
 import laplora.familiarity
 from laplora.answers.review_scores import thresholds_at
-from laplora.decisions.thresholds import ReviewRule
-from laplora.decisions.uncertainty import ruled
+from laplora.decisions.uncertainty import Ruled, ruled
 from laplora.experts.familiar import compared
 from laplora.familiarity.percentile import false_alarms, is_unfamiliar, percentile
 from laplora.fitting.evaluation import RowProbs, evaluate_predictives
 from laplora.fitting.heads import HeadsPosterior
 from laplora.head.folds import parted
-from laplora.linearised import most_probable
 from laplora.report.records import Promise, Report, Rows
 from laplora.selection.label_audit import text_of
 
@@ -40,6 +38,13 @@ def accepted_rows(posterior: HeadsPosterior, flagged: torch.Tensor) -> torch.Ten
         rule = thresholds_at(thresholds, scores.take(rest), wanted, labels).review
         accepted |= ~rest & ~ruled(rule, scores.score, probs, labels, mask).unsure
     return accepted & ~flagged
+
+
+def answered_rows(posterior: HeadsPosterior) -> Ruled:
+    """Return what the rule that is served says of the labelled rows, each answered by heads without its fold."""
+    heads, name = posterior.heads, posterior.heads.choice.name
+    rule, labels = heads.predictives[name].thresholds.review, posterior.classifier.labels
+    return ruled(rule, heads.scores[name].score, posterior.held_out.exp(), labels, heads.labelled.class_mask)
 
 
 def flagged_rows(posterior: HeadsPosterior) -> torch.Tensor:
@@ -94,8 +99,7 @@ def cross_fitted_report(
     rows = RowProbs(held_out, held_out.get("map"), labelled.labels, labelled.class_mask, 1, labelled.groups)
     measured, _, _ = evaluate_predictives(rows, records, wanted.conformal)
     flagged, score = flagged_rows(posterior), heads.scores[name].score
-    rule = manifest.predictives[name].thresholds.review
-    of = ruled(rule, score, held_out[name], manifest.labels, labelled.class_mask)
+    rule, of = manifest.predictives[name].thresholds.review, answered_rows(posterior)
     accepted = int((~flagged & ~of.unsure).sum())
     by_folds = accepted_rows(posterior, flagged)
     served = "The threshold that is served, fitted on all rows," if rule.costs is None else "The rule of costs"
@@ -114,7 +118,7 @@ def cross_fitted_report(
             len(labelled),
             nothing_accepted=nothing.message if nothing else None,
             refitted=True,
-            by_label=rule.by_label is not None,
+            risks=rule.risks,
         ),
         methods={str(one): each.to_json() for one, each in measured.items()},
         rows=Rows(
@@ -131,22 +135,9 @@ def cross_fitted_report(
         costs=rule.costs,
         notes=[
             f"{served} accepts {accepted} of them{other}. Inputs unlike the "
-            f"others, and longer ones than are read, go to review, {int(flagged.sum())} of these rows among them"
-            + _of_labels(rule, by_folds, of.answered, labelled.labels, manifest.labels),
+            f"others, and longer ones than are read, go to review, {int(flagged.sum())} of these rows among them",
             *notes,
         ],
         suspects=posterior.audit().to_rows(posterior.rows, manifest.labels) if labelled.labels.ndim == 1 else None,
         provenance=provenance,
     )
-
-
-def _of_labels(
-    rule: ReviewRule, accepted: torch.Tensor, answered: torch.Tensor, right: torch.Tensor, labels: Sequence[str]
-) -> str:
-    """Return how many answers of each label are accepted and wrong, if each has a target risk, to end a sentence."""
-    said = []
-    for place, label in enumerate(labels) if rule.by_label is not None else ():
-        of_it = accepted & (answered == place)
-        wrong = int((of_it & (most_probable(right) != place)).sum())
-        said.append(f"{label} {int(of_it.sum())}, {wrong} wrong (target {100 * rule.of_label(label).target_risk:g} %)")
-    return f". Accepted by answered label: {'; '.join(said)}" if said else ""

@@ -90,6 +90,7 @@ def fit(
             "one of a dict"
         )
     settings = _declared(classifier, settings or FitSettings())
+    settings.calibration.check(classifier.labels)
     if settings.question is not None:
         several = classifier.readout.likelihood == "bernoulli"
         check_question(settings.question, classifier.template, classifier.labels, several=several)

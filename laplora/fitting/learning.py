@@ -203,9 +203,9 @@ def check_count(rows: int, what: str = "labelled rows") -> None:
 def _rules(manifest: Manifest) -> CalibrationSettings:
     """Return by what the artifact's thresholds and sets were set."""
     rule = next(iter(manifest.predictives.values())).thresholds.review
+    aim = {"target_risk": rule.wanted} if rule.costs is None else {"costs": rule.costs}
     return CalibrationSettings(
-        target_risk=rule.target_risk if rule.by_label is None else rule.wanted,
-        costs=rule.costs,
+        **aim,
         guarantee=rule.guarantee,
         coverage=manifest.calibration.coverage,
         ordered=manifest.calibration.ordered,

@@ -156,7 +156,7 @@ def risk_coverage_chart(report: Report) -> Chart:
         (style, f"{display_name(method)}: AURC {report.methods[method]['aurc']:.3f}")
         for method, style in styles.items()
     ]
-    if report.costs is None and not report.promise.by_label:
+    if report.costs is None and report.promise.risks is None:
         marks.append(Line("guide", [(0.0, target), (1.0, target)]))
         legend.append(("guide", f"target {percent(target)}"))
     said = "Nothing is accepted."
@@ -196,7 +196,7 @@ def cost_chart(report: Report) -> Chart:
         "What answers cost",
         f"Mean cost of an input against the share of rows that are answered, the least expected cost first: {said}.",
         Axis("answered without a person", 0, 1, percent=True),
-        Axis("mean cost", 0, 1.05 * max(*means, high)),
+        Axis("mean cost", 0, 1.05 * max(*means, high) or 1.0),
         [
             Line("served", points),
             Line("guide", [(0.0, review), (1.0, review)]),

@@ -25,7 +25,7 @@ class Promise:
         coverage: of the label sets; calibration_rows: that they were calibrated on.
         false_alarms: share of rows that are flagged as unfamiliar, at most; None where nothing flags them.
         nothing_accepted: that the review rule accepts nothing at this risk, in words; None where it does.
-        by_label: whether ``target_risk`` is the highest of those by answered label.
+        risks: target risks by answered label, of which ``target_risk`` is the highest; None: it is of all.
         refitted: whether thresholds are of the report's own rows, by folds; else one stands fixed, and rows measure it.
     """
 
@@ -36,7 +36,7 @@ class Promise:
     bounded: bool = False
     nothing_accepted: str | None = None
     refitted: bool = False
-    by_label: bool = False
+    risks: Mapping[str, float] | None = None
 
     @property
     def target(self) -> str:
@@ -44,7 +44,7 @@ class Promise:
         percent = f"{100 * self.target_risk:.1f}\u00a0%"
         return (
             f"target error rates by label of at most {percent}"
-            if self.by_label
+            if self.risks is not None
             else f"a target error rate of {percent}"
         )
 

@@ -122,6 +122,23 @@ def operating_point(report: Report) -> tuple[Share, Share | None]:
     return Share.of(rows.review, groups), Share.of(rows.wrong[accepted], left) if bool(accepted.any()) else None
 
 
+def label_points(report: Report) -> list[tuple[str, float, Share]]:
+    """Return each label that some accepted answer has, with its own target risk and the share of wrong ones."""
+    rows, found = report.rows, []
+    for place, label in enumerate(report.labels):
+        mine = ~rows.review & (rows.predicted == place)
+        if bool(mine.any()) and report.promise.risks:
+            share = Share.of(rows.wrong[mine], None if rows.groups is None else rows.groups[mine])
+            found.append((label, report.promise.risks[label], share))
+    return found
+
+
+def _labels_in_words(report: Report) -> str:
+    return "; ".join(
+        f"{label} {of.rows}, {of.count} wrong (target {percent(r)})" for label, r, of in label_points(report)
+    )
+
+
 def judge(report: Report) -> Verdict:
     """Return the verdict on a report's rows."""
     checks, caveats = [], []
@@ -157,15 +174,18 @@ def in_words(report: Report, verdict: Verdict, earlier: str = "") -> str:
     why = verdict.sentence if verdict.kind == "stop" else rows_needed(report)
     rows, (_, wrong) = report.rows, operating_point(report)
     of_these = f", and {wrong} of these are wrong" if wrong else ": label more rows, or raise --target-risk"
-    at = f"at {report.promise.target}"
+    at, fitted = f"at {report.promise.target}", "heads" if report.costs else "heads and a threshold"
     if report.cost is not None:
-        at, why, earlier = "by their costs", "", f"{cost_in_words(report.cost)}\n"
+        at, why, earlier = "by their costs", "" if wrong else why, f"{cost_in_words(report.cost)}\n{earlier}"
+        of_these = of_these if wrong else ""
+    if report.promise.risks is not None and wrong:
+        why, earlier = "", f"accepted by answered label: {_labels_in_words(report)}\n{earlier}"
     return (
         f"accepted {at}: {Share.of(~rows.review, rows.groups)} of {len(rows)} rows"
         f"{of_these}\n"
         f"{earlier}"
         f"right of all answers: {Share.of(~rows.wrong, rows.groups)}\n"
-        "(each row by heads and a threshold that do not know it; in parentheses 95 % intervals)\n"
+        f"(each row by {fitted} that do not know it; in parentheses 95 % intervals)\n"
         f"{report.notes[0]}\n"
         + "".join(f"unlike texts: {note}\n" for note in report.notes[1:])
         + f"verdict: {verdict.title}. {why}".rstrip()
@@ -188,6 +208,8 @@ def rows_needed(report: Report) -> str:
     A threshold that is fitted anew aims at the target, so more rows do not show it; a lower target may.
     """
     rows, target, (review, accepted) = report.rows, report.promise.target_risk, operating_point(report)
+    if accepted is None and (report.costs is not None or report.promise.risks is not None):
+        return ""
     if accepted is None:
         for times in (2, 3, 4, 6, 8, 12, 16):
             if accept_threshold(rows.score.repeat(times), rows.wrong.repeat(times), target) is not None:
@@ -227,6 +249,8 @@ def _title(kind: Kind, report: Report) -> str:
         return f"Ship, with {percent(operating_point(report)[0].value)} reviewed by a person"
     if kind == "open" and report.cost is not None:
         return f"Not certain: an input may cost {report.cost['interval'][1]:.4g} (95 % interval)"
+    if kind == "open" and report.promise.risks is not None:
+        return "Not certain: some error rates by label may be above their targets (95 % intervals)"
     if kind == "open":
         accepted = operating_point(report)[1]
         if accepted and report.promise.refitted and _could_show(accepted, report.promise.target_risk):
@@ -284,11 +308,12 @@ def _decision(report: Report) -> tuple[Kind, str]:
             "learnt the task."
         )
     if accepted is None:
+        enough = f"sure enough for an error rate of {percent(target)}"
+        enough = enough if report.costs is None else "that is expected to cost at most the look"
         nothing = _nothing_accepted(report) or (
-            "A person would have to look at every answer: the review rule finds none sure enough for an error rate of "
-            f"{percent(target)}."
+            f"A person would have to look at every answer: the review rule finds none {enough}."
         )
-        return "stop", f"{nothing} {rows_needed(report)}"
+        return "stop", f"{nothing} {rows_needed(report)}".rstrip()
     looks = f"{percent(1 - review.value)} of the answers are accepted, and {accepted} of these are wrong"
     if report.cost is not None:
         low, high = report.cost["interval"]
@@ -296,6 +321,18 @@ def _decision(report: Report) -> tuple[Kind, str]:
             "stop" if low > report.cost["all_reviewed"] else "open" if high > report.cost["all_reviewed"] else "review"
         )
         return kind, f"{looks}; {cost_in_words(report.cost)}."
+    if report.promise.risks is not None:
+        points = label_points(report)
+        above = [label for label, risk, of in points if of.interval[0] > risk]
+        unsure = [label for label, risk, of in points if of.interval[1] > risk]
+        sentence = f"{looks}. By answered label: {_labels_in_words(report)}"
+        if above:
+            return "stop", f"{sentence}. That is more than noise explains for: {', '.join(above)}."
+        return (
+            ("open", f"{sentence}. Intervals reach above the targets of: {', '.join(unsure)}.")
+            if unsure
+            else ("review", f"{sentence}: within the targets even with noise.")
+        )
     if accepted.interval[0] > target:
         return "stop", f"{looks}, more than the {percent(target)} {report.promise.verb} and more than noise explains."
     kept = f"within the {percent(target)} {report.promise.verb} even with noise"
@@ -387,6 +424,15 @@ def _deciding(report: Report) -> Iterator[tuple[Check, str]]:
     )
     if accepted is None:
         yield Check("Answers that nobody has to look at", "none", "some", "no", decides=True), ""
+    elif report.promise.risks is not None:
+        for label, risk, of in label_points(report):
+            low, high = of.interval
+            kept: Outcome = "yes" if high <= risk else "no" if low > risk else "open"
+            measured = f"{of}, {of.count} of {of.rows}"
+            yield (
+                Check(f"Mistakes among accepted “{label}”", measured, f"at most {percent(risk)}", kept, decides=True),
+                "",
+            )
     else:
         low, high = accepted.interval if figures is None else figures["interval"]
         target = target if figures is None else figures["all_reviewed"]

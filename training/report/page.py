@@ -110,7 +110,7 @@ def run_report(
             false_alarms=record.familiarity.false_alarms if record.familiarity else None,
             bounded=rule.guarantee == "upper_bound",
             nothing_accepted=nothing.message if nothing else None,
-            by_label=rule.by_label is not None,
+            risks=rule.risks,
         ),
         methods=methods,
         rows=rows,

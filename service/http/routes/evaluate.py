@@ -49,7 +49,7 @@ async def evaluate(
             decisions = model.decided(predictions, body.options.wanted)
             answers = [(one.decision, one.arrays.probs.tolist()) for one in decisions]
             decided = decided_for(manifest, plan.ask.predictive, body.options.wanted)
-            found = accepted_rows(answers, truths, names, decided.pop("costs", None))
+            found = accepted_rows(answers, truths, names, decided.get("costs"))
             return methods, AcceptedOut.model_validate({"predictive": plan.ask.predictive, **decided, **found})
 
         async def work() -> tuple[Sequence[Prediction], tuple[dict[str, dict[str, Any]], AcceptedOut]]:

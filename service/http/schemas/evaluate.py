@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, FiniteFloat
 
+from laplora.decisions.wanted import Costs
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.base import Answer, ArtifactName, Deciding, Strict, TimeoutSeconds, Timing, WholeNumber
 from service.http.schemas.inputs import LabelledInput
@@ -148,6 +149,7 @@ class AcceptedOut(Answer):
     """The one that decides: the recommended one, which answers unless a request names another."""
     target_risk: FiniteFloat | dict[str, FiniteFloat] | None = Field(None, examples=[0.05])
     """The error rate, 0 to 1, that the decisions were made for, or those by label; null of costs."""
+    costs: Costs | None = Field(None, description="The costs that the decisions were made for; null without costs.")
     rows: int = Field(description="Number of inputs accepted.", examples=[205])
     share: FiniteFloat = Field(description="Share of the inputs accepted, 0 to 1.", examples=[0.8])
     wrong: int = Field(examples=[7])

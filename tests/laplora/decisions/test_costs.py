@@ -17,12 +17,15 @@ from laplora.decisions.uncertainty import ruled
 from laplora.decisions.wanted import Costs
 from laplora.errors import ConfigError, NonFiniteError
 from laplora.linearised import PosteriorPredictive, entropy
+from laplora.metrics.groups import mean_and_error
 
 F64, LABELS = torch.float64, ("a", "b", "c")
 
 
 def test_costs_of_each_mistake_are_stated_at_once_or_by_name() -> None:
     by_right = Costs(review=1, wrong={"b": 50, "*": 5})
+    by_answer = Costs(review=1, wrong={"*": {"b": 0.5, "*": 9}})
+    assert by_answer.matrix(LABELS).tolist() == [[0, 0.5, 9], [9, 0, 9], [9, 0.5, 0]]
     by_both = Costs(review=1, wrong={"a": {"b": 7, "*": 3}, "b": {"a": 2, "c": 4}, "*": 1})
     assert Costs(review=1, wrong=5).matrix(LABELS).tolist() == [[0, 5, 5], [5, 0, 5], [5, 5, 0]]
     assert by_right.matrix(LABELS).tolist() == [[0, 5, 5], [50, 0, 50], [5, 5, 0]]
@@ -36,6 +39,7 @@ def test_costs_of_each_mistake_are_stated_at_once_or_by_name() -> None:
         ({"a": 1, "b": 2}, "costs.wrong says nothing of the label 'c': name it, or give '*'"),
         ({"a": {"b": 1}, "*": 2}, "costs.wrong of 'a' says nothing of the label 'c'"),
         ({"a": {"a": 1, "*": 3}, "*": 2}, "a right answer costs nothing"),
+        ({"*": {"d": 1, "*": 3}}, "of 'a' names 'd'"),
     ],
 )
 def test_costs_that_leave_a_label_out_are_refused(wrong: Any, message: str) -> None:
@@ -105,6 +109,13 @@ def test_the_figures_of_costs_are_means_and_count_one_dear_mistake_more() -> Non
     assert (found["mean"], found["all_reviewed"], found["none_reviewed"]) == ((0 + 2 + 0 + 6) / 4, 2, (30 + 6) / 4)
     paid = torch.tensor([0.0, 2, 0, 6, 30], dtype=F64)
     assert found["interval"] == pytest.approx([0, float(paid.mean() + 1.96 * paid.std() / 5**0.5)])
+    accepted, groups = torch.tensor([True, False, True, True]), torch.tensor([0, 0, 1, 1])
+    together = cost_figures(matrix, 2, answered, right, accepted, groups)
+    further = torch.tensor([0.0, 2, 0, 6, 30, 30], dtype=F64)  # a group more has as many rows as the mean one
+    mean, error = mean_and_error(further, torch.tensor([0, 0, 1, 1, 2, 2]))
+    assert together["interval"][1] == pytest.approx(mean + 1.96 * error)
+    alone = cost_figures(matrix, 2, answered[:1], right[:1], accepted[:1])
+    assert alone["interval"] == [0, 6]  # never above the dearest
     none = cost_figures(matrix, 2, answered, right, torch.zeros(4, dtype=torch.bool))
     assert (none["mean"], none["interval"][1]) == (2, 2)
 

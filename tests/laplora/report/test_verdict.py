@@ -10,6 +10,7 @@ import torch
 from report_records import PROMISE, report
 from scipy import stats
 
+from laplora.decisions.wanted import Costs
 from laplora.report.records import Report, Rows
 from laplora.report.verdict import Share, judge, operating_point, rows_needed, rows_to_show
 
@@ -68,6 +69,39 @@ def test_the_verdict_goes_by_what_is_accepted(one: Report, kind: str, said: str)
     if kind == "review":
         assert f"{100 * review.value:.1f}" in found.title
         assert str(accepted) in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("risks", "kind", "said"),
+    [
+        (
+            {"negative": 0.2, "positive": 0.3},
+            "review",
+            "negative 350, 40 wrong (target 20.0\xa0%); positive 350, 40 wrong",
+        ),
+        ({"negative": 0.2, "positive": 0.12}, "open", "Intervals reach above the targets of: positive."),
+        ({"negative": 0.02, "positive": 0.3}, "stop", "more than noise explains for: negative."),
+    ],
+)
+def test_with_target_risks_by_label_each_label_is_held_to_its_own(
+    risks: dict[str, float], kind: str, said: str
+) -> None:
+    one = report(rows=1000, wrong=200, reviewed=300, accepted_wrong=80)
+    verdict = judge(replace(one, promise=replace(PROMISE, target_risk=0.3, risks=risks)))
+    assert (verdict.kind, said in verdict.sentence) == (kind, True)
+    decided = [check for check in verdict.checks if "accepted" in check.title]
+    assert [check.title for check in decided] == [f"Mistakes among accepted “{label}”" for label in risks]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "review", "kind"), [(2.0, 1.0, "review"), (20.0, 1.0, "open"), (40.0, 1.0, "stop"), (40.0, 0.0, "stop")]
+)
+def test_with_costs_the_mean_cost_is_held_to_that_of_a_look(wrong: float, review: float, kind: str) -> None:
+    one = report(rows=1000, wrong=200, reviewed=1000 if not review else 300, accepted_wrong=35)
+    verdict = judge(replace(one, costs=Costs(review=review, wrong=wrong)))
+    assert verdict.kind == kind
+    assert ("an input costs" if review else "expected to cost at most the look") in verdict.sentence
+    assert "5.0" not in verdict.sentence.replace("35.0", "")
 
 
 def test_that_nothing_is_accepted_is_said_beside_another_verdict() -> None:
