@@ -23,7 +23,7 @@ def _kind(value: object) -> str:
     return "(by label)" if isinstance(value, Mapping) else "(number)"
 
 
-#: What is wrong with one is said of what was meant: a number, or names with numbers. Places of errors have the tags.
+#: Errors are told of what was meant, a number or names with numbers. Places of errors have the tags.
 _BY_KIND = Discriminator(_kind)
 Costly = Annotated[Annotated[Cost, Tag("(number)")] | Annotated[dict[str, Cost], Tag("(by label)")], _BY_KIND]
 Risks = Annotated[

@@ -83,9 +83,7 @@ def test_the_verdict_goes_by_what_is_accepted(one: Report, kind: str, said: str)
         ({"negative": 0.02, "positive": 0.3}, "stop", "more than noise explains for: negative."),
     ],
 )
-def test_with_target_risks_by_label_each_label_is_held_to_its_own(
-    risks: dict[str, float], kind: str, said: str
-) -> None:
+def test_each_label_is_held_to_a_target_risk_of_its_own(risks: dict[str, float], kind: str, said: str) -> None:
     one = report(rows=1000, wrong=200, reviewed=300, accepted_wrong=80)
     verdict = judge(replace(one, promise=replace(PROMISE, target_risk=0.3, risks=risks)))
     assert (verdict.kind, said in verdict.sentence) == (kind, True)
@@ -101,7 +99,7 @@ def test_with_costs_the_mean_cost_is_held_to_that_of_a_look(wrong: float, review
     verdict = judge(replace(one, costs=Costs(review=review, wrong=wrong)))
     assert verdict.kind == kind
     assert ("an input costs" if review else "expected to cost at most the look") in verdict.sentence
-    assert "5.0" not in verdict.sentence.replace("35.0", "")
+    assert "error rate of" not in verdict.sentence
 
 
 def test_that_nothing_is_accepted_is_said_beside_another_verdict() -> None:
