@@ -84,8 +84,8 @@ def _compared(answer: Mapping[str, Any], rule: ReviewRule) -> str:
     rule = rule.of_label(answer["label"])
     score, several, target = answer["score"], "labels" in answer, _percent(rule.target_risk)
     if rule.threshold is None:
-        what = "no answer is" if rule.by_label is None else f"no answer {answer['label']!r} is"
-        return f"{what} accepted: the calibration rows show none sure enough for a {target} error rate"
+        none = f"no answer is accepted: the calibration rows show none sure enough for a {target} error rate"
+        return none if rule.by_label is None else none.replace("no answer", f"no answer {answer['label']!r}", 1)
     limit = f"for a {target} error rate"
     if rule.guarantee == "upper_bound":
         # The score of a label on which they do not agree is twice the largest entropy, 1.39 nats.

@@ -26,7 +26,7 @@ from starlette.types import Receive, Scope, Send
 from laplora.answers.explaining import NothingAccepted
 from laplora.answers.prediction import LabelArrays, PosteriorSpread, Prediction
 from laplora.decisions.thresholds import ReviewRule
-from laplora.decisions.wanted import Wanted
+from laplora.decisions.wanted import Costs, Wanted, by_label
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
 from laplora.jacobians.contrasts import ReversePass
 from laplora.models.held_weights import HeldWeights
@@ -176,7 +176,11 @@ class FakePredictor(Predictor):
         return [replace(p, decision=["review", "accept"][p.score <= rule.threshold], rule=rule) for p in predictions]
 
     def nothing_accepted(self, predictive: str, wanted: Wanted | None) -> NothingAccepted | None:
-        """Every score is 0.25."""
+        """Every score is 0.25; what is wanted of other labels is refused."""
+        if isinstance(wanted, Costs):
+            wanted.matrix(self.labels)
+        elif isinstance(wanted, Mapping):
+            assert all(by_label(wanted, self.labels, "target_risk"))
         nothing = isinstance(wanted, float) and wanted < 0.125
         return NothingAccepted(f"{predictive} accepts nothing", 0.125) if nothing else None
 

@@ -215,6 +215,11 @@ def narrowed(document: dict[str, Any], artifact: str) -> dict[str, Any]:
         schemas[name]["properties"] |= {"truncate": {"enum": [True]}}
         schemas[name]["properties"]["timeout_s"] = {"enum": [None, 60.0]}
         schemas[name]["required"] = ["truncate"]
+    by_label = {"type": "object", "properties": {"*": {"enum": [0.1]}, "negative": {"enum": [0.3]}}}
+    risks = {"anyOf": [{"enum": [None, 0.2]}, by_label | {"required": ["*"], "additionalProperties": False}]}
+    costs = {"enum": [None, {"review": 1.0, "wrong": {"negative": 9.0, "*": 2.0}}]}
+    schemas["PredictOptions"]["properties"] |= {"target_risk": risks, "costs": {"enum": [None]}}
+    schemas["EvaluateOptions"]["properties"] |= {"target_risk": {"enum": [None]}, "costs": costs}
     # A thousand resamples are most of an evaluation's time.
     schemas["EvaluateOptions"]["properties"]["resamples"]["maximum"] = 12
     schemas["EvaluateOptions"]["required"] += ["resamples"]
