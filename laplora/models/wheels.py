@@ -58,7 +58,8 @@ def file_lock(path: Path, *, progress: Progress | None = None) -> Iterator[None]
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DownloadError(
-            f"the cache folder {path.parent} cannot be written ({reason}): set LAPLORA_CACHE to a folder that can"
+            f"{path.stem} cannot be prepared: the cache folder {path.parent} cannot be written ({reason}): set "
+            "LAPLORA_CACHE to a folder that can"
         ) from error
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from laplora.models.offline import OFFLINE_ENCODERS, OFFLINE_MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "docker" / "bill_of_materials.py"
@@ -78,3 +81,11 @@ def test_it_has_every_package_of_the_system(bill: dict[str, Any]) -> None:
     assert "distro=debian-" in bash["purl"]
     interpreters = [c for c in bill["components"] if c.get("purl", "").startswith("pkg:generic/python")]
     assert len(interpreters) <= 1, "none where a package of Debian has brought it"
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "all-minilm-l6-v2"])
+def test_it_has_what_is_baked_in_under_its_makers_licence(name: str) -> None:
+    made = runpy.run_path(str(PROGRAM))["base_model"](sys.executable, name)
+    known = (OFFLINE_MODELS | OFFLINE_ENCODERS)[name]
+    assert (made.name, made.version, made.type.value) == (name, known.version, "machine-learning-model")
+    assert [licence.id for licence in made.licenses] == [known.licence] == ["Apache-2.0"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,10 @@ def test_all_select_the_servers_pods(release: Any) -> None:
             assert spec["selector"] == wanted
         elif kind in ("NetworkPolicy", "PodDisruptionBudget"):
             assert spec["podSelector" if kind == "NetworkPolicy" else "selector"]["matchLabels"] == wanted
+        elif kind == "Deployment":
+            for constraint in spec["template"]["spec"].get("topologySpreadConstraints", []):
+                selected = constraint["labelSelector"]["matchLabels"]
+                assert selected == (wanted if constraint["maxSkew"] == 1 else {"pool": "gpu"})
         elif kind == "ServiceMonitor":  # it selects Services
             assert spec["selector"]["matchLabels"].items() <= release["Service", name]["metadata"]["labels"].items()
         elif kind == "HorizontalPodAutoscaler":
@@ -97,13 +102,16 @@ def test_all_select_the_servers_pods(release: Any) -> None:
 
 def test_two_releases_of_one_namespace_do_not_meet(helm: Any) -> None:
     names = {}
-    for name, values in {"blue": {}, "laplora-green": {}, "third": {"fullnameOverride": "chosen"}}.items():
+    releases = {"blue": {}, "laplora-green": {}, "third": {"fullnameOverride": "chosen"}, "1.laplora": {}, "2": {}}
+    for name, values in releases.items():
         done = helm("template", name, values=RELEASES["several-values"] | values)
         documents = [document for document in yaml.safe_load_all(done.stdout) if document]
         names[name] = {(document["kind"], document["metadata"]["name"]) for document in documents}
+        assert all(re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", made) for _, made in names[name]), "DNS-1035"
     assert not names["blue"] & names["laplora-green"]
     assert all("chosen" in name and "laplora" not in name for _, name in names["third"])
     assert ("Deployment", "blue-laplora") in names["blue"]
+    assert ("Service", "laplora-2") in names["2"]
     assert ("Deployment", "laplora-green") in names["laplora-green"]
 
 
@@ -112,6 +120,7 @@ def test_two_releases_of_one_namespace_do_not_meet(helm: Any) -> None:
     [
         ({"state": {"claim": "a"}, "replicas": 2}, "state.claim is for one server"),
         ({"state": {"claim": "a"}, "autoscaling": {"enabled": True}}, "state.claim is for one server"),
+        ({"state": {"claim": "a"}, "replicas": None}, "state.claim is for one server"),
         ({"cache": {"claim": "a", "baked": True}}, "cache.claim would hide"),
         ({"cache": {"baked": True}, "artifact": {"name": "s3://models/reviews"}}, "cache.baked leaves no room"),
         ({"autoscaling": {"enabled": True, "minReplicas": 5}}, "maxReplicas is below"),
@@ -126,7 +135,19 @@ def test_two_releases_of_one_namespace_do_not_meet(helm: Any) -> None:
         ({"strategy": {"rollingUpdate": {"maxSurge": "0%"}}}, "a rollout could not start"),
         ({"ingress": {"enabled": True}}, "needs ingress.hosts"),
         ({"httpRoute": {"enabled": True}}, "needs httpRoute.parentRefs"),
+        ({"keys": {"secret": ""}, "ingress": {"enabled": True, "hosts": ["a.example"]}}, "keys.exposedWithoutKeys"),
+        ({"keys": {"secret": ""}, "httpRoute": {"enabled": True}}, "keys.exposedWithoutKeys: true if that is meant"),
+        ({"keys": {"secret": ""}, "service": {"type": "LoadBalancer"}}, "keys.secret is empty"),
+        ({"settings": {"conditioning": True}}, "give artifact.claim, and artifact.readOnly: false"),
+        ({"settings": {"conditioning": "True"}, "artifact": {"claim": "a"}}, "artifact.readOnly: false"),
         ({"extraEnv": [{"name": "LAPLORA_PORT", "value": "9000"}]}, "/extraEnv/0/name"),
+        ({"extraEnv": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}, "A is given twice"),
+        ({"extraEnv": [{"name": "LAPLORA_DEPLOYMENT", "value": "a"}]}, "LAPLORA_DEPLOYMENT is given twice"),
+        ({"extraEnv": [{"name": "LAPLORA_STALL_S", "value": "9"}], "settings": {"stall_s": 9}}, "or is one that the"),
+        ({"extraEnv": [{"name": "HF_HUB_OFFLINE", "value": "0"}], "cache": {"baked": True}}, "HF_HUB_OFFLINE is"),
+        ({"commonLabels": {"app.kubernetes.io/name": "other"}}, "propertyName 'app.kubernetes.io/name'"),
+        ({"probes": {"liveness": {"periodSeconds": 0}}}, "/probes/liveness/periodSeconds"),
+        ({"topologySpreadConstraints": [{"maxSkew": 1}]}, "/topologySpreadConstraints/0"),
         ({"autoscaling": {"enable": True}}, "additional properties 'enable' not allowed"),
         ({"settings": {"port": 9000}}, "'port'"),
         ({"settings": {"batch_token": 1}}, "'batch_token'"),

@@ -30,8 +30,9 @@ from service.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = environment(parse("service.Dockerfile")[1][-1])
-VALUES, SEVERAL = (
-    yaml.safe_load(read(f"docker/kubernetes/laplora/{name}")) for name in ("values.yaml", "ci/several-values.yaml")
+VALUES, SEVERAL, ONE = (
+    yaml.safe_load(read(f"docker/kubernetes/laplora/{name}.yaml"))
+    for name in ("values", "ci/several-values", "ci/one-values")
 )
 JOBS = "postgresql://laplora@database/laplora"
 
@@ -64,7 +65,7 @@ def test_the_server_obeys_the_values(settings: Callable[..., Settings]) -> None:
     assert plain.artifact == ARTIFACT.name
     chosen = settings(
         device="cpu",
-        artifact={"name": "s3://models/reviews"},
+        artifact={"name": "s3://models/reviews", "claim": "artifacts", "readOnly": False},
         keys={"secret": ""},
         drain={"delaySeconds": 7, "seconds": 60},
         settings={"max_kept_job_bytes": 8589934592, "client_share": 0.25, "conditioning": True, "log_format": "text"},
@@ -73,7 +74,12 @@ def test_the_server_obeys_the_values(settings: Callable[..., Settings]) -> None:
     assert chosen.allowed_hosts == service
     outside = {"allowed_hosts": "laplora.example,box"}
     routes = {"ingress": {"enabled": True, "hosts": ["*.b.example", "a.example"]}, "settings": outside}
-    assert settings(keys={"secret": ""}, **routes).allowed_hosts == (*service, "a.example", "laplora.example", "box")
+    assert settings(keys={"secret": "", "exposedWithoutKeys": True}, **routes).allowed_hosts == (
+        *service,
+        "a.example",
+        "laplora.example",
+        "box",
+    )
     assert (chosen.device, chosen.artifact, chosen.auth) == ("cpu", "s3://models/reviews", "off")
     assert (chosen.drain_delay_s, chosen.drain_s) == (7, 60)
     assert (chosen.max_kept_job_bytes, chosen.client_share) == (8589934592, 0.25)
@@ -206,17 +212,18 @@ def test_gpus_are_asked_for_where_they_are_used(render: Any, settings: Any) -> N
     assert server(render({"gpu": {"count": 4}}))["resources"]["limits"]["nvidia.com/gpu"] == 4
 
 
-@pytest.mark.parametrize("values", [{}, SEVERAL], ids=["default", "several"])
+@pytest.mark.parametrize("values", [{}, SEVERAL, ONE], ids=["default", "several", "one"])
 def test_the_chart_s_own_test_asks_the_service_and_is_no_server(render: Any, values: dict[str, Any]) -> None:
     documents = render(values)
     asking, service = documents["Pod", "laplora-test"], documents["Service", "laplora"]["spec"]
     (container,) = asking["spec"]["containers"]
     assert container["command"][-1] == f"http://laplora:{service['ports'][0]['port']}/health/ready"
     assert container["image"] == server(documents)["image"]
+    assert all(asking["spec"].get(name) == pod(documents).get(name) for name in ("nodeSelector", "tolerations"))
     labels = asking["metadata"]["labels"]
     assert not service["selector"].items() <= labels.items()
     (policy,) = [document["spec"] for (kind, _), document in documents.items() if kind == "NetworkPolicy"]
-    assert {"podSelector": {"matchLabels": labels}} in policy["ingress"][0]["from"]
+    assert policy["ingress"][0]["from"][1]["podSelector"]["matchLabels"].items() <= labels.items()
     # Its command is run here against a port where nobody listens, and one where somebody does.
     with socketserver.TCPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as asked:
         threading.Thread(target=asked.handle_request, daemon=True).start()
@@ -246,6 +253,7 @@ def test_the_network_policy_leaves_open_what_is_used(render: Any) -> None:
 
 def test_the_autoscaler_has_the_replicas_to_itself_and_a_metric_of_the_servers(render: Any, settings: Any) -> None:
     assert "replicas" in render()["Deployment", "laplora"]["spec"]
+    assert "replicas" not in render({"replicas": None})["Deployment", "laplora"]["spec"], "another autoscaler's"
     documents = render({"autoscaling": {"enabled": True}})
     assert "replicas" not in documents["Deployment", "laplora"]["spec"], "an upgrade would set them back"
     (metric,) = documents["HorizontalPodAutoscaler", "laplora"]["spec"]["metrics"]

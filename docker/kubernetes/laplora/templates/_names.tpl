@@ -1,5 +1,9 @@
+{{/* A Service's name begins with a letter and has no dot; a release's may. */}}
 {{- define "laplora.name" -}}
-{{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride }}{{ else if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 52 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" }}{{ end }}
+{{- $release := .Release.Name | replace "." "-" }}
+{{- $name := contains .Chart.Name $release | ternary $release (printf "%s-%s" $release .Chart.Name) }}
+{{- if regexMatch "^[0-9]" $release }}{{ $name = printf "%s-%s" .Chart.Name $release }}{{ end }}
+{{- .Values.fullnameOverride | default ($name | trunc 52 | trimSuffix "-") }}
 {{- end }}
 
 {{- define "laplora.selector" -}}
@@ -12,14 +16,21 @@ app.kubernetes.io/name: {{ .Chart.Name }}-test
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* Not the chart's version: a change of it alone would restart every server. */}}
+{{/* Of servers. Without the chart's version: a change of it alone would restart them all. */}}
 {{- define "laplora.podLabels" -}}
 {{ include "laplora.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- with merge (dict) .Values.podLabels .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "laplora.labels" -}}
-{{ include "laplora.podLabels" . }}
+{{ include "laplora.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
@@ -28,9 +39,33 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ .Values.image.repository }}{{ with .Values.image.digest }}@{{ . }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
+{{/* Of what Prometheus's operator reads. */}}
+{{- define "laplora.monitoringLabels" -}}
+{{ merge (dict) .Values.monitoring.labels (include "laplora.labels" . | fromYaml) | toYaml }}
+{{- end }}
+
+{{/* Where servers may run, and the pod that tests them. */}}
+{{- define "laplora.nodes" -}}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if or .Values.tolerations (eq .Values.device "cuda") }}
+tolerations:
+  {{- if eq .Values.device "cuda" }}
+  - {key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}
+  {{- end }}
+  {{- with .Values.tolerations }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* Whether more than one server may run: without replicas something outside the chart decides. */}}
+{{- define "laplora.several" -}}
+{{- if or .Values.autoscaling.enabled (kindIs "invalid" .Values.replicas) (gt (int .Values.replicas) 1) }}yes{{ end }}
+{{- end }}
+
 {{/* One server at a time may have a folder of jobs; two on one claim would also wait for each other's volume. */}}
 {{- define "laplora.check" -}}
-{{- if and .Values.state.claim (or .Values.autoscaling.enabled (gt (int .Values.replicas) 1)) }}
+{{- if and .Values.state.claim (include "laplora.several" .) }}
 {{- fail "state.claim is for one server: leave it empty with several replicas, and share jobs by jobs.url" }}
 {{- end }}
 {{- if and .Values.cache.baked .Values.cache.claim }}
@@ -39,7 +74,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and .Values.cache.baked (contains "://" .Values.artifact.name) }}
 {{- fail "cache.baked leaves no room for an artifact from elsewhere: leave it off, and the pod fetches both, or mount the artifact" }}
 {{- end }}
-{{- if and .Values.jobs.url (or .Values.autoscaling.enabled (gt (int .Values.replicas) 1)) (not (or .Values.settings.jobs_files_url .Values.settings.jobs_dir)) }}
+{{- if and .Values.jobs.url (include "laplora.several" .) (not (or .Values.settings.jobs_files_url .Values.settings.jobs_dir)) }}
 {{- fail "jobs.url with several servers: uploads need a place that all reach, settings.jobs_files_url or settings.jobs_dir" }}
 {{- end }}
 {{- if and .Values.jobs.ca.secret .Values.jobs.ca.configMap }}
@@ -55,6 +90,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and (has (toString .maxSurge) (list "0" "0%")) (has (toString .maxUnavailable) (list "0" "0%")) }}
 {{- fail "strategy.rollingUpdate: maxSurge and maxUnavailable are both 0, so a rollout could not start" }}
 {{- end }}
+{{- end }}
+{{- if and (not .Values.keys.secret) (not .Values.keys.exposedWithoutKeys) (or .Values.ingress.enabled .Values.httpRoute.enabled (ne .Values.service.type "ClusterIP")) }}
+{{- fail "keys.secret is empty, and an ingress, httpRoute or service.type would let callers from outside the cluster do everything: give keys, or keys.exposedWithoutKeys: true if that is meant" }}
+{{- end }}
+{{- if and (eq (toString .Values.settings.conditioning | lower) "true") (not .Values.settings.artifacts_root) (or (not .Values.artifact.claim) .Values.artifact.readOnly) }}
+{{- fail "settings.conditioning writes new versions of artifacts: give artifact.claim, and artifact.readOnly: false" }}
+{{- end }}
+{{- $names := list }}
+{{- range concat (include "laplora.env" . | fromYamlArray) .Values.extraEnv }}
+{{- if has .name $names }}{{ fail (printf "extraEnv: %s is given twice, or is one that the chart sets" .name) }}{{ end }}
+{{- $names = append $names .name }}
 {{- end }}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) }}
 {{- fail "ingress.enabled needs ingress.hosts" }}
