@@ -331,11 +331,8 @@ def accepted_and_error(places: Sequence[Place], target: float, method: str) -> s
         return ""
     share, wrong = over(places, method, figure("accepted", target)), over(places, method, wrongly(target))
     error = f" ({100 * wrong / share:.1f})" if share and wrong is not None else ""
-    return (
-        _share(places, figure("accepted", target), method)
-        + error
-        + max((place.mark(method) for place in places), default="")
-    )
+    mark = max((place.mark(method) for place in places), default="")
+    return _share(places, figure("accepted", target), method) + error + mark
 
 
 def wrongly(target: float = 0.05) -> Value:
