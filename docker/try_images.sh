@@ -43,6 +43,8 @@ serve() { # in a network of its own, where only the loopback interface is
     ip link set lo up
     container=$(buildah from localhost/laplora-service)
     trap 'buildah rm "$container" >/dev/null' EXIT
+    buildah run --env PIP_NO_INDEX=1 "$container" -- \
+        python -c "from laplora.models.offline import ensure_encoder; print(ensure_encoder('all-minilm-l6-v2'), 'is baked in')"
     token=$(buildah run "$container" -- python -m service.keys create --file /var/lib/laplora/keys.json \
         --id me --scopes predict)
     buildah run --env LAPLORA_HOST=127.0.0.1 "$container" -- python -m service &
@@ -84,6 +86,6 @@ build training "$@"
 jobs=$(buildah from localhost/laplora-training)
 buildah run "$jobs" -- python -m training run --config training/configs/fields-smollm2.yaml --help >/dev/null
 buildah rm "$jobs" >/dev/null
-build service --build-arg BAKE_MODEL=smollm2-135m-instruct "$@"
+build service --build-arg BAKE_MODEL="smollm2-135m-instruct all-minilm-l6-v2" "$@"
 export -f serve innermost
 unshare --net bash -euo pipefail -c serve
