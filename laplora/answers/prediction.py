@@ -178,7 +178,7 @@ class Prediction(_Compared):
         single = (self.total, self.aleatoric, self.epistemic, self.label_mass, self.familiarity, self.score)
         # One that is not makes the sum so. numpy's takes some microseconds, however little there is to add.
         arrays_there = [one for one in (*within, *logits) if one is not None]
-        of_arrays = sum(float(one.sum()) if one.size > _FEW else sum(one.ravel().tolist()) for one in arrays_there)
+        of_arrays = sum(sum(one.tolist()) if one.ndim == 1 and one.size <= _FEW else one.sum() for one in arrays_there)
         expected = () if self.expected is None else (self.expected.place, self.expected.std)
         return math.isfinite(of_arrays + sum(one for one in (*single, *expected) if one is not None))
 

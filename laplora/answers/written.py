@@ -73,14 +73,12 @@ class Shown:
         tells = written["answered_by"] == "laplace" or "spread_of" in written
         shown = _SHORT if tells else _SHORT - _SPREAD
 
-        def is_shown(name: str, value: Any) -> bool:
-            if name in named:
-                return True
-            if name in _LABEL_FIELDS and self.fields is not None:
-                return False
-            return name in shown and value is not None if short else True
-
-        return {name: value for name, value in written.items() if is_shown(name, value)}
+        hidden = frozenset[str]() if self.fields is None else _LABEL_FIELDS
+        return {
+            name: value
+            for name, value in written.items()
+            if name in named or (name not in hidden and (not short or (name in shown and value is not None)))
+        }
 
 
 #: Every field but the covariance.
@@ -88,7 +86,12 @@ FULL: Final = Shown("full")
 
 
 def written_answer(
-    prediction: Prediction, fields: Mapping[str, Any], *, id: str | float | None = None, variance: bool = False
+    prediction: Prediction,
+    fields: Mapping[str, Any],
+    *,
+    id: str | float | None = None,
+    variance: bool = False,
+    checked: bool = False,
 ) -> dict[str, Any]:
     """Return an answer's fields as JSON values, in the order in which they are written.
 
@@ -97,12 +100,13 @@ def written_answer(
     Args:
         fields: of the input, by name.
         variance: whether an answer without a spread has the posterior's, with its name in ``spread_of``.
+        checked: whether it is known that every number is finite.
 
     Raises:
         NonFiniteError: a number in it is not finite.
     """
     p = prediction
-    if not p.finite:
+    if not checked and not p.finite:
         raise NonFiniteError("the model has no finite answer to this input: change it or leave it out")
     label, choices = p.labels[p.label_index], fields.get("choices")
     uncertainty, probs_std, spread_of = None, p.probs_std, None
@@ -138,4 +142,5 @@ def written_answer(
         **({} if p.expected is None else {"expected_label": p.expected.place, "expected_label_std": p.expected.std}),
         "truncated": p.truncated,
     }
-    return written | {"decision_reason": decision_reason(written, p.rule)}
+    written["decision_reason"] = decision_reason(written, p.rule)
+    return written

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import time
-from base64 import b85decode, b85encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from pydantic_core import to_json
 from sqlalchemy import Connection, Table, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -112,10 +112,9 @@ def prune(database: Database, deployment: str, keep_s: float, most: int) -> None
 
 
 def _text(one: StoredPrediction) -> str:
-    numbers = b85encode(one.numbers).decode()
     held = f"{one.prediction_set:x}"
     told = [one.score, one.target_risk, one.accepted, one.flags, one.several, one.label]
-    return json.dumps([*one.series, one.caller, one.labels, numbers, held, *told])
+    return to_json([*one.series, one.caller, one.labels, one.numbers.hex(), held, *told]).decode()
 
 
 def _prediction(row: Any, now: Callable[[], float]) -> StoredPrediction | None:
@@ -131,7 +130,7 @@ def _read(row: Any, now: Callable[[], float]) -> StoredPrediction:
     digest, predictive, caller, labels, numbers, held, score, target_risk, accepted, flags, several, *rest = json.loads(
         row.record
     )
-    if len(decoded := b85decode(numbers)) not in (8 * len(labels), 16 * len(labels)):
+    if len(decoded := bytes.fromhex(numbers)) not in (8 * len(labels), 16 * len(labels)):
         raise ValueError("its numbers are not those of its labels")
     return StoredPrediction(
         series=(digest, predictive),

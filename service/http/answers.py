@@ -17,7 +17,7 @@ from pydantic_core import to_json
 from laplora.answers.written import Shown, written_answer
 from service.errors import UnscorableInputError
 from service.http.schemas.inputs import Input
-from service.http.schemas.predict import PredictionOut, PredictResponse
+from service.http.schemas.predict import PredictResponse
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Array, Prediction
@@ -71,10 +71,11 @@ class Answered:
         for i, (item, (prediction, its_id)) in enumerate(zip(self.inputs, self.rows(), strict=True)):
             if i:
                 yield b","
-            written = written_answer(prediction, item.template_fields, id=item.id, variance=shown.has_variance)
+            fields, variance = item.template_fields, shown.has_variance
+            written = written_answer(prediction, fields, id=item.id, variance=variance, checked=True)
             if its_id is not None:
                 written["prediction_id"] = its_id
-            row = PredictionOut.model_validate(shown.select(written)).model_dump_json(exclude_unset=True).encode()
+            row = to_json(shown.select(written))  # as PredictionOut has it
             if shown.has_covariance:
                 yield row[:-1] + b',"logit_covariance":'
                 yield from _matrix(prediction.logit_covariance)

@@ -76,12 +76,15 @@ def _line(endpoint: str, need: Need) -> Line:
 
 
 _LINES = [_line(endpoint, need) for endpoint, need in ACCESS.items()]
+#: Those that fit one path alone: no other line before them fits it.
+_EXACT = {(line.method, line.path): line for line in _LINES if "{" not in line.path}
 
 
 def line_of(method: str, path: str) -> Line | None:
     """Return the table's line for a request, None where it has none."""
     looked_up = "GET" if method == "HEAD" else method
-    return next((line for line in _LINES if line.method == looked_up and line.pattern.match(path)), None)
+    fits = (line for line in _LINES if line.method == looked_up and line.pattern.match(path))
+    return _EXACT.get((looked_up, path)) or next(fits, None)
 
 
 class Access:

@@ -78,6 +78,7 @@ EVENTS = MappingProxyType(
     }
 )
 
+_encode = json.JSONEncoder(default=str).encode
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -100,15 +101,14 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line of JSON."""
-        return json.dumps(
+        return _encode(
             {
                 "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
                 "level": record.levelname.lower(),
                 "logger": record.name,
                 "message": record.getMessage(),
                 **_fields(record),
-            },
-            default=str,
+            }
         )
 
 

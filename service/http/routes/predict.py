@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from laplora.answers.evaluation import decided_for
 from laplora.answers.reasons import reason_for
@@ -15,8 +15,7 @@ from service.http.answers import Answered, check_finite
 from service.http.body import JsonBodyRoute
 from service.http.openapi import SCORING_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
-from service.http.routes.dependencies import FeedbackDep, MetricsDep, ScorerDep
-from service.http.routes.planning import Planning, PlanningDep
+from service.http.routes.planning import Planning
 from service.http.schemas.predict import NothingAcceptedOut, PredictiveRef, PredictRequest, PredictResponse
 from service.scoring.plan import choose_ask
 from service.scoring.scorer import Scorer
@@ -81,10 +80,9 @@ class Predicting:
             return Answered(PredictResponse(**head, predictions=[]), body.inputs, answers, ids, shown, said)
 
 
-async def _predicting(
-    planning: PlanningDep, scorer: ScorerDep, feedback: FeedbackDep, metrics: MetricsDep
-) -> Predicting:
-    return Predicting(planning, scorer, feedback, metrics)
+async def _predicting(request: Request) -> Predicting:
+    state = request.app.state  # at once: each part that FastAPI looks up costs every request some 15 microseconds
+    return Predicting(Planning(request), state.scorer, state.feedback, state.metrics)
 
 
 PredictingDep = Annotated[Predicting, Depends(_predicting)]

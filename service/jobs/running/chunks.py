@@ -152,7 +152,7 @@ async def score_chunk(
             continue
         labelled = item.truth is not None
         methods = method_rows(manifest, predictive, prediction) if labelled else {}
-        written = written_answer(prediction, item.fields)
+        written = written_answer(prediction, item.fields, checked=True)
         unfamiliar = None if manifest.familiarity is None else "unfamiliar" in prediction.flags
         answer = kept_answer(written) if about.keep_rows else None
         rows.append(ScoredRow(item.row, item.truth, methods, unfamiliar, answer, written))
