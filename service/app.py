@@ -6,6 +6,8 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -60,7 +62,7 @@ from service.settings import Settings
 from service.telemetry import event_loop
 from service.telemetry.batch_report import BatchReport
 from service.telemetry.metrics import Metrics
-from service.threads import OneAtATime, OneEach, Threads
+from service.threads import OneAtATime, OneEach, Threads, in_daemon_thread
 from service.upstream import UpstreamModel
 
 if TYPE_CHECKING:
@@ -117,7 +119,8 @@ class _Parts:
 
         def changed() -> None:
             if settings.feedback_rows:
-                import service.feedback.figures  # noqa: F401  scipy's second: not at somebody's first look
+                # scipy's second: neither before the first answer nor at somebody's first look
+                in_daemon_thread("laplora-figures", partial(import_module, "service.feedback.figures"))
             on_change()
 
         self.artifacts = ArtifactHost(

@@ -172,15 +172,18 @@ class Prediction(_Compared):
     def finite(self) -> bool:
         """Whether every number in it is."""
         arrays = self.arrays
-        beside = None if self.posterior is None else self.posterior.std
+        of = self.posterior
+        beside, parts = (None, ()) if of is None else (of.std, (of.aleatoric, of.epistemic))
         within = (arrays.map_probs, arrays.probs, arrays.probs_std, beside, *arrays.calibrated_probs.values())
         logits = (self.logit_mean, self.logit_variance, self.logit_covariance)
-        single = (self.total, self.aleatoric, self.epistemic, self.label_mass, self.familiarity, self.score)
+        single = (self.total, self.aleatoric, self.epistemic, self.label_mass, self.familiarity, self.score, *parts)
         # One that is not makes the sum so. numpy's takes some microseconds, however little there is to add.
         arrays_there = [one for one in (*within, *logits) if one is not None]
         of_arrays = sum(sum(one.tolist()) if one.ndim == 1 and one.size <= _FEW else one.sum() for one in arrays_there)
         expected = () if self.expected is None else (self.expected.place, self.expected.std)
-        return math.isfinite(of_arrays + sum(one for one in (*single, *expected) if one is not None))
+        return math.isfinite(
+            of_arrays + sum(one for one in (*single, *expected, self.expected_cost) if one is not None)
+        )
 
     def reviewed(self, flag: Flag) -> Prediction:
         """Return the answer with a further flag, for review."""

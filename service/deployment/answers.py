@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from base64 import b85decode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -130,7 +131,8 @@ def _read(row: Any, now: Callable[[], float]) -> StoredPrediction:
     digest, predictive, caller, labels, numbers, held, score, target_risk, accepted, flags, several, *rest = json.loads(
         row.record
     )
-    if len(decoded := bytes.fromhex(numbers)) not in (8 * len(labels), 16 * len(labels)):
+    decoded = bytes.fromhex(numbers) if len(numbers) in (16 * len(labels), 32 * len(labels)) else b85decode(numbers)
+    if len(decoded) not in (8 * len(labels), 16 * len(labels)):  # base 85 is of earlier versions
         raise ValueError("its numbers are not those of its labels")
     return StoredPrediction(
         series=(digest, predictive),

@@ -17,7 +17,7 @@ from plain_model import BFLOAT16, BFLOAT16_REAL, FLOAT32, SENTIMENT_INPUTS, Plai
 from tiny_runs import FinishedRun, choice_rows, sentiment_rows
 
 from benchmarks.harness.provenance import ARTIFACT
-from laplora.answers.prediction import Prediction
+from laplora.answers.prediction import PosteriorSpread, Prediction
 from laplora.errors import GoldenMismatchError, NonFiniteError
 from laplora.models import held_weights
 from laplora.models.held_weights import packed_linears
@@ -84,6 +84,8 @@ def check_answer(predictor: Predictor, row: EncodedRow, answer: Prediction) -> N
     count = row.class_count
     assert answer.labels == predictor.artifact.manifest.labels[:count]
     assert answer.finite
+    for hole in ({"expected_cost": math.inf}, {"posterior": PosteriorSpread(answer.arrays.probs, math.nan, 0.0)}):
+        assert not dataclasses.replace(answer, **hole).finite  # type: ignore[arg-type]
     for probs in (answer.map_probs, answer.probs, answer.calibrated_probs["temperature"]):
         assert tuple(probs) == answer.labels
         assert min(probs.values()) >= 0
