@@ -61,7 +61,7 @@ class Predictor(Encoder):
     Attributes:
         base: its base model, which other predictors may share.
         experts: its heads, and the weights of their pool.
-        device: where inputs and logits are.
+        device: where inputs and logits are; passes: what heads read inputs by.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Predictor(Encoder):
         self.device, self.base, self.experts = device, base, experts
         self._adapted = adapted
         manifest = artifact.manifest
-        self._passes = FeaturePasses(
+        self.passes = FeaturePasses(
             adapted.model,
             adapted.readout,
             tokenizer.pad_token_id,
@@ -170,8 +170,9 @@ class Predictor(Encoder):
         self, artifact: Artifact, experts: ServedExperts, review_scores: Mapping[str, ReviewScores]
     ) -> Predictor:
         """Return the predictor of another version of the artifact, whose heads alone differ; it shares the model."""
-        given = (self._tokenizer, self.device, self.base, review_scores, experts, self._passes.encoder)
-        return Predictor(artifact, self._adapted, *given)
+        given = (self._tokenizer, self.device, self.base, review_scores, experts, self.passes.encoder)
+        adapted = replace(self._adapted, readout=artifact.manifest.readout.readout())  # of other labels perhaps
+        return Predictor(artifact, adapted, *given)
 
     @property
     def adapted(self) -> AdaptedModel:
@@ -333,7 +334,7 @@ class Predictor(Encoder):
     def _passes_for(self, names: Sequence[PredictiveName]) -> FeaturePasses:
         """Return the passes that the heads of predictives read."""
         wanted = self.experts.sources(names)
-        return replace(self._passes, sources=tuple(one for one in self._passes.sources if one in wanted))
+        return replace(self.passes, sources=tuple(one for one in self.passes.sources if one in wanted))
 
     def device_tokens(self, row: EncodedRow) -> int:
         """Return the tokens that a row counts as where batches are kept small: those that the model runs on for it.

@@ -90,12 +90,14 @@ def command(
     units: Sequence[Mapping[str, Any]],
     measured: Callable[..., Record],
     page: Callable[[Sequence[Record]], str],
+    names: Sequence[str] = NAMES,
 ) -> None:
     """Measure what ``folder``/results.json lacks, and write ``folder``/RESULTS.md.
 
     Args:
         about: of the command line's help.
         units: what a task has one record each of, such as a seed; measured: gets a ``ReadTask`` and a unit's values.
+        names: of the tasks.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{folder.name}",
@@ -112,7 +114,7 @@ def command(
         return (record["task"], *(record[name] for name in units[0]))
 
     known = {key(one) for one in records}
-    for name in NAMES if options.data and not options.tables else ():
+    for name in names if options.data and not options.tables else ():
         missing = [unit for unit in units if key({"task": name, **unit}) not in known]
         task = read_task(name, options.data) if missing else None
         for unit in missing:

@@ -32,12 +32,13 @@ class Figures(BaseModel):
 
 class Comparison(BaseModel):
     """The artifact on the new rows, before and after: each row answered without its fold, as packaged and with the new
-    labels of the other folds learned. Predictives that no label moves answer as they are.
+    labels of the other folds learned. Predictives that no label moves answer as they are. After a change of labels the
+    rows are those whose label stayed.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    rows: int = Field(ge=1, description="new labelled rows")
+    rows: int = Field(ge=1, description="those compared")
     folds: int = Field(ge=2)
     before: Figures = Field(description="of the predictive that the packaged artifact recommends")
     after: Figures = Field(
@@ -58,7 +59,7 @@ class Comparison(BaseModel):
         return (
             f"NLL {after.nll:.3f} by {after.predictive}, {before.nll:.3f} by {before.predictive} before: "
             f"{self.difference:+.3f} (standard error {self.standard_error:.3f}); accuracy {after.accuracy:.3f}, "
-            f"{before.accuracy:.3f} before; {self.rows} new rows, each by the labels of the other folds"
+            f"{before.accuracy:.3f} before; {self.rows} rows, each by the labels of the other folds"
         )
 
 
@@ -89,9 +90,9 @@ def compare(
     )
 
 
-def check_better(comparison: Comparison, *, force: bool) -> None:
-    """Raise ConditioningError where labels make the answers worse, unless they are forced."""
-    if comparison.worse and not force:
+def check_better(comparison: Comparison, *, force: bool, allowed: float = float("-inf")) -> None:
+    """Raise ConditioningError where labels make answers worse, by more nats than allowed, unless they are forced."""
+    if comparison.worse and comparison.difference > allowed and not force:
         raise ConditioningError(
             f"the labels make the answers worse, by more than one standard error: {comparison}. Nothing has changed; "
             "check the labels, collect more, or force it"

@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from laplora.artifact.folder import Artifact, file_records, new_artifact, read_artifact, write_manifest
-from laplora.artifact.manifest import EXPERTS, GOLDEN, MANIFEST, SCORES, Manifest, parse_manifest
+from laplora.artifact.label_changes import history_of
+from laplora.artifact.manifest import EXPERTS, GOLDEN, MANIFEST, ROWS, SCORES, Manifest, parse_manifest
 from laplora.artifact.report_page import REPORT_PAGE
 from laplora.errors import ArtifactCorruptError, ArtifactWriteError, ConfigError
 from laplora.files.atomic import file_sha256, write_whole
@@ -30,6 +31,7 @@ _CHANGED_FIELDS = {
     *("name", "created", "experts", "familiarity", "calibration", "predictives", "recommended", "metrics", "data"),
     *("versions", "files"),
 }
+_CHANGED_WITH_LABELS = {"labels", "readout", "pool", "encoder"}  # by a change of labels too
 
 
 def is_conditioned(manifest: Manifest) -> bool:
@@ -57,8 +59,9 @@ def packaged_manifest(artifact: Artifact) -> Manifest:
         return conditioned
     packaged = parse_manifest(artifact.path.name, _read(artifact.path / PACKAGED_MANIFEST))
     # Only what was verified may be copied: a path in this manifest may lead anywhere.
-    files = [f for f, record in packaged.files.items() if conditioned.files.get(_kept_as(f)) != record]
-    fields = [f for f in Manifest.model_fields if f not in _CHANGED_FIELDS]
+    there, changed = conditioned.files, _CHANGED_FIELDS | (_CHANGED_WITH_LABELS if history_of(conditioned) else set())
+    files = [f for f, record in packaged.files.items() if there.get(f"{PACKAGED}/{f}", there.get(f)) != record]
+    fields = [f for f in Manifest.model_fields if f not in changed]
     if odd := [*files, *(f for f in fields if getattr(packaged, f) != getattr(conditioned, f))]:
         raise ArtifactCorruptError(
             f"artifact {artifact.path.name!r}: {PACKAGED_MANIFEST} is not of the version that it was conditioned from, "
@@ -74,11 +77,11 @@ def packaged_file(folder: Path, name: str) -> Path:
 
 
 @contextmanager
-def new_version(artifact: Artifact, target: Path) -> Iterator[Path]:
+def new_version(artifact: Artifact, target: Path, *, relabelled: bool = False) -> Iterator[Path]:
     """Yield a temporary folder with the packaged version, what labels change of it in ``packaged/``.
 
     It takes the place of ``target`` when the block ends without an error. The block writes ``CHANGED``, where it has
-    them, and the manifest.
+    them, and the manifest; if it is relabelled, rows and report too.
 
     Raises:
         ArtifactWriteError: no room; something that is no artifact in its place, or meanwhile another version.
@@ -91,7 +94,8 @@ def new_version(artifact: Artifact, target: Path) -> Iterator[Path]:
         source, digest = MANIFEST, artifact.digest.removeprefix("sha256:")
     with new_artifact(target) as folder:
         for name, record in names.items():
-            _copy(packaged_file(artifact.path, name), folder / _kept_as(name), record.sha256)
+            moved = name in CHANGED or (relabelled and (name == ROWS or name.startswith("report/")))
+            _copy(packaged_file(artifact.path, name), folder / (PACKAGED if moved else "") / name, record.sha256)
         _copy(artifact.path / source, folder / PACKAGED_MANIFEST, digest)
         yield folder
         if target == artifact.path and f"sha256:{file_sha256(target / MANIFEST)}" != artifact.digest:
@@ -145,11 +149,6 @@ def restore_packaged(path: str | Path, check: Callable[[Path], object] = read_ar
         _copy(path / PACKAGED_MANIFEST, folder / MANIFEST, artifact.manifest.files[PACKAGED_MANIFEST].sha256)
         check(folder)
     return read_artifact(path)
-
-
-def _kept_as(name: str) -> str:
-    """Return where a conditioned artifact keeps a file of the packaged version."""
-    return f"{PACKAGED}/{name}" if name in CHANGED else name
 
 
 def _read(path: Path) -> bytes:

@@ -414,8 +414,9 @@ class AsyncClient:
     async def condition(
         self,
         name: str,
-        rows: Iterable[Mapping[str, Any]],
+        rows: Iterable[Mapping[str, Any]] = (),
         *,
+        changes: Mapping[str, Any] | None = None,
         digest: str | None = None,
         force: bool = False,
         timeout_s: float = 1800.0,
@@ -426,11 +427,12 @@ class AsyncClient:
 
         Args:
             rows: every row that it is to know: the template's fields, and ``label``.
+            changes: of its labels: ``rename``, ``merge``, ``split`` and ``add``.
             digest: that the artifact must have, or the request is refused; None: any.
             force: whether to take a version that answers worse.
             timeout_s: as of ``load``; so is what this raises.
         """
-        body = {"rows": [dict(row) for row in rows], **requests.stated(digest=digest, force=force)}
+        body = {"rows": [dict(row) for row in rows], **requests.stated(changes=changes, digest=digest, force=force)}
         return await self._changed(Conditioned, name, "condition", timeout_s, json=body)
 
     async def undo_condition(self, name: str, *, digest: str | None = None, timeout_s: float = 1800.0) -> Artifact:

@@ -11,6 +11,7 @@ import typer
 
 import laplora
 from laplora.commands import audit, calibrate, evaluate, handed_on, jobs, predict, quick, report, serve, transfer
+from laplora.commands import labels as relabel
 from laplora.commands.console import Status, say, write
 from laplora.errors import LaploraError, warnings_said
 from laplora.execution.threads import brief_spins
@@ -42,6 +43,9 @@ app.command(
     short_help="List the unlikely labels of a file.",
     epilog="Example: laplora audit rows.csv, then laplora quick rows.csv --corrections rows.audit.csv",
 )(audit.audit)
+app.command("labels", short_help="Change an artifact's labels.", epilog="Example: laplora labels FOLDER")(
+    relabel.labels
+)
 app.command(
     "calibrate",
     short_help="Correct the answers of a decision model elsewhere by your labels.",

@@ -6,6 +6,7 @@ a row are made without the labels of its group. Thresholds, label sets and the c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ class Labelled:
         groups: (rows,) int64, rows of one number belong together and no fold parts them.
         folds: (rows,) int64, in which fold a row is left out: the same of every expert.
         honest: (rows,) bool, rows that no adapter was trained on. Answers that use an adapter are only honest there.
+        without: by fold, the labels as known without its rows, (rows, classes), where labels tell of other rows'.
 
     Raises:
         DataError: columns of different length, or a group that folds part.
@@ -44,6 +46,7 @@ class Labelled:
     folds: torch.Tensor
     honest: torch.Tensor
     likelihood: Likelihood = "categorical"
+    without: Mapping[int, torch.Tensor] | None = None
 
     @property
     def most_options(self) -> int:

@@ -70,13 +70,13 @@ class HeadExpert(AnswersByHead):
     def head(self) -> Head:
         return self.fitted.head
 
-    def knows(self, outputs: Outputs) -> torch.Tensor:
-        """Return (rows,) bool which of some rows have the features of one of its own, but for rounding."""
+    def copies(self, outputs: Outputs) -> torch.Tensor:
+        """Return (rows, own) bool which of some rows have the features of which of its own, but for rounding."""
         apart, size = torch.zeros(()), torch.zeros(())
         for name, block in self.fitted.rows.blocks.items():
             fitted_features, new = block.flatten(1).double(), outputs.features[self.source][name].flatten(1).double()
             apart, size = apart + torch.cdist(new, fitted_features).square(), size + fitted_features.square().sum(1)
-        return (apart <= COPY**2 * size).any(1)
+        return apart <= COPY**2 * size
 
     def learn(self, outputs: Outputs, labelled: Labelled) -> HeadExpert:
         """Return the expert that learned further rows, behind those that it has; their folds are the head's.
@@ -139,6 +139,7 @@ def fit_head(
         folds=of.folds,
         seed=seed,
         likelihood=of.likelihood,
+        without=labelled.without,
     )
     places, seconds = train.nonzero()[:, 0], time.monotonic() - start
     return HeadExpert(name, source, fitted, places, len(labelled), offset, seconds)

@@ -10,7 +10,7 @@ without its fold.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import call
 from typing import Any
@@ -20,8 +20,10 @@ import torch
 from laplora.answers.comparison import Comparison, compare
 from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.head_files import KeptRows, expert_fields
+from laplora.artifact.label_changes import Relabelling
 from laplora.artifact.manifest import Manifest, RecommendedRecord
 from laplora.classifier import Classifier, batches
+from laplora.decisions.wanted import Costs
 from laplora.errors import ConfigError, DataError, warn
 from laplora.execution.progress import Progress, Silent
 from laplora.experts.adapter import AsGiven, of_rows
@@ -69,6 +71,7 @@ class Learned:
         honest: by name, heads and pool with their answers to the rows, each without its fold.
         calibrated, scores: of every predictive, those that no label moves as packaged.
         metrics: of the new rows, by predictive that moved, each answered by what was fitted without it.
+        further: what else the manifest says, and page: the report, both of other labels alone.
     """
 
     kept: KeptRows
@@ -78,6 +81,8 @@ class Learned:
     scores: dict[str, ReviewScores]
     comparison: Comparison
     metrics: dict[str, Any]
+    further: Mapping[str, Any] = field(default_factory=dict)
+    page: str = ""
 
     def fields(self, packaged: Manifest) -> dict[str, Any]:
         """Return what the manifest says otherwise than that of the packaged artifact, but for metrics and data."""
@@ -86,17 +91,17 @@ class Learned:
         if compared is not None and self.experts.familiar:
             compared = compared.model_copy(update={"rows": len(self.kept.labelled)})
         heads = expert_fields(self.experts, rows, packaged.encoder)
-        return {**dict(self.calibrated), "experts": heads["experts"], "familiarity": compared}
+        return {**dict(self.calibrated), "experts": heads["experts"], "familiarity": compared, **self.further}
 
 
 class LoadedClassifier(Classifier):
     """The classifier of a loaded artifact, whose model was checked when it was loaded."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        """Take the predictor's model, tokenizer and prompt as they are."""
+    def __init__(self, predictor: Predictor, labels: tuple[str, ...] | None = None) -> None:
+        """Take the predictor's model, tokenizer and prompt as they are; ``labels``: None: the artifact's."""
         manifest = predictor.artifact.manifest
         self.model, self.tokenizer = predictor.adapted.model, predictor.tokenizer
-        self.labels = self.verbalizers = manifest.labels
+        self.labels = self.verbalizers = labels or manifest.labels
         self.template, self.max_tokens = manifest.template.template(), manifest.max_tokens
         self.readout = predictor.adapted.readout
         self.pad_token_id = predictor.tokenizer.pad_token_id
@@ -127,7 +132,7 @@ def learn(
     """
     manifest, say, classifier = packaged.artifact.manifest, progress or Silent(), LoadedClassifier(packaged)
     check_count(len(examples))
-    wanted = _rules(manifest)
+    wanted = rules_of(manifest)
     check_independent(examples, wanted.guarantee)
     warn_of_conflicts(classifier, examples)
     moved = [name for name in manifest.predictives if packaged.experts.members(name)]
@@ -136,8 +141,8 @@ def learn(
     if (len(kept.labelled) + len(examples)) * len(manifest.labels) > MOST:
         raise ConfigError(f"{len(examples)} further rows are more than heads learn: {MOST:,} rows times labels in all")
     before, old = manifest.recommended.predictive, kept.labelled
-    outputs = _outputs(packaged, examples, [*moved, before], run, most_tokens, say)
-    copies = torch.stack([of.knows(outputs) for of in kept.experts.values()]).any(0)
+    outputs = outputs_of(packaged, examples, [*moved, before], run, most_tokens, say)
+    copies = torch.stack([of.copies(outputs).any(1) for of in kept.experts.values()]).any(0)
     if bool(copies.any()):
         warn(f"{int(copies.sum())} rows are copies of rows that the artifact was fitted on, and are left out")
         outputs, examples = outputs.take(~copies), [examples[i] for i in (~copies).nonzero()[:, 0].tolist()]
@@ -156,13 +161,13 @@ def learn(
     except HeadError as error:
         raise DataError(f"the heads cannot learn these rows: {error}") from error
     rows = KeptRows(heads, old.joined(new), _continued(kept.log_probs, outputs), kept.by_fold)
-    honest = _honest(manifest, rows)
+    honest = honest_answers(manifest, rows)
     calibrated, scores = _calibrated(packaged, wanted, rows, honest)
     answers = {name: of.held_out[len(old) :] for name, of in honest.items()}
     after = before if before in moved else POOLED if POOLED in moved else moved[0]
     if before in moved:  # as a fold's old rows are no part of the answers after, they are none of those before
         unlearned = {name: kept.experts[name].before(of) for name, of in heads.items()}
-        known = _honest(manifest, replace(rows, experts=unlearned))[before].held_out[len(old) :]
+        known = honest_answers(manifest, replace(rows, experts=unlearned))[before].held_out[len(old) :]
     else:
         known = _answering(before, packaged).log_probs(outputs)
     comparison = compare((before, known), (after, answers[after]), new, manifest.calibration.folds)
@@ -200,20 +205,22 @@ def check_count(rows: int, what: str = "labelled rows") -> None:
         )
 
 
-def _rules(manifest: Manifest) -> CalibrationSettings:
-    """Return by what the artifact's thresholds and sets were set."""
+def rules_of(manifest: Manifest, to: Relabelling | None = None) -> CalibrationSettings:
+    """Return by what the artifact's thresholds and sets were set; ``to``: the labels that they are to be of."""
     rule = next(iter(manifest.predictives.values())).thresholds.review
-    aim = {"target_risk": rule.wanted} if rule.costs is None else {"costs": rule.costs}
+    aim: Any = rule.wanted if to is None else to.wanted(rule.wanted)
     return CalibrationSettings(
-        **aim,
+        **({"costs": aim} if isinstance(aim, Costs) else {"target_risk": aim}),
         guarantee=rule.guarantee,
         coverage=manifest.calibration.coverage,
         ordered=manifest.calibration.ordered,
+        folds=manifest.calibration.folds,
+        unfamiliar_rate=manifest.familiarity.false_alarms if manifest.familiarity else 0.0,
         **({} if rule.confidence is None else {"confidence": rule.confidence}),
     )
 
 
-def _outputs(
+def outputs_of(
     packaged: Predictor,
     examples: Sequence[Example],
     names: Sequence[PredictiveName],
@@ -237,7 +244,7 @@ def _continued(known: Mapping[LogProbSource, torch.Tensor], outputs: Outputs) ->
     return {source: torch.cat([values, outputs.log_probs.get(source, nothing)]) for source, values in known.items()}
 
 
-def _honest(manifest: Manifest, rows: KeptRows) -> dict[PredictiveName, HeadExpert | Pool]:
+def honest_answers(manifest: Manifest, rows: KeptRows) -> dict[PredictiveName, HeadExpert | Pool]:
     """Return by name what labels move, with its answers to all rows, each without its fold."""
     experts: dict[Any, HeadExpert | Pool] = {**rows.experts}
     if manifest.pool:

@@ -5,22 +5,22 @@ A version learned labels that came after its artifact was packaged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+import math
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from operator import call
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from laplora.answers.comparison import Comparison, check_better
 from laplora.answers.golden import golden_entry, read_golden, what_leaves
 from laplora.answers.golden_inputs import GoldenInputs
-from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import read_scores, score_tensors
 from laplora.artifact.describing import installed_versions, summary
 from laplora.artifact.folder import Artifact, check_name, check_replaceable, read_artifact
-from laplora.artifact.head_files import expert_tensors, read_experts, read_kept_rows
+from laplora.artifact.head_files import expert_tensors, read_experts, read_kept_rows, row_tensors
+from laplora.artifact.label_changes import LabelChanges, Relabelling, history_of
 from laplora.artifact.manifest import EXPERTS, GOLDEN, ROWS, SCORES, Manifest
 from laplora.artifact.packaged import (
     REPORT,
@@ -31,14 +31,16 @@ from laplora.artifact.packaged import (
     packaged_file,
     packaged_manifest,
 )
-from laplora.errors import ConfigError
-from laplora.execution.progress import Progress, shown_by
-from laplora.files.atomic import write_json, write_tensors
+from laplora.artifact.report_page import REPORT_PAGE
+from laplora.errors import ConfigError, warn
+from laplora.execution.progress import Progress, Silent, shown_by
+from laplora.files.atomic import write_json, write_tensors, write_whole
 from laplora.fitting.calibrated import ONE_AT_A_TIME, CalibratedPosterior
 from laplora.fitting.fit import Fit
 from laplora.fitting.learning import Learned, LoadedClassifier, Run, check_count, learn
+from laplora.fitting.relabelling import relabelled
 from laplora.fitting.rows import read_rows
-from laplora.fitting.saving import TOLERANCE, VARIANCE_TOLERANCE
+from laplora.fitting.saving import TOLERANCE, VARIANCE_TOLERANCE, loaded_answers
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 
@@ -90,7 +92,7 @@ class LoadedPosterior(CalibratedPosterior):
         self._check_model()
         examples = read_rows(rows, self.classifier, label_field, groups=groups)
         with ONE_AT_A_TIME:
-            version = make_version(self._loaded, examples, force=force, progress=self._progress)
+            version = make_version(self._loaded, Given(examples, force=force), progress=self._progress)
         self._progress.say(str(version.learned.comparison))
         return LoadedPosterior(self._loaded, self._progress, version)
 
@@ -139,8 +141,9 @@ class LoadedPosterior(CalibratedPosterior):
 
 def condition(
     artifact: str | Path,
-    rows: Any,
+    rows: Any = (),
     *,
+    changes: LabelChanges | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     label_field: str = "label",
     groups: str | None = None,
@@ -151,12 +154,15 @@ def condition(
     """Write the version of an artifact that learned further labels, without training, and return what they change.
 
     The new version is the artifact as it was packaged with all rows that are given: not on top of an earlier call's.
-    So rows that came before are given again, and one that is left out is forgotten.
+    So rows that came before are given again, and one that is left out is forgotten. With ``changes`` of its labels, and
+    from then on, heads are fitted anew, and rows stay: a copy of an earlier one takes its place.
 
     Args:
         artifact: its folder.
         rows: labelled rows, 20 or more: dicts with the template's fields and a label, in a list or an
             iterator; a data frame; a ``datasets.Dataset``. None of them may have trained or calibrated the artifact.
+            With ``changes`` 5 or more of each label that is added or part of a split, under the labels after.
+        changes: ``rename``, ``merge``, ``split`` and ``add`` of the labels, in one step (``LabelChanges``).
         out: folder of the new version; None: in the place of the artifact, which ``restore_packaged`` undoes.
         label_field, groups: as of ``laplora.fit``.
         force: whether to write a version that answers worse.
@@ -172,15 +178,26 @@ def condition(
     target = Path(artifact if out is None else out)
     check_name(target)
     check_replaceable(target)
-    if isinstance(rows, Sized):
+    if isinstance(rows, Sized) and changes is None:
         check_count(len(rows))  # before the model is loaded
     predictor = Predictor.load(Path(artifact), device=device, progress=shown.say)
-    examples = read_rows(rows, LoadedClassifier(predictor), label_field, groups=groups)
+    own, given = predictor.artifact.manifest, None if changes is None else LabelChanges.model_validate(changes)
+    to = None if given is None else Relabelling.of(given, own.labels, own.calibration.ordered)
+    classifier, none = LoadedClassifier(predictor, to.after if to else None), isinstance(rows, Sized) and not len(rows)
+    examples = () if to and none else read_rows(rows, classifier, label_field, groups=groups)
     name = None if out is None else target.name
-    version = make_version(predictor, examples, name=name, force=force, progress=shown)
+    version = make_version(predictor, Given(examples, to, force), name=name, progress=shown)
     write_version(version, target)
     shown.say(str(version.learned.comparison))
     return version.learned.comparison
+
+
+class Given(NamedTuple):
+    """Labelled rows; the labels that these and the version are to have, or None; and whether it may answer worse."""
+
+    examples: Sequence[Example]
+    to: Relabelling | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,10 +217,9 @@ class Version:
 
 def make_version(
     loaded: Predictor,
-    examples: Sequence[Example],
+    given: Given,
     *,
     name: str | None = None,
-    force: bool = False,
     run: Run = call,
     most_tokens: int | None = None,
     progress: Progress | None = None,
@@ -215,6 +231,11 @@ def make_version(
         run: runs each pass through the model, a batch of rows or one golden answer in it.
         most_tokens: of such a batch, as of ``laplora.fitting.learning.learn``.
     """
+    examples, to, own, allowed = given.examples, given.to, loaded.artifact.manifest, -math.inf
+    if to is None and history_of(own):
+        to = Relabelling.of(LabelChanges(), own.labels)
+    elif to is not None and "labels" in own.data and not history_of(own):
+        warn("rows that the artifact learned later are forgotten with the change, but for those given again")
     packaged = as_packaged(loaded)
     manifest, folder = packaged.artifact.manifest, packaged.artifact.path
     if ROWS not in manifest.files:
@@ -223,14 +244,24 @@ def make_version(
             "more: fit all labels anew, with experts.keep_rows on"
         )
     kept = read_kept_rows(folder / ROWS, manifest, packaged.experts)
-    learned = learn(packaged, kept, examples, run=run, most_tokens=most_tokens, progress=progress)
-    check_better(learned.comparison, force=force)
+    how: Any = {"run": run, "most_tokens": most_tokens, "progress": progress or Silent()}
+    if to is None:
+        learned = learn(packaged, kept, examples, **how)
+    else:
+        learned, at = relabelled(packaged, kept, to, examples, **how), datetime.now(UTC).isoformat(timespec="seconds")
+        manifest = to.manifest(manifest, at=at, of=loaded.artifact.digest, rows=len(examples))
+        share = sum(to.after[one.label] in to.changes.add for one in examples) / len(learned.kept.labelled)
+        allowed = -math.log1p(-share) if examples else math.inf  # what new labels cost if nothing tells them apart
+    check_better(learned.comparison, force=given.force, allowed=allowed)
     manifest = describe_version(manifest, loaded.artifact, learned, name)
+    recorded = read_golden(folder)
+    inputs = [one.inputs for one in recorded.answers]
+    answers = loaded_answers(predictor_of(packaged, learned, manifest), run)(inputs)
     golden = {
         "tolerance": TOLERANCE[manifest.dtype],
         "variance_tolerance": VARIANCE_TOLERANCE[manifest.dtype],
-        "source": read_golden(folder).source,
-        "answers": answers_of(packaged, learned, manifest, run),
+        "source": recorded.source,
+        "answers": [golden_entry(*one) for one in zip(inputs, answers, strict=True)],
     }
     return Version(loaded.artifact, manifest, learned, golden)
 
@@ -245,23 +276,26 @@ def write_version(version: Version, target: Path, check: Callable[[Path], object
         ArtifactWriteError: no room, or something that is no artifact in its place.
     """
     learned = version.learned
-    with new_version(version.of, target) as folder:
+    with new_version(version.of, target, relabelled=bool(learned.page)) as folder:
         write_tensors(folder / EXPERTS, expert_tensors(learned.experts.heads, learned.experts.familiar))
         write_tensors(folder / SCORES, score_tensors(learned.scores))
         write_json(folder / REPORT, learned.comparison.model_dump(mode="json"))
         write_json(folder / GOLDEN, version.golden)
+        if learned.page:
+            write_tensors(folder / ROWS, row_tensors(learned.kept))
+            write_whole(folder / REPORT_PAGE, learned.page)
         finish_version(folder, version.manifest)
         check(folder)
 
 
 def as_packaged(loaded: Predictor) -> Predictor:
-    """Return a loaded artifact as it was packaged; it shares the model.
+    """Return a loaded artifact as it was packaged, or as it is if its labels changed; it shares the model.
 
     Raises:
         ArtifactCorruptError: what it keeps of that version cannot be read.
     """
     artifact = loaded.artifact
-    if not is_conditioned(artifact.manifest):
+    if not is_conditioned(artifact.manifest) or history_of(artifact.manifest):
         return loaded
     manifest = packaged_manifest(artifact)
     experts = read_experts(packaged_file(artifact.path, EXPERTS), manifest)
@@ -287,17 +321,3 @@ def describe_version(packaged: Manifest, artifact: Artifact, learned: Learned, n
 def predictor_of(packaged: Predictor, learned: Learned, manifest: Manifest) -> Predictor:
     """Return what answers as the new version does; it shares the model."""
     return packaged.as_version(replace(packaged.artifact, manifest=manifest), learned.experts, learned.scores)
-
-
-def answers_of(packaged: Predictor, learned: Learned, manifest: Manifest, run: Run) -> list[dict[str, Any]]:
-    """Return what the new version answers to the artifact's golden inputs, as a golden file records it."""
-    predictor = predictor_of(packaged, learned, manifest)
-
-    def answer(row: Any) -> Prediction:
-        return predictor.predict([row], also=predictor.predictives)[0]
-
-    entries = []
-    for recorded in read_golden(packaged.artifact.path).answers:
-        row = predictor.encode(recorded.inputs, truncate=True)
-        entries.append(golden_entry(recorded.inputs, run(partial(answer, row))))
-    return entries

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,11 +258,12 @@ def write_artifact(
     say(f"artifact: {target}: {what_leaves(target)}")
 
 
-def loaded_answers(predictor: Predictor) -> Answers:
-    """Return what a predictor answers to inputs, each alone, with every predictive's probabilities."""
+def loaded_answers(predictor: Predictor, run: Any = lambda one: one()) -> Answers:
+    """Return what gives a predictor's answers, each alone, with every predictive's probabilities; ``run`` runs each."""
 
     def answers(inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         rows = [predictor.encode(one, truncate=True) for one in inputs]
-        return [answer for row in rows for answer in predictor.predict([row], also=predictor.predictives)]
+        passes = [partial(predictor.predict, [row], also=predictor.predictives) for row in rows]
+        return [answer for one in passes for answer in run(one)]
 
     return answers

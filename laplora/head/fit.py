@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -114,6 +114,7 @@ def fit(
     honest: bool = True,
     precisions: Mapping[str, float] | None = None,
     classes: int | None = None,
+    without: Mapping[int, torch.Tensor] | None = None,
 ) -> FittedHead:
     """Return a logistic regression with a Gaussian prior on standardised features, fitted to labelled rows.
 
@@ -133,6 +134,7 @@ def fit(
             precisions are chosen again on the rest alone. It costs as much again as the number of folds.
         precisions: by block, and ``constant`` if wanted; None: chosen by folds.
         classes: how many there are, where int64 labels may not show the last one.
+        without: by fold number the labels as known without its rows, (rows, classes) probabilities.
 
     Raises:
         HeadError: shapes that do not fit, NaN, impossible labels, too few groups.
@@ -153,7 +155,8 @@ def fit(
     outer, inner = dict[int, Head](), dict[int, torch.Tensor]()
     for rest, fold in parts:
         number = int(numbers[fold[0]])
-        outer[number], answers = fitted(rows.at(rest), numbers[rest])
+        known = rows if without is None else replace(rows, targets=without[number])
+        outer[number], answers = fitted(known.at(rest), numbers[rest])
         inner[number] = torch.full_like(rows.targets, torch.nan).index_copy(0, rest, answers)
     return FittedHead(head, answered_by_folds(rows, numbers, outer), numbers, rows, outer, inner)
 

@@ -39,6 +39,7 @@ from service.telemetry.logs import logger
 
 if TYPE_CHECKING:
     from laplora.answers.comparison import Comparison
+    from laplora.artifact.label_changes import LabelChanges
     from laplora.fitting.loaded import Version
     from laplora.prompts.examples import Example
 
@@ -65,11 +66,13 @@ class Wanted:
         rows: that the new version is to know.
         digest: that the artifact must have; None: any.
         force: whether to take a version that answers worse.
+        changes: of the labels, after which the rows' are; None: none.
     """
 
     rows: Sequence[LabelledRow]
     digest: str | None = None
     force: bool = False
+    changes: LabelChanges | None = None
 
 
 @dataclass(frozen=True)
@@ -100,24 +103,28 @@ class Conditioner:
             ArtifactNotWritableError: the folder that it lies in cannot be written to.
             InvalidInputError: a row that does not fit the template or the labels.
             ConditioningError: the labels make the answers worse.
-            ConditioningImpossibleError: too few or too many rows, or an artifact that keeps no rows or has no head.
+            ConditioningImpossibleError: too few or too many rows, changes or rows that the artifact cannot have.
             DeviceMemoryError: a row that is too long for the device's memory.
             ArtifactError, ModelError: the new version does not load.
             ShelfFullError: the new version, which is a little larger, does not fit beside those in use. If they came
                 into use after the last check, it is on the disk and the former one in memory.
         """
+        from laplora.artifact.label_changes import Relabelling
         from laplora.fitting.learning import check_count
-        from laplora.fitting.loaded import write_version
+        from laplora.fitting.loaded import Given, write_version
 
         with self._host.changing():
-            loaded = self._loaded(name, wanted.digest)
-            rows = examples_of(loaded, wanted.rows, "rows")
+            own = (loaded := self._loaded(name, wanted.digest)).artifact.manifest
 
             def work(go_on: Callable[[], None]) -> Version:
-                return self._backend.make_version(loaded, rows, force=wanted.force, go_on=go_on)
+                return self._backend.make_version(loaded, Given(rows, to, wanted.force), go_on=go_on)
 
             try:
-                check_count(len(rows))
+                of = wanted.changes
+                to = None if of is None else Relabelling.of(of, own.labels, own.calibration.ordered)
+                rows = examples_of(loaded, wanted.rows, "rows", to.after if to else None)
+                if to is None:
+                    check_count(len(rows))
                 begun()
                 version = self._host.loads.run(name, work)
             except (ConfigError, DataError, FactorizationError, NonFiniteError) as error:
@@ -207,8 +214,8 @@ class Conditioner:
         logger.info("artifact %s", event["event"], extra={**event, **served, **figures})
 
 
-def examples_of(model: Model, rows: Sequence[LabelledRow], field: str) -> list[Example]:
-    """Return a request's rows as examples of the artifact.
+def examples_of(model: Model, rows: Sequence[LabelledRow], field: str, labels: Any = None) -> list[Example]:
+    """Return a request's rows as examples of the artifact; ``labels``: None: its own.
 
     Raises:
         InvalidInputError: a row that does not fit the template or the labels; the field is that of the request.
@@ -217,11 +224,12 @@ def examples_of(model: Model, rows: Sequence[LabelledRow], field: str) -> list[E
     from laplora.prompts.templates import render
 
     manifest = model.artifact.manifest
-    template, names = manifest.template.template(), LabelNames.of(manifest)
+    template, own = manifest.template.template(), LabelNames.of(manifest)
+    names = replace(own, names=labels or own.names)
     examples = []
     for number, row in enumerate(rows):
         try:
-            _, classes = render(template, row.fields, manifest.labels)
+            _, classes = render(template, row.fields, names.names)
             truth = names.truth(row.label, row.fields)
         except InvalidInputError as error:
             raise InvalidInputError(f"{field} {number}: {error}", field=f"{field}.{number}.{error.field}") from None

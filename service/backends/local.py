@@ -26,9 +26,8 @@ from service.telemetry.batch_report import BatchReport
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-    from laplora.fitting.loaded import Version
+    from laplora.fitting.loaded import Given, Version
     from laplora.predictor import Predictor
-    from laplora.prompts.examples import Example
 
 
 class Local:
@@ -124,7 +123,7 @@ class Local:
         self._loader.use(cast("Predictor", model), cast("Sequence[Predictor]", loaded))
         self.queue.resize(Amount(*self._settings.queue_limits(self.batch_tokens)))
 
-    def make_version(self, model: Model, rows: Sequence[Example], *, force: bool, go_on: Callable[[], None]) -> Version:
+    def make_version(self, model: Model, given: Given, *, go_on: Callable[[], None]) -> Version:
         """Return the version that learned from labelled rows; each pass is a run of its own, requests go between."""
         from laplora.fitting.loaded import make_version
 
@@ -133,4 +132,4 @@ class Local:
             return self.device.call(one_pass).result()
 
         most_tokens = self.device.token_budget
-        return make_version(cast("Predictor", model), rows, force=force, run=run, most_tokens=most_tokens)
+        return make_version(cast("Predictor", model), given, run=run, most_tokens=most_tokens)

@@ -107,8 +107,8 @@ class _ScorerReplica:
     async def predict(self, ticket: Ticket, folder: str) -> Reply:
         return await self._scorer.predict(ticket, folder)
 
-    async def make_version(self, digest: str, folder: str, rows: Any, force: bool) -> Reply:
-        return await self._scorer.make_version(digest, folder, rows, force)
+    async def make_version(self, digest: str, folder: str, given: Any) -> Reply:
+        return await self._scorer.make_version(digest, folder, given)
 
     async def status(self, wanted: dict[str, str], by: str, batches_to: int) -> Status:
         return self._scorer.status(wanted, by, batches_to)

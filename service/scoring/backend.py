@@ -17,8 +17,7 @@ from service.scoring.ticket import Ticket
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-    from laplora.fitting.loaded import Version
-    from laplora.prompts.examples import Example
+    from laplora.fitting.loaded import Given, Version
     from service.telemetry.metrics import Phase
 
 #: Told of each phase of a load, with a stage in words; what it raises ends the load.
@@ -116,7 +115,7 @@ class Backend(Protocol):
     def use(self, model: Model, loaded: Sequence[Model]) -> None:
         """Be told that a loaded artifact answers from now on, and which ones are loaded."""
 
-    def make_version(self, model: Model, rows: Sequence[Example], *, force: bool, go_on: Callable[[], None]) -> Version:
+    def make_version(self, model: Model, given: Given, *, go_on: Callable[[], None]) -> Version:
         """Return the version of a loaded artifact that learned from labelled rows; errors as of ``make_version``.
 
         Args:

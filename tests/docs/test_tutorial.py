@@ -40,7 +40,8 @@ def test_the_page_is_what_a_reader_meets(
     ensure_model("smollm2-135m-instruct")
     ensure_encoder("all-minilm-l6-v2")
     (tmp_path / "examples").mkdir()
-    shutil.copy(ROOT / "examples" / "messages.csv", tmp_path / "examples")
+    for name in ("messages.csv", "shops.csv"):
+        shutil.copy(ROOT / "examples" / name, tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     assert Path("examples/messages.csv").read_text().startswith(shown(beginning="id,message").text)
     ((program, *words),) = commands(shown(beginning="laplora quick examples/messages.csv\n"))
@@ -74,6 +75,10 @@ def test_the_page_is_what_a_reader_meets(
     assert {row.split(":")[0] for row in rows} <= {row.split(":")[0] for row in listed}
     table = Path("examples/messages.audit.csv").read_text(encoding="utf-8-sig").splitlines()
     assert table[0].endswith(",correction")
+
+    ((_, *words),) = commands(shown(beginning="laplora labels"))
+    assert main(words) == main(["labels", "examples/messages", "--undo"]) == 0
+    assert capsys.readouterr().out.startswith(shown(beginning="labels: ").text)
 
     ((_, *words),) = commands(
         shown(beginning="laplora quick examples/messages.csv --yes --out examples/messages-costs")

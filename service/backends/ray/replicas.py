@@ -43,8 +43,7 @@ from service.threads import settle
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-    from laplora.fitting.loaded import Version
-    from laplora.prompts.examples import Example
+    from laplora.fitting.loaded import Given, Version
 
 _log = logging.getLogger("laplora.service")
 
@@ -283,13 +282,13 @@ class Replicas:
         """Take in which base answers: artifacts on another one lose their places."""
         self._places.answers(cast(RemoteModel, model).base_name)
 
-    def make_version(self, model: Model, rows: Sequence[Example], *, force: bool, go_on: Callable[[], None]) -> Version:
+    def make_version(self, model: Model, given: Given, *, go_on: Callable[[], None]) -> Version:
         """Return the version that learned from labelled rows, made on one replica. Not for the event loop."""
         artifact = model.artifact
 
         async def made() -> Version:
             replica = await self._choose(artifact.digest, set())
-            arguments = (artifact.digest, str(artifact.path), rows, force)
+            arguments = (artifact.digest, str(artifact.path), given)
             reply: Reply = await self._calls.call(replica, "make_version", *arguments)
             if reply.error is not None:
                 raise reply.error

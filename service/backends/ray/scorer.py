@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,8 +35,8 @@ from service.settings import Settings
 from service.telemetry.batch_report import BatchReport
 
 if TYPE_CHECKING:
+    from laplora.fitting.loaded import Given
     from laplora.predictor import Predictor
-    from laplora.prompts.examples import Example
 
 _log = logging.getLogger("laplora.service")
 
@@ -157,7 +157,7 @@ class Scorer:
 
         return await self._replied(answer, entry)
 
-    async def make_version(self, digest: str, folder: str, rows: Sequence[Example], force: bool) -> Reply:
+    async def make_version(self, digest: str, folder: str, given: Given) -> Reply:
         """Return the version that learned from labelled rows: see ``Backend.make_version``; cancelling this ends it."""
         given_up = threading.Event()
 
@@ -167,7 +167,7 @@ class Scorer:
 
         def version() -> Any:
             with self._held.lease(digest, lambda: self._checked(digest, Path(folder))) as predictor:
-                return self.local.make_version(predictor, rows, force=force, go_on=go_on)
+                return self.local.make_version(predictor, given, go_on=go_on)
 
         try:
             return await self._replied(lambda: asyncio.to_thread(version))

@@ -13,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
+from laplora.artifact.label_changes import history_of
 from laplora.artifact.report_page import has_report
 from laplora.errors import LaploraError
 from laplora.prompts.questions import text_fields
@@ -184,6 +185,7 @@ def _summary(
         requests=None if place is None else place.leases,
         memory_bytes=None if place is None else place.size_bytes,
         labels=list(item.manifest.labels),
+        label_changes=json.loads(json.dumps(history_of(item.manifest)), parse_constant=lambda constant: None),
         fields=template_fields(item),
         corrects=item.manifest.template.answered,
         question=question_out(item.manifest),

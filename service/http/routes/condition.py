@@ -16,7 +16,6 @@ from service.http.routes.changes import BeginDep, begins
 from service.http.routes.dependencies import ArtifactsDep, ConditionerDep, SettingsDep
 from service.http.schemas.changes import ChangeOut
 from service.http.schemas.condition import (
-    ConditionFigures,
     ConditionRequest,
     ConditionResponse,
     UndoRequest,
@@ -57,7 +56,7 @@ async def condition_artifact(
     name: str, body: ConditionRequest, conditioner: ConditionerDep, begin: BeginDep
 ) -> ChangeOut:
     """Let a loaded artifact learn from labelled rows, without training; it succeeds as the new version serves."""
-    wanted = Wanted(_rows(body.rows), body.digest, body.force)
+    wanted = Wanted(_rows(body.rows), body.digest, body.force, body.changes)
     work = partial(conditioner.condition, name, wanted)
     return await begin("condition", name, body.model_dump_json(), work, _conditioned)
 
@@ -76,12 +75,7 @@ def _conditioned(done: Conditioned) -> ConditionResponse:
         artifact=artifact_ref(done.model.artifact),
         previous=done.previous,
         recommended=done.model.recommended,
-        rows=comparison.rows,
-        folds=comparison.folds,
-        before=ConditionFigures(**comparison.before.model_dump()),
-        after=ConditionFigures(**comparison.after.model_dump()),
-        difference=comparison.difference,
-        standard_error=comparison.standard_error,
+        **comparison.model_dump(),
     )
 
 

@@ -125,6 +125,7 @@ class ArtifactSummary(Answer):
     quantization: str | None = Field(examples=["nf4"])
     """How the base model's weights are stored: nf4, or none; null when it cannot be read."""
     labels: list[str] | None = Field(description="Its label words, in order.", examples=[["negative", "positive"]])
+    label_changes: list[Any] | None = Field(description="Changes of them, oldest first.", examples=[[]])
     fields: list[str] | None = Field(description="Names of its template's fields.", examples=[["text"]])
     corrects: str | None = Field(examples=[None])
     """Name of the decision model whose answers it corrects; null: none's, or it cannot be read."""

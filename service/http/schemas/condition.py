@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, FiniteFloat
 
+from laplora.artifact.label_changes import LabelChanges
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.base import Answer, Probability, Strict
 from service.http.schemas.inputs import LabelledInput
@@ -25,7 +26,9 @@ ExpectedDigest = Annotated[
 class ConditionRequest(Strict):
     """Labelled rows that an artifact is to learn from."""
 
-    rows: list[LabelledInput] = Field(min_length=1)
+    changes: LabelChanges | None = Field(None, examples=[None])
+    """Changes of the labels; those of the rows are the ones after. From then on rows stay, and need not come again."""
+    rows: list[LabelledInput] = Field([])
     """Every row that the new version is to know, 20 or more and at most max_condition_rows (413 above). None of
     them trained or calibrated the artifact. Rows of an earlier call that are left out are forgotten.
     """
@@ -52,7 +55,8 @@ class ConditionFigures(Answer):
 
 class ConditionResponse(Answer):
     """The version that answers from now on, and what the labels change, measured on the new rows. Each was answered
-    without its fold, as packaged and with the labels of the other folds learned: never by its own label.
+    without its fold, as packaged and with the labels of the other folds learned: never by its own label. After changes
+    it is measured on the rows whose label stayed.
     """
 
     artifact: ArtifactRef = Field(description="The new version.")
@@ -60,7 +64,7 @@ class ConditionResponse(Answer):
     recommended: str = Field(examples=["conditioned"])
     """The predictive that answers unless a request names another: chosen anew among those that labels move and
     temperature scaling, unless the configuration named one."""
-    rows: int = Field(description="Number of new rows.", examples=[300])
+    rows: int = Field(description="Number of rows compared.", examples=[300])
     folds: int = Field(description="Number of folds.", examples=[5])
     before: ConditionFigures = Field(description="The predictive that the packaged artifact recommends.")
     after: ConditionFigures = Field(

@@ -122,7 +122,7 @@ async def test_what_is_refused_changes_nothing(server: Server, monkeypatch: pyte
         ({"rows": wrong}, 422, "invalid_input", f"rows.{len(wrong) - 1}.label"),
         ({"rows": without}, 422, "invalid_input", f"rows.{len(without) - 1}.text"),
         ({"rows": server.rows[:5]}, 422, "conditioning_impossible", None),
-        ({"rows": []}, 422, "invalid_request", "rows"),
+        ({"rows": []}, 422, "conditioning_impossible", None),
         ({"rows": server.rows * 50}, 413, "batch_too_large", "rows"),
         ({"digest": "sha256:other"}, 409, "artifact_changed", "digest"),
     ):

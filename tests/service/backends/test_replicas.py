@@ -301,7 +301,7 @@ async def test_a_scorer_of_which_more_is_wanted_than_it_has_places_for_loads_not
 async def test_a_version_that_nobody_waits_for_ends(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer, entered, over = cluster.scorers["a"], threading.Event(), threading.Event()
 
-    def learn(*arguments: Any, force: bool, go_on: Callable[[], None]) -> None:
+    def learn(*arguments: Any, go_on: Callable[[], None]) -> None:
         entered.set()
         try:
             while True:
@@ -311,7 +311,7 @@ async def test_a_version_that_nobody_waits_for_ends(cluster: Cluster, monkeypatc
             over.set()
 
     monkeypatch.setattr(scorer.local, "make_version", learn)
-    making = asyncio.create_task(scorer.make_version("sha256:first", str(cluster.folder / "a/first"), [], False))
+    making = asyncio.create_task(scorer.make_version("sha256:first", str(cluster.folder / "a/first"), None))
     await until(entered.is_set)
     making.cancel()
     await until(over.is_set)

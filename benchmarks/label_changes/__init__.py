@@ -1,0 +1,1 @@
+"""Changes of labels, beside a fit of the same rows, and logistic regression on embeddings."""
