@@ -97,6 +97,7 @@ class FakePredictor(Predictor):
             **named,
             labels=tuple(labels),
             template=SimpleNamespace(template=lambda: template, answered=template.answered),
+            data={},
             metrics={"map": {"nll": 0.5}, "laplace": MEASURED},
             servable=self.predictives,
             calibration=SimpleNamespace(coverage=0.9, rows=150, ordered=False),
