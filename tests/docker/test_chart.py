@@ -102,17 +102,22 @@ def test_all_select_the_servers_pods(release: Any) -> None:
 
 def test_two_releases_of_one_namespace_do_not_meet(helm: Any) -> None:
     names = {}
-    releases = {"blue": {}, "laplora-green": {}, "third": {"fullnameOverride": "chosen"}, "1.laplora": {}, "2": {}}
+    releases = {"blue": {}, "laplora-green": {}, "third": {"fullnameOverride": "chosen"}, "1.laplora": {}, "1e5": {}}
     for name, values in releases.items():
         done = helm("template", name, values=RELEASES["several-values"] | values)
         documents = [document for document in yaml.safe_load_all(done.stdout) if document]
         names[name] = {(document["kind"], document["metadata"]["name"]) for document in documents}
         assert all(re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", made) for _, made in names[name]), "DNS-1035"
+        labels = [document["metadata"]["labels"] for document in documents]
+        assert {one["app.kubernetes.io/instance"] for one in labels} == {name}, "a text, also where it looks a number"
     assert not names["blue"] & names["laplora-green"]
     assert all("chosen" in name and "laplora" not in name for _, name in names["third"])
     assert ("Deployment", "blue-laplora") in names["blue"]
-    assert ("Service", "laplora-2") in names["2"]
+    assert ("Service", "laplora-1e5") in names["1e5"]
     assert ("Deployment", "laplora-green") in names["laplora-green"]
+
+
+OPEN = {"secret": "", "exposedWithoutKeys": True}
 
 
 @pytest.mark.parametrize(
@@ -140,6 +145,18 @@ def test_two_releases_of_one_namespace_do_not_meet(helm: Any) -> None:
         ({"keys": {"secret": ""}, "service": {"type": "LoadBalancer"}}, "keys.secret is empty"),
         ({"settings": {"conditioning": True}}, "give artifact.claim, and artifact.readOnly: false"),
         ({"settings": {"conditioning": "True"}, "artifact": {"claim": "a"}}, "artifact.readOnly: false"),
+        ({"settings": {"conditioning": 1}}, "artifact.readOnly: false"),
+        ({"cache": {"baked": True}, "settings": {"also_load": "s3://models/reviews"}}, "cache.baked leaves no room"),
+        ({"service": {"type": "NodePort"}}, "give networkPolicy.from"),
+        ({"keys": OPEN, "ingress": {"enabled": True, "hosts": ["*.example"]}}, "none with *"),
+        ({"keys": OPEN, "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}}, "none with *"),
+        ({"extraVolumes": [{"name": "tmp"}]}, "the name tmp"),
+        ({"extraVolumeMounts": [{"name": "a"}]}, "/extraVolumeMounts/0"),
+        ({"sidecars": [{"name": "server"}]}, "the name server"),
+        ({"disruptionBudget": {"maxUnavailable": "150%"}}, "/disruptionBudget/maxUnavailable"),
+        ({"networkPolicy": {"egressPorts": None}}, "egressPorts"),
+        ({"probes": {"readiness": None}}, "readiness"),
+        ({"extraEnv": [{"name": "LAPLORA_JOBS_URL", "value": "a"}]}, "/extraEnv/0/name"),
         ({"extraEnv": [{"name": "LAPLORA_PORT", "value": "9000"}]}, "/extraEnv/0/name"),
         ({"extraEnv": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}, "A is given twice"),
         ({"extraEnv": [{"name": "LAPLORA_DEPLOYMENT", "value": "a"}]}, "LAPLORA_DEPLOYMENT is given twice"),

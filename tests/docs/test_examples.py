@@ -27,10 +27,10 @@ from training.config import RunConfig
 LANGUAGES = {"sh", "json", "yaml", "python", "text"}
 TARGETS = set(re.findall(r"^([\w-]+):", read("Makefile"), re.MULTILINE))
 #: What a page may call beside make, python and this project's own files: programs of the system.
-PROGRAMS = {"curl", "echo"}
+PROGRAMS = {"alias", "curl", "echo"}
 #: Pages about machines and clusters, and what their commands call beside. Some are run by tests/docker.
 OPERATING = {"docs/deploy.md", "docs/kubernetes.md"}
-OPERATORS_PROGRAMS = {"alias", "compose", "cp", "docker", "helm", "kubectl", "nvidia-smi", "openssl", "sudo"}
+OPERATORS_PROGRAMS = {"compose", "cp", "docker", "helm", "keys", "kubectl", "nvidia-smi", "openssl", "sed", "sudo"}
 
 
 def module_calls() -> dict[str, set[str]]:

@@ -8,12 +8,12 @@
 
 {{- define "laplora.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "laplora.testSelector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}-test
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* Of servers. Without the chart's version: a change of it alone would restart them all. */}}
@@ -71,7 +71,7 @@ tolerations:
 {{- if and .Values.cache.baked .Values.cache.claim }}
 {{- fail "cache.claim would hide the model that is baked into the image: give one of cache.claim and cache.baked" }}
 {{- end }}
-{{- if and .Values.cache.baked (contains "://" .Values.artifact.name) }}
+{{- if and .Values.cache.baked (contains "://" (print .Values.artifact.name .Values.settings.also_load)) }}
 {{- fail "cache.baked leaves no room for an artifact from elsewhere: leave it off, and the pod fetches both, or mount the artifact" }}
 {{- end }}
 {{- if and .Values.jobs.url (include "laplora.several" .) (not (or .Values.settings.jobs_files_url .Values.settings.jobs_dir)) }}
@@ -94,7 +94,7 @@ tolerations:
 {{- if and (not .Values.keys.secret) (not .Values.keys.exposedWithoutKeys) (or .Values.ingress.enabled .Values.httpRoute.enabled (ne .Values.service.type "ClusterIP")) }}
 {{- fail "keys.secret is empty, and an ingress, httpRoute or service.type would let callers from outside the cluster do everything: give keys, or keys.exposedWithoutKeys: true if that is meant" }}
 {{- end }}
-{{- if and (eq (toString .Values.settings.conditioning | lower) "true") (not .Values.settings.artifacts_root) (or (not .Values.artifact.claim) .Values.artifact.readOnly) }}
+{{- if and (has (toString .Values.settings.conditioning | lower) (list "true" "1" "yes" "on" "y" "t")) (not .Values.settings.artifacts_root) (or (not .Values.artifact.claim) .Values.artifact.readOnly) }}
 {{- fail "settings.conditioning writes new versions of artifacts: give artifact.claim, and artifact.readOnly: false" }}
 {{- end }}
 {{- $names := list }}
@@ -107,6 +107,18 @@ tolerations:
 {{- end }}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) }}
 {{- fail "httpRoute.enabled needs httpRoute.parentRefs, the Gateway" }}
+{{- end }}
+{{- if and (not .Values.keys.secret) (not .Values.settings.allowed_hosts) (or (and .Values.ingress.enabled (contains "*" (toString .Values.ingress.hosts))) (and .Values.httpRoute.enabled (or (not .Values.httpRoute.hostnames) (contains "*" (toString .Values.httpRoute.hostnames))))) }}
+{{- fail "without keys a server answers names that it was told alone: name the hosts, none with *, or settings.allowed_hosts" }}
+{{- end }}
+{{- if and (ne .Values.service.type "ClusterIP") .Values.networkPolicy.enabled (not .Values.networkPolicy.from) }}
+{{- fail "service.type lets callers from outside the cluster in, and the network policy does not: give networkPolicy.from, such as [{ipBlock: {cidr: 10.0.0.0/8}}]" }}
+{{- end }}
+{{- range concat .Values.sidecars .Values.initContainers }}
+{{- if eq .name "server" }}{{ fail "sidecars and initContainers: the name server is the server's own" }}{{ end }}
+{{- end }}
+{{- range .Values.extraVolumes }}
+{{- if has .name (list "tmp" "state" "cache" "artifacts" "keys" "jobs-password" "jobs-ca") }}{{ fail (printf "extraVolumes: the name %s is one of the chart's own" .name) }}{{ end }}
 {{- end }}
 {{- if and .Values.autoscaling.enabled (lt (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas)) }}
 {{- fail "autoscaling.maxReplicas is below autoscaling.minReplicas" }}
