@@ -151,12 +151,17 @@ OPEN = {"secret": "", "exposedWithoutKeys": True}
         ({"keys": OPEN, "ingress": {"enabled": True, "hosts": ["*.example"]}}, "none with *"),
         ({"keys": OPEN, "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}}, "none with *"),
         ({"extraVolumes": [{"name": "tmp"}]}, "the name tmp"),
+        ({"extraVolumes": [{"name": "a"}, {"name": "a"}]}, "the name a is given twice"),
         ({"extraVolumeMounts": [{"name": "a"}]}, "/extraVolumeMounts/0"),
+        ({"extraVolumeMounts": [{"name": "a", "mountPath": "/a"}]}, "there is no volume a"),
         ({"sidecars": [{"name": "server"}]}, "the name server"),
+        ({"sidecars": [{"name": "a"}], "initContainers": [{"name": "a"}]}, "the name a is given twice"),
+        ({"fullnameOverride": "true"}, "/fullnameOverride"),
+        *(({name: None}, f"'{name}'") for name in SCHEMA["required"]),
         ({"disruptionBudget": {"maxUnavailable": "150%"}}, "/disruptionBudget/maxUnavailable"),
         ({"networkPolicy": {"egressPorts": None}}, "egressPorts"),
         ({"probes": {"readiness": None}}, "readiness"),
-        ({"extraEnv": [{"name": "LAPLORA_JOBS_URL", "value": "a"}]}, "/extraEnv/0/name"),
+        ({"extraEnv": [{"name": "LAPLORA_JOBS_URL", "value": "a"}]}, "use jobs.url"),
         ({"extraEnv": [{"name": "LAPLORA_PORT", "value": "9000"}]}, "/extraEnv/0/name"),
         ({"extraEnv": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}, "A is given twice"),
         ({"extraEnv": [{"name": "LAPLORA_DEPLOYMENT", "value": "a"}]}, "LAPLORA_DEPLOYMENT is given twice"),
@@ -202,3 +207,5 @@ def test_the_schema_knows_every_value_and_no_other_and_each_is_tried_and_can_be_
 
     names(VALUES, SCHEMA, list(RELEASES.values()))
     assert helm("template", "laplora", values=VALUES).stdout == helm("template", "laplora").stdout
+    lists = dict.fromkeys(("extraEnv", "extraVolumes", "extraVolumeMounts", "initContainers", "sidecars", "secretEnv"))
+    assert helm("template", "laplora", values=lists).stdout == helm("template", "laplora").stdout, "null is none"

@@ -137,6 +137,7 @@ def test_times_are_those_of_the_page_and_their_sums_hold(render: Any, settings: 
         assert drain or float(times[name]) == float(told), name
         terms = re.findall(r"`([\w.]+)`", least)
         assert not terms or float(times[name]) > sum(float(times[term]) for term in terms), name
+    assert pod(render({"settings": {"leave_s": 1.5}}))["terminationGracePeriodSeconds"] == 15 + 125 + 2 + 6
     assert (
         SEVERAL["ingress"]["annotations"]["nginx.ingress.kubernetes.io/proxy-read-timeout"]
         == proxy["PROXY_ANSWER_TIMEOUT_S"]

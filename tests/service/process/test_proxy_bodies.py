@@ -35,7 +35,7 @@ def take_a_body(connection: socket.socket, head: bytes) -> None:
 def test_bodies_above_the_limit_are_413_and_never_reach_the_server() -> None:
     sizes = {"MAX_BODY_BYTES": 200_000, "MAX_JOB_BYTES": 600_000}
     with upstream(take_a_body) as (port, heads), proxy_before(port, **sizes) as proxy, proxy.client() as client:
-        for path, limit in (("/predict", 200_000), ("/evaluate/jobs", 600_000)):
+        for path, limit in (("/predict", 200_000), ("/evaluate/jobs", 600_000), ("/v1/evaluate/jobs", 600_000)):
             heads.clear()
             announced = client.post(path, content=b" " * (limit + 1))
             chunked = client.post(path, content=iter([b" " * 50_000] * (limit // 50_000 + 1)))

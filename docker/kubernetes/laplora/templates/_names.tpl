@@ -98,7 +98,8 @@ tolerations:
 {{- fail "settings.conditioning writes new versions of artifacts: give artifact.claim, and artifact.readOnly: false" }}
 {{- end }}
 {{- $names := list }}
-{{- range concat (include "laplora.env" . | fromYamlArray) .Values.extraEnv }}
+{{- range concat (include "laplora.env" . | fromYamlArray) (.Values.extraEnv | default list) }}
+{{- if and (eq .name "LAPLORA_JOBS_URL") (not $.Values.jobs.url) }}{{ fail "extraEnv: LAPLORA_JOBS_URL would skip encryption, the network policy and checks: use jobs.url" }}{{ end }}
 {{- if has .name $names }}{{ fail (printf "extraEnv: %s is given twice, or is one that the chart sets" .name) }}{{ end }}
 {{- $names = append $names .name }}
 {{- end }}
@@ -114,11 +115,18 @@ tolerations:
 {{- if and (ne .Values.service.type "ClusterIP") .Values.networkPolicy.enabled (not .Values.networkPolicy.from) }}
 {{- fail "service.type lets callers from outside the cluster in, and the network policy does not: give networkPolicy.from, such as [{ipBlock: {cidr: 10.0.0.0/8}}]" }}
 {{- end }}
-{{- range concat .Values.sidecars .Values.initContainers }}
-{{- if eq .name "server" }}{{ fail "sidecars and initContainers: the name server is the server's own" }}{{ end }}
+{{- $containers := list "server" }}
+{{- range concat (.Values.sidecars | default list) (.Values.initContainers | default list) }}
+{{- if has .name $containers }}{{ fail (printf "sidecars and initContainers: the name %s is given twice, or is the server's own" .name) }}{{ end }}
+{{- $containers = append $containers .name }}
 {{- end }}
+{{- $volumes := list "tmp" "state" "cache" "artifacts" "keys" "jobs-password" "jobs-ca" }}
 {{- range .Values.extraVolumes }}
-{{- if has .name (list "tmp" "state" "cache" "artifacts" "keys" "jobs-password" "jobs-ca") }}{{ fail (printf "extraVolumes: the name %s is one of the chart's own" .name) }}{{ end }}
+{{- if has .name $volumes }}{{ fail (printf "extraVolumes: the name %s is given twice, or is one of the chart's own" .name) }}{{ end }}
+{{- $volumes = append $volumes .name }}
+{{- end }}
+{{- range .Values.extraVolumeMounts }}
+{{- if not (has .name $volumes) }}{{ fail (printf "extraVolumeMounts: there is no volume %s" .name) }}{{ end }}
 {{- end }}
 {{- if and .Values.autoscaling.enabled (lt (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas)) }}
 {{- fail "autoscaling.maxReplicas is below autoscaling.minReplicas" }}
