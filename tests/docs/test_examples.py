@@ -81,7 +81,7 @@ def check_command(words: list[str]) -> None:
 @pytest.mark.parametrize("block", blocks("sh"), ids=str)
 def test_commands_exist(block: Block) -> None:
     for words in commands(block):
-        program = re.sub(r"^\w+=\$\(", "", words[0]).rpartition("/")[2]
+        program = re.sub(r"^\w+=\$\(|\(\)$", "", words[0]).rpartition("/")[2]
         if program == "make":
             assert words[1] in TARGETS
             assert {word.partition("=")[0] for word in words[2:]} <= {"CONFIG", "ARTIFACT"}
