@@ -10,8 +10,7 @@
 cancelled call closes its requests in flight, and the service drops their inputs that still wait. Neither loads torch.
 
 Start with ``asynchronous``; ``blocking`` runs it in a thread. ``requests`` and ``responses`` know the contract,
-``answers`` and ``jobs`` have the types, ``retries`` and ``failures`` say what happens when no answer comes,
-``progress`` draws the bar.
+``answers`` and ``jobs`` have the types, ``retries`` and ``failures`` say what happens when no answer comes.
 """
 
 from __future__ import annotations

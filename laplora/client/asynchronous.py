@@ -30,9 +30,8 @@ from laplora.client.failures import (
     ServiceUnreachableError,
 )
 from laplora.client.jobs import Inputs, Job, JobRow
-from laplora.client.progress import Advance, advancing
+from laplora.client.requests import Advance, advancing, each
 from laplora.client.retries import Retries
-from laplora.client.tasks import each
 
 Row = TypeVar("Row")
 Part = TypeVar("Part")

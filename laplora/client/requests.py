@@ -1,8 +1,10 @@
-"""Requests as the service takes them."""
+"""Requests as the service takes them, several at a time, and a bar of how many inputs are answered."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from laplora.errors import DataError
@@ -10,6 +12,11 @@ from laplora.errors import DataError
 Row = TypeVar("Row")
 #: True labels by ``prediction_id``, or pairs of both; where several may be right, a list of those that are.
 Labels = Mapping[str, str | Sequence[str]] | Iterable[tuple[str, str | Sequence[str]]]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+Advance = Callable[[int], None]
 
 
 def stated(**options: Any) -> dict[str, Any]:
@@ -45,3 +52,37 @@ def feedback_items(labels: Labels) -> list[dict[str, Any]]:
         {"prediction_id": prediction_id, "label": label if isinstance(label, str) else list(label)}
         for prediction_id, label in pairs
     ]
+
+
+async def each(call: Callable[[Item], Awaitable[Result]], items: Iterable[Item], in_flight: int) -> list[Result]:
+    """Return what ``call`` returns for each item, in order, from ``in_flight`` calls at a time.
+
+    After a failure or a cancellation the calls under way are cancelled, and no other starts.
+    """
+    room = asyncio.Semaphore(in_flight)
+
+    async def one(item: Item) -> Result:
+        async with room:
+            return await call(item)
+
+    tasks = [asyncio.ensure_future(one(item)) for item in items]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextmanager
+def advancing(total: int, progress: bool | Advance) -> Iterator[Advance]:
+    """Yield a function to call with the number of inputs answered since its last call: the given one, or a bar's."""
+    if progress is False:
+        yield lambda count: None
+    elif progress is True:
+        from tqdm.auto import tqdm
+
+        with tqdm(total=total, unit="input") as bar:
+            yield bar.update
+    else:
+        yield progress

@@ -10,10 +10,10 @@ from typing import Any
 import typer
 
 import laplora
-from laplora.commands import audit, calibrate, evaluate, handed_on, jobs, predict, quick, report, serve, transfer
+from laplora.commands import audit, calibrate, evaluate, jobs, predict, quick, report, serve, transfer
 from laplora.commands import labels as relabel
 from laplora.commands.console import Status, say, write
-from laplora.errors import LaploraError, warnings_said
+from laplora.errors import LaploraError, needs, warnings_said
 from laplora.execution.threads import brief_spins
 
 app = typer.Typer(
@@ -31,6 +31,34 @@ _HANDED_ON: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     "add_help_option": False,
 }
+
+
+def train(context: typer.Context) -> None:
+    """Fine-tune, fit, evaluate and package an artifact."""
+    raise typer.Exit(_training("run", "laplora train", context))
+
+
+def fit(context: typer.Context) -> None:
+    """Fit the posterior of a run, or of an adapter trained elsewhere."""
+    raise typer.Exit(_training("fit", "laplora fit", context))
+
+
+def keys(context: typer.Context) -> None:
+    """Make, list and revoke API keys of a server."""
+    try:
+        from service.keys import main
+    except ImportError as error:
+        raise needs("service", error) from None
+    raise typer.Exit(main(context.args, "laplora keys"))
+
+
+def _training(job: str, called: str, context: typer.Context) -> int:
+    try:
+        from training.__main__ import main
+    except ImportError as error:
+        raise needs("training", error) from None
+    return main([job, *context.args], called)
+
 
 # In the order of --help: from rows to an artifact, what it is worth, and its use.
 app.command(
@@ -51,8 +79,8 @@ app.command(
     short_help="Correct the answers of a decision model elsewhere by your labels.",
     epilog="Example: laplora calibrate --url URL --questions questions.json --rows labelled.jsonl",
 )(calibrate.calibrate)
-app.command("train", **_HANDED_ON)(handed_on.train)
-app.command("fit", **_HANDED_ON)(handed_on.fit)
+app.command("train", **_HANDED_ON)(train)
+app.command("fit", **_HANDED_ON)(fit)
 app.command(
     "evaluate",
     short_help="Measure an artifact on labelled rows; can fail a script.",
@@ -85,7 +113,7 @@ app.command(
     epilog="Example: laplora push artifacts/sst2 s3://models/sst2",
 )(transfer.push)
 app.add_typer(jobs.app, name="jobs", epilog="Example: laplora jobs submit rows.jsonl --wait --url http://HOST:8000")
-app.command("keys", **_HANDED_ON)(handed_on.keys)
+app.command("keys", **_HANDED_ON)(keys)
 
 
 def _version(wanted: bool) -> None:

@@ -21,8 +21,15 @@ import torch
 from torch import nn
 
 from laplora.errors import ModelError, warn
-from laplora.jacobians.block_jacobian import block_jacobian, with_bias
-from laplora.jacobians.blocks import Block, BlockJacobian, Choose, ContrastJacobians, Directions
+from laplora.jacobians.blocks import (
+    Block,
+    BlockJacobian,
+    Choose,
+    ContrastJacobians,
+    Directions,
+    block_jacobian,
+    with_bias,
+)
 from laplora.jacobians.decoder_forms import DecoderForm, decoder_form
 from laplora.jacobians.reverse import DecoderTape
 from laplora.jacobians.tape import ActivationTape

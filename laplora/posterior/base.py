@@ -43,7 +43,8 @@ class ProjectedJacobians:
         rest: (batch, classes - 1, classes - 1, parts), inner products of the Jacobians in the other directions.
         directions: (batch, classes - 1, m), where the Jacobians are those of m directions in the contrasts, and
             ``kept`` and ``rest`` too (``laplora.posterior.many_classes``). None: of the contrasts.
-        fold: (batch,) int64, whose posterior each row was projected by (``training.calibration.folded``). None: one's.
+        fold: (batch,) int64, whose posterior each row was projected by (``training.calibration.fold_adapters``). None:
+            one's.
     """
 
     contrast_mean: torch.Tensor

@@ -15,13 +15,15 @@ from laplora.linearised import cross_entropy
 from laplora.posterior.base import Granularity, Prior, prior_key
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.label_draws import MANY_CLASSES, label_probs
-from laplora.predictive.minimum import grid_minimum
 from laplora.predictive.two_classes import two_class_probs
 
 #: Searched range of a precision. Beyond it the posterior is the prior, or the answer is MAP, to rounding.
 LOWEST, HIGHEST = 1e-6, 1e12
 #: Points of the grid over the logarithm of one common precision: a factor of 1.8 from each to the next.
 PRECISION_GRID = 73
+
+#: Stands for an infinite value, which interpolation cannot take.
+_HUGE = 1e30
 
 
 @dataclass(frozen=True)
@@ -109,3 +111,25 @@ def _coordinate_descent(
         if before - value < 1e-6:
             break
     return point
+
+
+def grid_minimum(
+    function: Callable[[float], float], low: float, high: float, *, points: int, tolerance: float
+) -> float:
+    """Return the minimiser of a function between two bounds, to an absolute tolerance around the best grid point.
+
+    Args:
+        function: infinite where a point is infeasible.
+        points: of the even grid from ``low`` to ``high``.
+    """
+    from scipy import optimize
+
+    def finite(point: float) -> float:
+        return min(function(float(point)), _HUGE)
+
+    grid = [low + (high - low) * i / (points - 1) for i in range(points)]
+    values = [finite(point) for point in grid]
+    best = min(range(points), key=values.__getitem__)
+    around = (grid[max(best - 1, 0)], grid[min(best + 1, points - 1)])
+    refined = optimize.minimize_scalar(finite, bounds=around, method="bounded", options={"xatol": tolerance})
+    return float(refined.x) if refined.fun < values[best] else grid[best]

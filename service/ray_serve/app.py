@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
@@ -20,7 +22,6 @@ from ray.serve.handle import DeploymentHandle
 from service.app import create_app
 from service.artifacts.predictors import Library
 from service.backends.ray.autoscaling import TokensPolicy
-from service.backends.ray.gauges import ReplicaGauges
 from service.backends.ray.messages import Reply, Status
 from service.backends.ray.present import PRESENT
 from service.backends.ray.replicas import ReplicaGoneError, Replicas
@@ -43,6 +44,21 @@ INGRESS, SCORER = "ingress", "scorer"
 _MOST_CALLS = 100_000
 #: Seconds between two looks whether the first artifact answers.
 _READY_LOOK_S = 0.1
+
+
+class ReplicaGauges(Collector):
+    """Reads the replicas' last statuses when it is scraped."""
+
+    def __init__(self, statuses: Callable[[], Sequence[Status]]) -> None:
+        self._statuses = statuses
+
+    def collect(self) -> Iterable[Metric]:
+        tokens = GaugeMetricFamily("laplora_replica_queue_tokens", "Tokens that wait at a replica.", labels=["replica"])
+        loaded = GaugeMetricFamily("laplora_replica_artifacts", "Artifacts loaded at a replica.", labels=["replica"])
+        for status in self._statuses():
+            tokens.add_metric([status.replica], status.tokens)
+            loaded.add_metric([status.replica], len(status.digests))
+        yield from (tokens, loaded)
 
 
 def build(args: Cluster) -> Application:

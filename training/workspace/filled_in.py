@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from pydantic import ValidationError
 
-from laplora.errors import ConfigError
+from laplora.errors import ConfigError, ModelError, first_line
+from laplora.models.quiet import quiet_loading
 from training.config import OptimizerConfig, RunConfig
 from training.config.run import problems_of
 from training.config.size_defaults import STEPS, size_defaults
@@ -54,3 +57,31 @@ def filled_in(config: RunConfig, rows: int, parameters: Callable[[], int]) -> Ru
         return RunConfig.model_validate(dict(config) | {"optimizer": OptimizerConfig.model_validate(fields)})
     except ValidationError as error:
         raise ConfigError("\n".join(problems_of(error, RunConfig))) from None
+
+
+def parameter_count(location: str, revision: str | None) -> int:
+    """Return the number of parameters of the base at a location, tied ones counted once; no weight is read.
+
+    Raises:
+        ModelError: no configuration of a causal language model is there.
+    """
+    try:
+        model = _without_weights(location, revision)
+    except ModelError as error:
+        raise ModelError(
+            f"{error}; name optimizer.learning_rate and optimizer.steps, which its size would choose"
+        ) from None
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _without_weights(location: str, revision: str | None) -> Any:
+    with quiet_loading():
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+    empty: Any = AutoModelForCausalLM.from_config
+    try:
+        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+        with torch.device("meta"), quiet_loading():
+            return empty(config, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"base model {location!r}: no configuration can be loaded ({first_line(error)})") from None

@@ -23,8 +23,7 @@ from training.config import RunConfig, config_hash_fields
 from training.config.folders import owner
 from training.data.examples import Splits
 from training.data.section import load_splits
-from training.workspace.base_size import parameter_count
-from training.workspace.filled_in import filled_in
+from training.workspace.filled_in import filled_in, parameter_count
 from training.workspace.folders import claim, in_use, start_from, trained_from
 from training.workspace.processes import joined, own_device, own_spread
 from training.workspace.provenance import adapter_inputs

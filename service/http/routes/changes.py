@@ -10,9 +10,8 @@ from pydantic import BaseModel
 
 from service.changes.board import Work
 from service.changes.table import Change, Kind
-from service.http.idempotency import idempotency_header
 from service.http.openapi import error_responses
-from service.http.routes.dependencies import CallerDep, ChangesDep
+from service.http.routes.dependencies import CallerDep, ChangesDep, idempotency_header
 from service.http.schemas.changes import ChangeOut, ChangesResponse
 
 router = APIRouter(tags=["artifacts"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
 from service.artifacts.conditioning import Conditioner
 from service.artifacts.host import ArtifactHost
@@ -52,3 +52,8 @@ ReportsDep = Annotated[OneAtATime, _part("reports")]
 #: The threads that compute the metrics of POST /evaluate and their bootstrap, one evaluation of each caller at a time.
 MeasureThreadsDep = Annotated[OneEach, _part("measure_threads")]
 CallerDep = Annotated[Caller, Depends(_caller)]
+
+
+def idempotency_header(description: str) -> Any:
+    """Return the optional header: 1 to 255 visible characters of ASCII; what the same key does again in words."""
+    return Header(min_length=1, max_length=255, pattern=r"^[!-~]+$", description=description)

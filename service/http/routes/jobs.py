@@ -19,10 +19,9 @@ from service.errors import ClientGoneError, DeadlineError
 from service.http.body import announced_bytes, check_media_type, discard
 from service.http.compression import unpacked
 from service.http.disconnects import while_awaited
-from service.http.idempotency import idempotency_header
 from service.http.openapi import BODY_ERRORS, JOB_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref, given_fields, template_fields
-from service.http.routes.dependencies import ArtifactsDep, CallerDep, JobsDep, SettingsDep
+from service.http.routes.dependencies import ArtifactsDep, CallerDep, JobsDep, SettingsDep, idempotency_header
 from service.http.routes.job_contract import job_out
 from service.http.schemas.jobs import JobDeleted, JobOut, JobQuery, JobsResponse
 from service.jobs.board import JobBoard

@@ -15,13 +15,11 @@ from functools import partial
 from laplora.errors import UpstreamUnavailableError
 from service import errors
 from service.errors import ArtifactNotLoadedError, BatchTooLargeError, kind_of
-from service.jobs.running.absence import Absence
 from service.jobs.running.chunks import Chunk, RowError, pinned, score_chunk
-from service.jobs.running.dropped_rows import DroppedRows
 from service.jobs.running.ending import Ending
 from service.jobs.running.tools import Tools
-from service.jobs.running.under_way import UnderWay
-from service.jobs.running.waiting import Pauses
+from service.jobs.running.under_way import DroppedRows, UnderWay
+from service.jobs.running.waiting import Absence, Pauses
 from service.jobs.store.claims import ClaimLostError
 from service.jobs.store.numbers import kept_rows
 from service.jobs.store.records import Job, ScoredRow

@@ -19,11 +19,13 @@ from sqlalchemy.exc import IntegrityError
 from service.errors import IdempotencyConflictError
 from service.jobs.store.claims import ClaimLostError, Claims, claimed
 from service.jobs.store.database import Database
-from service.jobs.store.discards import Discards, list_due
 from service.jobs.store.numbers import taken_bytes
 from service.jobs.store.reads import Reads
 from service.jobs.store.records import Job, RowRange, ScoredRow, StoredStatus, Sums, compact
 from service.jobs.store.schema import BAD_ROWS, BEGUN, DISCARDS, JOBS, ROWS
+
+#: Nobody takes longer to store an upload and add its job.
+_STORING_S = 1800.0
 
 
 class JobTables:
@@ -224,3 +226,43 @@ def _add_bad(db: Connection, job: int, bad: Mapping[int, str]) -> None:
 def answer_bytes(rows: Sequence[ScoredRow]) -> int:
     """Return how many bytes of the database rows take."""
     return sum(taken_bytes(len(compact(one.truth)) + len(compact(one.methods)) + len(one.answer or "")) for one in rows)
+
+
+class Discards:
+    """Uploads that are to be removed, by any server that comes by: neither a kill nor a store that is away forgets one.
+
+    An upload is listed before it goes to its store, and its job's transaction takes it off. The end of a job that keeps
+    no rows, and its removal, list it again. A method raises as ``Database.transaction``.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def announce(self, upload: str) -> None:
+        """List an upload that goes to its store now; it is due in half an hour."""
+        with self.database.transaction() as db:
+            db.execute(delete(DISCARDS).where(DISCARDS.c.id == upload))  # by a call whose answer was lost
+            db.execute(insert(DISCARDS).values(id=upload, due_at=self.database.now + _STORING_S))
+
+    def hurry(self, upload: str) -> None:
+        """Let an upload be due now, if it is listed."""
+        with self.database.transaction() as db:
+            db.execute(update(DISCARDS).where(DISCARDS.c.id == upload).values(due_at=0.0))
+
+    def due(self) -> list[str]:
+        """Return the uploads that are to be removed now."""
+        with self.database.transaction() as db:
+            return list(db.execute(select(DISCARDS.c.id).where(DISCARDS.c.due_at <= self.database.now)).scalars())
+
+    def done(self, uploads: Sequence[str]) -> None:
+        """Take uploads off the list: they are gone."""
+        with self.database.transaction() as db:
+            db.execute(delete(DISCARDS).where(DISCARDS.c.id.in_(uploads)))
+
+
+def list_due(db: Connection, uploads: Sequence[str]) -> None:
+    """List uploads that are to be removed now, as part of a transaction; those that are listed stay so."""
+    there = set(db.execute(select(DISCARDS.c.id).where(DISCARDS.c.id.in_(uploads))).scalars())
+    new = [{"id": upload, "due_at": 0.0} for upload in uploads if upload not in there]
+    if new:
+        db.execute(insert(DISCARDS), new)

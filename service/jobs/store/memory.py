@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import fields
 
+from service.errors import BodyTooLargeError, TooManyJobsError
 from service.jobs.store.disk import Disk
-from service.jobs.store.quota import Quota
 from service.jobs.store.records import STATUSES, Job
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -16,6 +17,90 @@ from service.telemetry.metrics import Metrics
 _OF_MEMORY = frozenset({"mine", "beyond_share", "lost", "pace", "cancelling"})
 #: The fields of a job that the database may change.
 _STORED = [field.name for field in fields(Job) if field.name not in _OF_MEMORY]
+
+
+class Quota:
+    """Limits of unfinished jobs and their bytes, in all and of one caller, and who holds what of them.
+
+    An upload's announced size has to fit when it begins. It holds what has come of it and its answers take at most, so
+    that announcing alone takes no room from others; its job does until it has ended. Belongs to the event loop.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._share_bytes = max(1, math.floor(settings.jobs_bytes * settings.client_share))
+        #: By job: its owner, and the bytes that it holds.
+        self._held: dict[str, tuple[str, int]] = {}
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that everybody together holds."""
+        return sum(size for _, size in self._held.values())
+
+    def check_size(self, size_bytes: int, answer_bytes: int = 0) -> None:
+        """Raise BodyTooLargeError for more bytes than one upload, and with its answers one job, may ever have."""
+        share, answers = "one caller's share of max_jobs_bytes", f", and its answers would take {answer_bytes}"
+        for got, limit, what in (
+            (size_bytes, self._settings.max_job_bytes, ", max_job_bytes"),
+            (size_bytes + answer_bytes, self._share_bytes, f"{answers if answer_bytes else ''}, {share}"),
+        ):
+            if got > limit:
+                raise BodyTooLargeError(
+                    f"the upload has at least {size_bytes} bytes{what} is {limit}: send it in parts",
+                    limit=limit,
+                    got=got,
+                )
+
+    def check_room(self, owner: str, announced_bytes: int) -> None:
+        """Raise TooManyJobsError where there is no room for another upload now."""
+        owners_jobs = sum(holder == owner for holder, _ in self._held.values())
+        for what, name, got in (
+            ("unfinished jobs", "max_jobs", len(self._held)),
+            ("unfinished jobs of yours", "max_jobs_per_caller", owners_jobs),
+        ):
+            limit = getattr(self._settings, name)
+            if got >= limit:
+                raise TooManyJobsError(
+                    f"there are {got} {what}, {name} is {limit}: wait for one to end, or cancel one",
+                    limit=limit,
+                    got=got + 1,
+                )
+        self._check_bytes(owner, announced_bytes)
+
+    def hold(self, job_id: str, owner: str, size_bytes: int) -> None:
+        """Take a place, unchecked: of an upload that begins, or of a job that the disk had."""
+        self._held[job_id] = (owner, size_bytes)
+
+    def grow(self, job_id: str, size_bytes: int, answer_bytes: int) -> None:
+        """Let an upload and its answers hold this many bytes, no fewer than it holds; errors as of the checks."""
+        self.check_size(size_bytes, answer_bytes)
+        owner, held_bytes = self._held[job_id]
+        self._check_bytes(owner, size_bytes + answer_bytes - held_bytes)
+        self.hold(job_id, owner, size_bytes + answer_bytes)
+
+    def release(self, job_id: str) -> None:
+        """Give a place back; a second call does nothing."""
+        self._held.pop(job_id, None)
+
+    def _check_bytes(self, owner: str, more: int) -> None:
+        owners_bytes = sum(size for holder, size in self._held.values() if holder == owner)
+        share = "one caller may hold {limit} (max_jobs_bytes times client_share)"
+        for whose, held, limit, name in (
+            ("your unfinished jobs hold", owners_bytes, self._share_bytes, share),
+            (
+                "all unfinished jobs hold",
+                self.held_bytes,
+                self._settings.jobs_bytes,
+                "max_jobs_bytes is {limit}",
+            ),
+        ):
+            if held + more > limit:
+                raise TooManyJobsError(
+                    f"{whose} {held} bytes and {more} came, {name.format(limit=limit)}: wait for a job to end, or "
+                    "cancel one",
+                    limit=limit,
+                    got=held + more,
+                )
 
 
 class JobMemory:

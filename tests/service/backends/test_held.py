@@ -12,7 +12,7 @@ import pytest
 from serving import FakePredictor
 
 from service.backends.ray.held import UNWANTED_S, Held, InUseError
-from service.backends.ray.wanted import Wanted
+from service.backends.ray.scorer import Wanted
 from service.errors import LoadStuckError, ShelfFullError
 
 

@@ -15,7 +15,7 @@ from job_calls import ServedJobs, callers, lines, refused, rows, serve
 from serving import FakePredictor, settings
 
 from service.errors import TooManyJobsError
-from service.jobs.store.quota import Quota
+from service.jobs.store.memory import Quota
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,7 @@ from laplora.jacobians.blocks import Block
 from laplora.posterior.base import ProjectedJacobians
 from laplora.predictive.cross_fitting import fold_rows
 from laplora.predictive.kinds import PredictiveName
-from training.calibration.folded import FoldedPosterior, fold_together
+from training.calibration.fold_adapters import FoldedPosterior, fold_together
 
 F64 = torch.float64
 PLACES = (torch.tensor([1, 4, 6]), torch.tensor([0, 3]), torch.tensor([2, 5, 7, 8]))

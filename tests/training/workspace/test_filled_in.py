@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM
 from laplora.errors import ConfigError, ModelError
 from training.config import RunConfig, load_config
 from training.config.size_defaults import SIZES, STEPS, size_defaults
-from training.workspace.base_size import parameter_count
-from training.workspace.filled_in import filled_in
+from training.workspace.filled_in import filled_in, parameter_count
 
 
 def configuration(**optimizer: Any) -> RunConfig:
