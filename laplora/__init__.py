@@ -76,8 +76,7 @@ if TYPE_CHECKING:
     from laplora.predictive.probs import predictive_probs
     from laplora.predictor import Predictor
     from laplora.prior.evidence import choose_by_evidence
-    from laplora.prior.search import PriorChoice
-    from laplora.prior.validation import choose_by_validation
+    from laplora.prior.search import PriorChoice, choose_by_validation
     from laplora.prompts.rows import EncodedRow
     from laplora.prompts.templates import TEMPLATES, PromptTemplate
     from laplora.settings import FitSettings
@@ -197,8 +196,7 @@ _HOMES = {
     "answers.prediction": ("Prediction",),
     "predictor": ("Predictor",),
     "prior.evidence": ("choose_by_evidence",),
-    "prior.search": ("PriorChoice",),
-    "prior.validation": ("choose_by_validation",),
+    "prior.search": ("PriorChoice", "choose_by_validation"),
     "prompts.rows": ("EncodedRow",),
     "prompts.templates": ("TEMPLATES", "PromptTemplate"),
     "metrics.ranking": ("error_auprc", "error_auroc", "risk_coverage"),

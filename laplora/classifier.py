@@ -113,7 +113,6 @@ class Classifier:
         check_length(self.model, max_tokens, readout.tree.extra_tokens if isinstance(readout, LabelSequences) else 0)
 
     def __repr__(self) -> str:
-        """Return what it reads, in a line."""
         labels = ", ".join(self.labels[:4]) + (", ..." if len(self.labels) > 4 else "")
         readout, fields = type(self.readout).__name__, list(self.template.fields)
         return f"Classifier({type(self.model).__name__}, labels: {labels}, read by {readout}, fields: {fields})"

@@ -176,7 +176,6 @@ class ArtifactError(LaploraError):
     """An artifact that cannot be used. Its files may hold texts of any length, so the end of a message is cut."""
 
     def __str__(self) -> str:
-        """Return the message, with no more than 1,000 characters."""
         return super().__str__()[:1000]
 
 

@@ -114,7 +114,6 @@ class CalibrationSettings(Section):
 
     @property
     def highest_risk(self) -> float:
-        """The target risk, the highest one if there are several."""
         return self.target_risk if isinstance(self.target_risk, float) else max(self.target_risk.values())
 
     @property

@@ -19,8 +19,7 @@ from service.artifacts.conditioning import Conditioner
 from service.artifacts.host import ArtifactHost
 from service.artifacts.predictors import Library, default_library
 from service.backends.local import Local
-from service.backends.readiness import is_ready
-from service.backends.watching import watch
+from service.backends.readiness import is_ready, watch
 from service.changes.board import Changes
 from service.deployment.feedback import SharedFeedback
 from service.deployment.following import Following

@@ -145,7 +145,7 @@ def test_both_distributions_have_one_version() -> None:
         ("laplora.client", ("torch", "transformers", "service")),
         ("laplora.predictor", ("fastapi", "uvicorn", "datasets", "matplotlib", "rich", "yaml", "scipy.optimize")),
         ("laplora.commands.app", ("torch", "transformers", "fastapi", "httpx", "datasets")),
-        ("laplora.prior.validation", ("transformers", "peft", "pydantic", "safetensors")),
+        ("laplora.prior.search", ("transformers", "peft", "pydantic", "safetensors")),
         ("training.__main__", ("transformers", "peft", "datasets", "matplotlib")),
         ("service.app", ("torch", "scipy", "numpy", "transformers")),
     ],

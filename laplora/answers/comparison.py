@@ -54,7 +54,6 @@ class Comparison(BaseModel):
         return self.difference > max(WORSE * self.standard_error, COST / self.rows)
 
     def __str__(self) -> str:
-        """Return the figures in a line."""
         after, before = self.after, self.before
         return (
             f"NLL {after.nll:.3f} by {after.predictive}, {before.nll:.3f} by {before.predictive} before: "

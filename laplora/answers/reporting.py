@@ -178,6 +178,5 @@ def _rows(taken: MeasuredRows, names: LabelNames, fields: Sequence[str], rule: R
 
 
 def row_text(values: Mapping[str, Any], fields: Iterable[str]) -> str:
-    """Return a row's fields as one text."""
     parts = (values[name] for name in fields if name in values)
     return " · ".join(part if isinstance(part, str) else " / ".join(part) for part in parts)

@@ -55,7 +55,6 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """The artifact's name."""
         return self.manifest.name
 
 

@@ -21,12 +21,10 @@ class Change(Record):
 
     @property
     def finished(self) -> bool:
-        """Whether it has succeeded or failed."""
         return self.status in ("succeeded", "failed")
 
 
 def path_of(change_id: str) -> str:
-    """Return where a change's status is."""
     return f"/changes/{quote(change_id, safe='')}"
 
 

@@ -128,7 +128,6 @@ def outcome_of(job: Job) -> Evaluated:
 
 
 def path_of(job: Job | str) -> str:
-    """Return where a job is."""
     return f"{PATH}/{quote(job if isinstance(job, str) else job.id, safe='')}"
 
 

@@ -46,7 +46,6 @@ def batches(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
 
 
 def feedback_items(labels: Labels) -> list[dict[str, Any]]:
-    """Return the items of POST /feedback."""
     pairs = labels.items() if isinstance(labels, Mapping) else labels
     return [
         {"prediction_id": prediction_id, "label": label if isinstance(label, str) else list(label)}

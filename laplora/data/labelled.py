@@ -34,7 +34,6 @@ class Task:
         return replace(self, template=replace(self.template, cut=Cut(field, side)))
 
     def prompt(self, example: Example) -> str:
-        """Return the prompt of an example."""
         return render(self.template, example.fields, self.labels)[0]
 
     def question(self, example: Example) -> str:

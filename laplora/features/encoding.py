@@ -52,7 +52,7 @@ class FeatureEncoding:
             InvalidInputError: fields that the template does not take, or text that cannot be used; a whole prompt,
                 which has no options, where the source ``options`` asks for them.
             TooManyTokensError: too long a prompt, with ``truncate`` off.
-            ConfigError: a template whose options cannot be told apart (``laplora.prompts.options``).
+            ConfigError: a template whose options cannot be told apart (``laplora.prompts.option_tokens``).
         """
         encode = encode_with_roles if {"frozen", "corrected"} & set(self.sources) else encode_inputs
         row = encode(

@@ -25,7 +25,7 @@ from laplora.posterior.base import Prior
 from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
 from laplora.predictive.kinds import PredictiveName, has_jacobians
 from laplora.predictive.probs import checked_mean, predictive_probs
-from laplora.prior.validation import choose_by_validation
+from laplora.prior.search import choose_by_validation
 from laplora.settings import CalibrationSettings, FitSettings
 
 #: The names of calibration rows in an artifact.
@@ -180,7 +180,6 @@ def fit_temperature_of(outputs: SplitOutputs, name: PredictiveName) -> float:
 
 
 def _temperature(outputs: SplitOutputs, name: PredictiveName, rows: torch.Tensor) -> float:
-    """Return the temperature of some rows."""
     if name != "temperature":
         return 1.0
     split = outputs.split

@@ -120,7 +120,6 @@ class CalibratedPosterior:
         self._weights = _weights_of(self.classifier.model)
 
     def __repr__(self) -> str:
-        """Return what was fitted, in a line."""
         rows = self.data["rows"]
         return (
             f"CalibratedPosterior({self.fit.settings.laplace.structure}, {rows['train']} training rows, "

@@ -226,7 +226,6 @@ class Gain:
     high: float
 
     def __str__(self) -> str:
-        """Return it in words."""
         verdict = "better" if self.high < 0 else "worse" if self.low > 0 else "within noise"
         return (
             f"NLL of {self.predictive} less that of temperature scaling: {self.difference:+.3f} "

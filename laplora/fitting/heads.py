@@ -72,7 +72,6 @@ class HeadsPosterior(CalibratedPosterior):
         progress.say(f"answers by {self.recommended}: {heads.choice.reason}")
 
     def __repr__(self) -> str:
-        """Return what was fitted, in a line."""
         model, names = type(self.classifier.model).__name__, ", ".join(self.heads.experts)
         return f"HeadsPosterior({names} on a {model}, {len(self.rows)} labelled rows, answers by {self.recommended})"
 
@@ -219,7 +218,6 @@ class HeadsPosterior(CalibratedPosterior):
         return self.heads.manifest_fields(record)
 
     def _write_parts(self, folder: Path, base_model: str) -> Parts:
-        """Write the heads into a folder of their own."""
         return self.write_fitted(folder / "fitted")
 
     def write_fitted(self, folder: Path) -> Parts:

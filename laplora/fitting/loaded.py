@@ -68,7 +68,6 @@ class LoadedPosterior(CalibratedPosterior):
         self.data = dict(self.predictor.artifact.manifest.data)
 
     def __repr__(self) -> str:
-        """Return what was loaded, in a line."""
         later = f", {self._version.learned.comparison.rows} later labels" if self._version else ""
         return f"CalibratedPosterior(of {self.predictor.artifact.name!r}{later}, answers by {self.recommended})"
 

@@ -179,7 +179,6 @@ class Lora:
 
     @property
     def sides(self) -> dict[str, Any]:
-        """``lora_A`` and ``lora_B`` by name."""
         return {"lora_A": self.down, "lora_B": self.up}
 
 

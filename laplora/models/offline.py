@@ -57,7 +57,6 @@ class OfflineModel:
 
     @property
     def version(self) -> str:
-        """The version of the wheels."""
         return self.wheels[0].version
 
 
@@ -77,7 +76,6 @@ class OfflineEncoder:
 
     @property
     def version(self) -> str:
-        """The version of the wheel."""
         return self.wheel.version
 
 

@@ -51,7 +51,6 @@ class FineTuning:
     rows: int
 
     def __str__(self) -> str:
-        """Return it in a sentence."""
         if self.served == self.without:
             return f"Do not fine-tune: {self.served}, which needs no adapter, is what answers"
         figures = f"{self.gained:.3f} nats (standard error {self.error:.3f})"

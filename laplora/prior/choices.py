@@ -12,8 +12,7 @@ from laplora.errors import LaploraError, warn
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Covariances, Granularity, Posterior, ProjectedJacobians
 from laplora.prior.evidence import choose_by_evidence
-from laplora.prior.search import PriorChoice
-from laplora.prior.validation import choose_by_validation
+from laplora.prior.search import PriorChoice, choose_by_validation
 
 
 def choose_priors(

@@ -1,4 +1,4 @@
-"""The search for prior precisions of least loss on labelled rows, and what every choice of a prior returns."""
+"""The search for prior precisions of least loss on held-out rows, without a pass, and what each choice returns."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Literal
 
 import torch
 
+from laplora.errors import PriorError
 from laplora.jacobians.blocks import Block
 from laplora.linearised import cross_entropy
-from laplora.posterior.base import Granularity, Prior, prior_key
+from laplora.posterior.base import Covariances, Granularity, Prior, ProjectedJacobians, block_precisions, prior_key
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.label_draws import MANY_CLASSES, label_probs
 from laplora.predictive.two_classes import two_class_probs
@@ -133,3 +134,30 @@ def grid_minimum(
     around = (grid[max(best - 1, 0)], grid[min(best + 1, points - 1)])
     refined = optimize.minimize_scalar(finite, bounds=around, method="bounded", options={"xatol": tolerance})
     return float(refined.x) if refined.fun < values[best] else grid[best]
+
+
+def choose_by_validation(
+    posterior: Covariances,
+    projected: ProjectedJacobians,
+    labels: torch.Tensor,
+    class_mask: torch.Tensor,
+    granularity: Granularity = "scalar",
+) -> PriorChoice:
+    """Return the precisions of least predictive NLL on held-out rows.
+
+    Args:
+        projected: the held-out rows' projected Jacobians.
+        labels: (rows,) int64, or soft (``laplora.linearised.cross_entropy``); class_mask: (rows, classes) bool.
+
+    Raises:
+        PriorError: no rows.
+    """
+    if len(labels) == 0:
+        raise PriorError("choosing the prior by validation needs held-out rows; use evidence without them")
+
+    def nll(prior: Prior) -> float:
+        covariance = posterior.covariance(projected, block_precisions(prior, posterior.blocks))
+        return predictive_nll(projected.contrast_mean, covariance, labels, class_mask)
+
+    prior, value, at_bound = search_precisions(nll, posterior.blocks, granularity)
+    return PriorChoice(prior, "validation", -value, at_bound)

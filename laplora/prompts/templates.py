@@ -56,7 +56,8 @@ class PromptTemplate:
         label_prefix: what stands between the prompt and the label token.
         cut: what is cut of a prompt that is too long; None: the prompt, wherever its read-out cuts it, be it of the
             instruction.
-        option_text: the prompt of one option alone, with ``{option}`` (``laplora.prompts.options``); None: of ``text``.
+        option_text: the prompt of one option alone, with ``{option}`` (``laplora.prompts.option_tokens``); None: of
+            ``text``.
         answered: the other model that has answered each input, which has that answer as ``MODEL_PROBS``; None: none.
     """
 

@@ -14,7 +14,7 @@ from laplora.models.readout import head_name, label_logits, log_partition, outpu
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ClassScores, ReadOut, Record
 from laplora.readouts.contexts import context_states, context_tokens
-from laplora.readouts.label_text import LabelText
+from laplora.readouts.label_tokens import LabelText
 from laplora.readouts.prefix_tree import PrefixTree, prefix_tree
 
 

@@ -8,11 +8,36 @@ from typing import Any
 
 import torch
 
+from laplora.linearised import Likelihood
 from laplora.models.lora import lora_of, runs_lora
 from laplora.models.readout import head_name, label_logits, label_mass, last_hidden, logit_transform, output_head
-from laplora.prompts.rows import Batch
+from laplora.prompts.rows import Batch, Side
 from laplora.readouts.base import ClassScores, HeadGradient, LinearGradient, ReadOut, Record
-from laplora.readouts.label_text import LabelText
+
+
+@dataclass(frozen=True)
+class LabelText:
+    """One label is right, and its text follows the prompt; ``token_ids`` has an entry a label, in their order."""
+
+    token_ids: Sequence[object]
+
+    @property
+    def class_count(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        return "categorical"
+
+    @property
+    def side(self) -> Side:
+        """The start of a row: the labels follow its last token."""
+        return "left"
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """None: an adapted ``lm_head`` is LoRA's."""
+        return ()
 
 
 @dataclass(frozen=True)

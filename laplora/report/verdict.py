@@ -94,7 +94,6 @@ class Share:
 
     @property
     def value(self) -> float:
-        """The share, 0 to 1."""
         return self.count / self.rows
 
     @property

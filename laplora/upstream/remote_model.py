@@ -219,7 +219,6 @@ class KeptAnswers:
         return {place: answer for place, answer in found.items() if answer is not None}
 
     def add(self, state: Any, answer: UpstreamAnswer) -> None:
-        """Keep an answer."""
         line = {"asked": self._digest(state), "model": answer.model, "probs": dict(answer.probs)}
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
@@ -229,7 +228,6 @@ class KeptAnswers:
         self._file.truncate(0)
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     def _read(self, line: bytes) -> None:

@@ -93,7 +93,6 @@ class Loader:
         return budget
 
     def budget_of(self, predictor: Predictor) -> TokenBudget:
-        """Return the token budget of a predictor that this loaded."""
         return self._budgets[predictor]
 
     def use(self, predictor: Predictor, loaded: Sequence[Predictor]) -> None:

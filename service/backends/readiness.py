@@ -1,17 +1,25 @@
-"""Whether new requests are to be sent here: what the health routes and the metric of it say."""
+"""Whether new requests are to be sent here, and the watch over a backend, whose failed device ends the process."""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from laplora.errors import LaploraError
 from service.errors import DrainingError
+from service.lifecycle import Lifecycle
+from service.scoring.backend import Backend
 
 if TYPE_CHECKING:
     from service.artifacts.host import ArtifactHost
     from service.lifecycle import Lifecycle
     from service.scoring.backend import Backend
     from service.scoring.model import Model
+
+#: Seconds between two looks.
+LOOK_S = 0.1
 
 
 def require_ready(artifacts: ArtifactHost, lifecycle: Lifecycle, backend: Backend) -> Model:
@@ -34,3 +42,18 @@ def is_ready(artifacts: ArtifactHost, lifecycle: Lifecycle, backend: Backend) ->
     except LaploraError:
         return False
     return True
+
+
+async def watch(backend: Backend, lifecycle: Lifecycle, on_failed: Callable[[], None]) -> None:
+    """Look at a backend until it has failed; call ``on_failed`` once nothing is open, or ``lifecycle.leave_s`` later.
+
+    It needs the application's event loop alone, and so runs under any ASGI server. Requests that wait for the device
+    are answered by then; only bodies in transfer are still open.
+    """
+    while not backend.failed:
+        await asyncio.sleep(LOOK_S)
+        backend.look()
+    leave_at = time.monotonic() + lifecycle.leave_s
+    while lifecycle.open_requests and time.monotonic() < leave_at:
+        await asyncio.sleep(LOOK_S)
+    on_failed()

@@ -27,7 +27,6 @@ class PackedAnswers(GZipMiddleware):
     """ASGI middleware: Starlette's, which by itself packs also where gzip is refused."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
         if scope["type"] == "http" and _REFUSED.search(Headers(scope=scope).get("accept-encoding", "")):
             scope = {**scope, "headers": [one for one in scope["headers"] if one[0] != b"accept-encoding"]}
         await super().__call__(scope, receive, send)

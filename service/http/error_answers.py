@@ -103,7 +103,6 @@ def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
 
 
 async def answer(request: Request, error: Exception) -> JSONResponse:
-    """Return the answer for an error."""
     kind = kind_of(error)
     request.app.state.metrics.count_reject(kind.code)
     if kind.status == 500:

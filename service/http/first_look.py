@@ -46,7 +46,6 @@ class FirstLook:
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
         if scope["type"] == "http" and (error := self._refusal(scope)) is not None:
             response = await self._answer(Request(scope), error)
             await response(scope, receive, send)

@@ -117,7 +117,6 @@ class InFlight:
         self._body_bytes, self._answer_numbers = body_bytes, answer_numbers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
         if scope["type"] != "http" or not needs_place(scope["method"], scope["path"]):
             await self._app(scope, receive, send)
             return

@@ -24,7 +24,6 @@ class Versioned:
         self._app, self._names = app, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
         empty, _, path = scope.get("path", "").partition(f"{PREFIX}/")
         if scope["type"] != "http" or empty or path.split("/")[0] not in self._names:
             await self._app(scope, receive, send)

@@ -145,7 +145,6 @@ class _IngressReplica:
         self._args, self._settings, self._calls = args, _start(args), _ServeCalls(scorer)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Return the application."""
         self._app = create_app(
             self._settings, backend=self._backend, library=_library(self._args), on_change=exempt_from_collection
         )

@@ -24,7 +24,6 @@ MOST_AHEAD = 2
 
 
 def is_job(caller: str) -> bool:
-    """Return whether a caller is an evaluation job."""
     return caller.startswith(JOB_PREFIX)
 
 

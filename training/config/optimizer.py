@@ -92,7 +92,6 @@ class OptimizerConfig(Section):
 
     @property
     def step_rows(self) -> int:
-        """Rows a step."""
         return self.batch_size * self.gradient_accumulation
 
     def steps_of(self, epochs: float, rows: int) -> int:

@@ -29,9 +29,9 @@ from laplora.models.adapters import save_adapter
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
 from training.config import OptimizerConfig, RunConfig
+from training.fine_tuning.new_adapter import RECOMPUTING
 from training.fine_tuning.one_device import OneDeviceArguments
 from training.fine_tuning.shared_steps import Collate, SharedBatches, in_forward, shared_loader
-from training.workspace.recomputing import RECOMPUTING
 from training.workspace.targets import target_loss
 
 

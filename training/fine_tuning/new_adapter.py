@@ -1,4 +1,4 @@
-"""A fresh LoRA adapter, as a configuration describes it."""
+"""A fresh LoRA adapter, as a configuration describes it, and activations that are computed again, not kept."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from laplora.models.lora import adapter_name
 from laplora.models.probe import check_adapted, check_targets
 from laplora.models.quiet import quiet_loading
 from training.config import RunConfig
+
+#: For Trainer and model alike: the other form does not take part in every derivative.
+RECOMPUTING = {"use_reentrant": False}
 
 
 def add_adapter(base: nn.Module, config: RunConfig) -> Any:
@@ -36,3 +39,11 @@ def add_adapter(base: nn.Module, config: RunConfig) -> Any:
     model.eval()  # dropout would draw from the generator that training draws from
     check_adapted(model)
     return model
+
+
+def recompute_activations(model: Any) -> None:
+    """Let a PEFT model's base compute its layers' activations again in the backward passes of training."""
+    base = model.get_base_model()
+    # Newer versions of transformers call it otherwise, and warn of the older name.
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable(RECOMPUTING)

@@ -13,7 +13,7 @@ import torch
 from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
 from laplora.posterior.structures import needs_sums
 from laplora.prompts.rows import EncodedRow
-from training.workspace.recomputing import recompute_activations
+from training.fine_tuning.new_adapter import recompute_activations
 from training.workspace.run import Run
 from training.workspace.targets import Target, target_loss
 

@@ -20,7 +20,6 @@ _CURVATURE = {"structure", "subset", "rank", "oversampling", "joint_rank", "batc
 
 
 def adapter_inputs(run: Run) -> str:
-    """Return the digest of what the trained adapter depends on."""
     config = run.config
     return digest(
         _base(run),

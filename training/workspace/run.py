@@ -125,7 +125,6 @@ class Run:
         ]
 
     def collate(self, rows: Sequence[EncodedRow]) -> Batch:
-        """Return rows as one batch on the run's device."""
         batch = collate(rows, class_count=self.class_count, pad_token_id=self.tokenizer.pad_token_id)
         return batch.to(self.device)
 

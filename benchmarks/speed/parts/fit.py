@@ -19,7 +19,7 @@ from laplora.posterior.passes import StructureSettings
 from laplora.posterior.structures import fit_posterior, needs_sums
 from laplora.predictive.batch_outputs import AdaptedModel
 from laplora.prior.evidence import choose_by_evidence
-from laplora.prior.validation import choose_by_validation
+from laplora.prior.search import choose_by_validation
 from laplora.prompts.rows import Batch
 
 State = TypeVar("State")

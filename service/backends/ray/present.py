@@ -16,7 +16,6 @@ class Present:
         self._lock = threading.Lock()
 
     def tell(self, deployment: str, replicas: Iterable[str]) -> None:
-        """Say which replicas a deployment has now."""
         with self._lock:
             self._replicas[deployment] = frozenset(replicas)
 

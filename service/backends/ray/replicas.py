@@ -152,7 +152,6 @@ class Replicas:
 
     @property
     def statuses(self) -> list[Status]:
-        """The last status of each replica that there is."""
         return [one.status for one in list(self._replicas.values()) if one.status is not None]
 
     @property
@@ -415,7 +414,6 @@ class Replicas:
         return known.stalled or known.silent, missing, elsewhere, known.sent_tokens, known.sent
 
     def _place(self, names: frozenset[str]) -> Placement:
-        """Return what each replica is to hold."""
         return self._places.of({one.artifact.digest: one.base_name for one in self._models}, names)
 
     def _note_held(self, reply: Reply) -> None:

@@ -35,7 +35,6 @@ class DirectRouter(AnyRouter):
     """Sends a call to the replica that its model id names, or, where that one is gone or none is named, to any."""
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Take in which replicas there are."""
         from service.backends.ray.present import PRESENT
 
         super().update_replicas(replicas)

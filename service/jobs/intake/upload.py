@@ -21,8 +21,7 @@ from service.errors import (
     kind_of,
     told_of,
 )
-from service.jobs.intake.lines import Lines
-from service.jobs.intake.row import read_row
+from service.jobs.intake.lines import Lines, read_row
 from service.jobs.store.folder import private_file, storage_errors
 from service.jobs.store.records import ReadRow
 from service.settings import Settings

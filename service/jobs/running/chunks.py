@@ -24,7 +24,7 @@ from service.errors import (
     UploadChangedError,
     kind_of,
 )
-from service.jobs.intake.row import read_row
+from service.jobs.intake.lines import read_row
 from service.jobs.running.tools import Tools
 from service.jobs.store.numbers import kept_answer
 from service.jobs.store.records import About, ArtifactVersion, Job, ReadRow, RowRange, ScoredRow

@@ -156,7 +156,6 @@ class Sums(BaseModel, extra="allow"):
 
     @property
     def scored(self) -> int:
-        """Rows that have an answer."""
         return self.answered.rows
 
     def metrics(self) -> dict[str, dict[str, float]] | None:
@@ -300,7 +299,6 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether it is done, failed or cancelled."""
         return self.status in ("done", "failed", "cancelled")
 
     @property

@@ -19,8 +19,7 @@ from laplora.errors import ConfigError, InvalidInputError
 from laplora.features.layers import feature_layers
 from laplora.features.options import SCORES
 from laplora.prompts.examples import Example
-from laplora.prompts.option_tokens import encode_question
-from laplora.prompts.options import OptionText, option_prompt, option_texts
+from laplora.prompts.option_tokens import OptionText, encode_question, option_prompt, option_texts
 from laplora.prompts.templates import TEMPLATES, PromptTemplate
 
 LETTERS = ("A", "B", "C", "D")

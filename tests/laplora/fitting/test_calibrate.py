@@ -25,7 +25,7 @@ from laplora.metrics.scores import row_nll
 from laplora.posterior.base import ProjectedJacobians
 from laplora.predictive.cross_fitting import FOLDS, fold_rows
 from laplora.predictive.kinds import PredictiveName
-from laplora.prior.validation import choose_by_validation
+from laplora.prior.search import choose_by_validation
 from laplora.settings import FitSettings
 
 pytestmark = pytest.mark.slow

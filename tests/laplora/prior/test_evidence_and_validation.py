@@ -16,7 +16,7 @@ from laplora.errors import PriorError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.posterior.base import Granularity, Posterior, Prior, block_precisions
 from laplora.prior.evidence import choose_by_evidence
-from laplora.prior.validation import choose_by_validation
+from laplora.prior.search import choose_by_validation
 
 
 @pytest.mark.parametrize(
