@@ -19,7 +19,7 @@ PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
 #: costs. A user reads the pages, so they have 51,600 words; RESULTS.md, which commands write, is not counted. The audit
 #: of labels took 420 lines of the product and 190 of the tests, decisions by costs 720 and 320, which no other command
 #: did, and changes of labels 350, 220 and 130 of the benchmarks. All have little to spare: they are to become fewer.
-LIMITS = {"product": 60_997, "benchmarks": 8_240, "tests": 45_315, "pages": 52_205}
+LIMITS = {"product": 60_997, "benchmarks": 8_240, "tests": 45_312, "pages": 51_897}
 
 
 def tracked(suffix: str) -> list[Path]:
