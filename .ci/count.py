@@ -18,8 +18,9 @@ PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
 #: server without a model's cost, 200 run everything that needs a GPU by one command, and 260 measure decisions by
 #: costs. A user reads the pages, so they have 51,600 words; RESULTS.md, which commands write, is not counted. The audit
 #: of labels took 420 lines of the product and 190 of the tests, decisions by costs 720 and 320, which no other command
-#: did, and changes of labels 350, 220 and 130 of the benchmarks. All have little to spare: they are to become fewer.
-LIMITS = {"product": 60_997, "benchmarks": 8_240, "tests": 45_312, "pages": 51_897}
+#: did, changes of labels 350, 220 and 130 of the benchmarks, and a candidate in the
+#: shadow 1,010, 370 and 100. All have little to spare: they are to become fewer.
+LIMITS = {"product": 62_009, "benchmarks": 8_344, "tests": 45_696, "pages": 52_360}
 
 
 def tracked(suffix: str) -> list[Path]:

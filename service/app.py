@@ -45,6 +45,7 @@ from service.http.routes import (
     page,
     planning,
     predict,
+    shadow,
     suggest,
     systemone,
 )
@@ -58,6 +59,7 @@ from service.scoring.tokenizing import TOKENIZE_THREADS
 from service.security.access import Access
 from service.security.keyring import open_keyring
 from service.settings import Settings
+from service.shadow.candidate import Candidate
 from service.telemetry import event_loop
 from service.telemetry.batch_report import BatchReport
 from service.telemetry.metrics import Metrics
@@ -78,6 +80,7 @@ _NATIVE = (
     job_report.router,
     artifacts.router,
     condition.router,
+    shadow.router,
     changes.router,
     health.router,
 )
@@ -127,11 +130,12 @@ class _Parts:
         )
         self.conditioner = Conditioner(self.artifacts, self.backend)
         self.jobs = JobBoard(settings, self.scorer, self.artifacts, self.metrics, read_uploaded)
-        self.following = Following(settings, self.jobs.ledger.disk, self.artifacts)
-        self.changes = Changes(settings, self.jobs.ledger.disk, self.following.tell)
         self.feedback = FeedbackStore(
             keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window
         )
+        self.candidate = Candidate(self.artifacts, self.scorer, self.feedback, self.metrics)
+        self.following = Following(settings, self.jobs.ledger.disk, self.artifacts, self.candidate)
+        self.changes = Changes(settings, self.jobs.ledger.disk, self.following.tell)
         self.shared_feedback = SharedFeedback(settings, self.jobs.ledger.disk, self.feedback)
         self.requests = SharedLimit("requests", "max_requests", settings.max_requests, share, lent=True)
         self.body_bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", settings.in_flight_bytes, share)
@@ -263,6 +267,7 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
     parts.artifacts.start(await parts.following.first())
     parts.following.start()
     parts.shared_feedback.start()
+    parts.candidate.start(partial(_activate, parts))
     watching = asyncio.create_task(watch(parts.backend, parts.lifecycle, parts.on_failed))
     try:
         async with event_loop.watched(parts.metrics.observe_loop_lag):
@@ -271,6 +276,7 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
         lifecycle = parts.lifecycle
         lifecycle.stop()
         watching.cancel()
+        parts.candidate.stop()
         await parts.changes.close()
         await parts.following.close()
         closing_jobs = asyncio.create_task(_jobs_closed(parts))
@@ -283,6 +289,11 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
         if parts.keyring is not None:
             parts.keyring.stop()
         parts.threads.stop()
+
+
+async def _activate(parts: _Parts, name: str) -> None:
+    work = partial(parts.artifacts.change, name, True)
+    await parts.changes.begin("activate", name, "shadow", "shadow", None, work, artifacts.activated)
 
 
 async def _jobs_closed(parts: _Parts) -> None:

@@ -294,6 +294,45 @@ class PredictionSets(Record):
     measured: dict[str, MeasuredSets]
 
 
+class ShadowDifference(Record):
+    """How much better a candidate is in a figure: ``value`` as measured, ``low`` the least for certain."""
+
+    figure: str
+    value: float | None
+    low: float
+
+
+class Shadow(Record):
+    """How a candidate in the shadow compares with the active artifact.
+
+    Attributes:
+        share: of rows that it answers too; rows: answered by both; missed: not answered by it, though drawn.
+        agreement: share of rows with the same label; None before any row.
+        accepted_share: by ``active``, ``shadow`` and ``both``.
+        labelled: rows of both with a label; figures: of these, by ``active`` and ``shadow``.
+        verdict: ``not_asked``, ``waiting``, ``better`` or ``undecided``; reason: why.
+    """
+
+    artifact: Artifact
+    active: Artifact
+    share: float
+    rows: int
+    missed: int
+    agreement: float | None
+    accepted_share: dict[str, float]
+    labelled: int
+    figures: dict[str, dict[str, float | None]]
+    differences: tuple[ShadowDifference, ...]
+    verdict: str
+    reason: str
+
+
+class ShadowAnswer(Record):
+    """The answer of /shadow."""
+
+    shadow: Shadow | None
+
+
 class ServedArtifact(Record):
     """One artifact that the service knows. Fields are None where it cannot be read.
 

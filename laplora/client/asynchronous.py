@@ -21,6 +21,8 @@ from laplora.client.answers import (
     Evaluated,
     FeedbackResult,
     ServedArtifact,
+    Shadow,
+    ShadowAnswer,
     Suggested,
 )
 from laplora.client.failures import (
@@ -409,6 +411,28 @@ class AsyncClient:
         return responses.parsed(
             Artifact, await self._send("POST", changes.artifact_path(name, "unload"), once=True), "artifact"
         )
+
+    async def begin_shadow(
+        self, name: str, *, share: float = 0.1, activate_if_better: Sequence[str] = (), confidence: float = 0.95
+    ) -> Shadow | None:
+        """Let a loaded artifact answer a share of rows beside the active one, which no client sees.
+
+        Args:
+            activate_if_better: ``accepted_share``, ``accuracy`` or ``nll``: figures in which it has to be better for
+                certain, all of them, to be activated.
+            confidence: that no look ever calls a figure better that is not.
+        """
+        body = {"artifact": name, "share": share, "activate_if_better": [*activate_if_better]}
+        response = await self._send("POST", "/shadow", json=body | {"confidence": confidence})
+        return responses.parsed(ShadowAnswer, response).shadow
+
+    async def shadow(self) -> Shadow | None:
+        """Return how the candidate in the shadow compares; None where there is none."""
+        return responses.parsed(ShadowAnswer, await self._send("GET", "/shadow")).shadow
+
+    async def end_shadow(self) -> Shadow | None:
+        """Let no candidate answer any more, and return how it compared."""
+        return responses.parsed(ShadowAnswer, await self._send("DELETE", "/shadow")).shadow
 
     async def condition(
         self,

@@ -113,31 +113,35 @@ def prune(database: Database, deployment: str, keep_s: float, most: int) -> None
 
 
 def _text(one: StoredPrediction) -> str:
+    return to_json(_fields(one)).decode()
+
+
+def _fields(one: StoredPrediction) -> list[Any]:
     held = f"{one.prediction_set:x}"
     told = [one.score, one.target_risk, one.accepted, one.flags, one.several, one.label]
-    return to_json([*one.series, one.caller, one.labels, one.numbers.hex(), held, *told]).decode()
+    served = () if one.served is None else (_fields(one.served),)
+    return [*one.series, one.caller, one.labels, one.numbers.hex(), held, *told, *served]
 
 
 def _prediction(row: Any, now: Callable[[], float]) -> StoredPrediction | None:
     """Return what a row holds; None of one that this server cannot read."""
     try:
-        return _read(row, now)
+        answered = now() - (time.time() - row.answered)
+        return _read(json.loads(row.record), answered, None if row.right is None else int(row.right, 16))
     except (ValueError, TypeError) as error:
         log_crash("an answer in the database cannot be read", error)
         return None
 
 
-def _read(row: Any, now: Callable[[], float]) -> StoredPrediction:
-    digest, predictive, caller, labels, numbers, held, score, target_risk, accepted, flags, several, *rest = json.loads(
-        row.record
-    )
+def _read(fields: list[Any], answered: float, right: int | None) -> StoredPrediction:
+    digest, predictive, caller, labels, numbers, held, score, target_risk, accepted, flags, several, *rest = fields
     decoded = bytes.fromhex(numbers) if len(numbers) in (16 * len(labels), 32 * len(labels)) else b85decode(numbers)
     if len(decoded) not in (8 * len(labels), 16 * len(labels)):  # base 85 is of earlier versions
         raise ValueError("its numbers are not those of its labels")
     return StoredPrediction(
         series=(digest, predictive),
         caller=caller,
-        answered=now() - (time.time() - row.answered),
+        answered=answered,
         labels=tuple(labels),
         numbers=decoded,
         prediction_set=int(held, 16),
@@ -146,6 +150,7 @@ def _read(row: Any, now: Callable[[], float]) -> StoredPrediction:
         accepted=accepted,
         flags=tuple(flags),
         several=several,
-        right=None if row.right is None else int(row.right, 16),
+        right=right,
         label=rest[0] if rest else -1,
+        served=_read(rest[1], answered, None) if len(rest) > 1 else None,
     )

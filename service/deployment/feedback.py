@@ -15,7 +15,7 @@ from functools import partial
 
 from laplora.errors import LaploraError
 from service.deployment import answers
-from service.feedback.labels import FeedbackStore
+from service.feedback.labels import BESIDE, FeedbackStore
 from service.feedback.records import Outcome, StoredPrediction
 from service.jobs.store.disk import STORAGE_ERRORS, Disk
 from service.jobs.store.tasks import cancelled
@@ -76,9 +76,10 @@ class SharedFeedback:
         for key in self._unsaved.keys() & found.keys():
             found[key].right = self._unsaved[key]
         outcomes = self._store.give(caller, items, found)
-        for key, outcome in zip(ids, outcomes, strict=True):
+        new = [key for key, outcome in zip(ids, outcomes, strict=True) if outcome in ("recorded", "corrected")]
+        for key in (key for each in new for key in (each, BESIDE + each)):
             one = self._store.find(key) or found.get(key)
-            if outcome in ("recorded", "corrected") and one is not None and one.right is not None:
+            if one is not None and one.right is not None:
                 self._unsaved[key] = one.right
         while len(self._unsaved) > self._store.rows:
             del self._unsaved[next(iter(self._unsaved))]
@@ -94,7 +95,7 @@ class SharedFeedback:
             known = (found.get(one) or self._store.find(one) for one in ids)
             return any(one is None or one.caller != caller for one in known)
 
-        wanted = [one for one in ids if _ID.fullmatch(one)]
+        wanted = [key for one in ids if _ID.fullmatch(one) for key in (one, BESIDE + one)]
         try:
             found = await self._disk.ask(answers.find, self._settings.deployment, wanted, self._store.clock)
             if self._disk.shared and self._disk.living > 1 and self._waiting < _MOST_WAIT and lacks(found):

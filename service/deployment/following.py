@@ -19,6 +19,8 @@ from service.errors import ActivationRunningError, kind_of
 from service.jobs.store.disk import STORAGE_ERRORS, Disk
 from service.jobs.store.tasks import cancelled
 from service.settings import Settings
+from service.shadow.candidate import Candidate
+from service.shadow.terms import Terms
 from service.telemetry.logs import log_crash, logger
 from service.threads import in_daemon_thread
 
@@ -35,8 +37,8 @@ class Following:
         disk: of the jobs, whose database is asked every ``job_look_s`` if servers share it.
     """
 
-    def __init__(self, settings: Settings, disk: Disk, host: ArtifactHost) -> None:
-        self._settings, self._disk, self._host = settings, disk, host
+    def __init__(self, settings: Settings, disk: Disk, host: ArtifactHost, candidate: Candidate) -> None:
+        self._settings, self._disk, self._host, self._candidate = settings, disk, host, candidate
         self._configured = json.dumps([settings.artifact, *settings.also_load, str(settings.artifacts_root)])
         #: The state served here as far as it was told or followed, and the one that the start came to.
         self._mine: Served | None = None
@@ -52,6 +54,7 @@ class Following:
             version, kept = await self._disk.ask(served.find, self._settings.deployment)
             if kept is not None and kept.configured == self._configured:
                 self._version, self._mine = version, kept
+                self._candidate.begin(kept.shadow)
                 return [kept.active, *(name for name in kept.loaded if name != kept.active)]
         return []
 
@@ -107,9 +110,9 @@ class Following:
             return
         if version != self._failed or time.monotonic() >= self._again:
             self._host.require_taking()
-            self._mine, whole = await asyncio.wrap_future(
-                in_daemon_thread("laplora-follow", lambda: self._follow(kept))
-            )
+            mine, whole = await asyncio.wrap_future(in_daemon_thread("laplora-follow", lambda: self._follow(kept)))
+            self._candidate.begin(kept.shadow)
+            self._mine = mine.model_copy(update={"shadow": self._shadow()})
             self._version = version if whole else 0
             if not whole:
                 self._failed, self._again = version, time.monotonic() + _AGAIN_S
@@ -150,4 +153,8 @@ class Following:
     def _now(self) -> Served:
         places = [place.model.artifact for place in self._host.shelf.places]
         digests = {artifact.path.name: artifact.digest for artifact in places}
-        return Served(configured=self._configured, active=places[0].path.name, loaded=digests)
+        return Served(configured=self._configured, active=places[0].path.name, loaded=digests, shadow=self._shadow())
+
+    def _shadow(self) -> Terms | None:
+        terms = self._candidate.terms
+        return None if terms is None or terms.artifact == self._host.shelf.places[0].model.artifact.path.name else terms

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from service.jobs.store.database import Database
 from service.jobs.store.schema import SERVED
+from service.shadow.terms import Terms
 from service.telemetry.logs import log_crash
 
 
@@ -22,11 +23,13 @@ class Served(BaseModel):
         configured: the settings that name artifacts: a server with others begins anew.
         active: the folder's name of the artifact that answers where a request names none.
         loaded: digests by folder's name, of that one too.
+        shadow: what was asked of a candidate beside it; None: there is none.
     """
 
     configured: str
     active: str
     loaded: dict[str, str]
+    shadow: Terms | None = None
 
 
 def find(database: Database, deployment: str) -> tuple[int, Served | None]:
@@ -77,4 +80,9 @@ def changed(kept: Served, before: Served | None, now: Served) -> Served:
     loaded = {name: digest for name, digest in kept.loaded.items() if name in now.loaded or name not in before.loaded}
     loaded |= {name: digest for name, digest in now.loaded.items() if before.loaded.get(name) != digest}
     active = kept.active if now.active == before.active else now.active
-    return Served(configured=now.configured, active=active, loaded={active: kept.loaded.get(active, "")} | loaded)
+    return Served(
+        configured=now.configured,
+        active=active,
+        loaded={active: kept.loaded.get(active, "")} | loaded,
+        shadow=kept.shadow if now.shadow == before.shadow else now.shadow,
+    )

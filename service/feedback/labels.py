@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from service.errors import InvalidRequestError
 from service.feedback.records import Outcome, Reference, SeriesKey, SeriesReport, StoredPrediction
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from service.scoring.model import Model
 
+#: Begins the id of a shadow's answer, before that of the served one; its caller, which is nobody's name.
+BESIDE: Final = "~"
 #: Random characters of an id: 132 bits cannot be guessed, and two ids never meet.
 _ID_CHARS = 22
 #: Windows are searched for rows that are too old this many times within ``feedback_keep_s``.
@@ -86,32 +88,63 @@ class FeedbackStore:
         # Every row holds it: one string for all of a caller's rows.
         caller = sys.intern(caller)
         with self._lock:
-            now = self.clock()
-            key = model.artifact.digest, predictive
-            series = self._series_of(key)
-            for prediction_id, p in zip(ids, predictions, strict=True):
-                held = set(p.prediction_set)
-                kept = StoredPrediction(
-                    series=key,
-                    caller=caller,
-                    answered=now,
-                    labels=series.shared(p.labels),
-                    numbers=b"".join(one.tobytes() for one in (p.arrays.map_probs, p.arrays.probs) if one is not None),
-                    prediction_set=sum(1 << k for k, label in enumerate(p.labels) if label in held),
-                    score=p.score,
-                    target_risk=p.stated_risk,
-                    accepted=p.decision == "accept",
-                    flags=series.shared(p.flags),
-                    several=p.labels_present is not None,
-                    label=p.label_index,
-                )
-                self._predictions[prediction_id] = kept
-                self.unsaved.append((prediction_id, kept))
-            while len(self.unsaved) > self.rows:
-                self.unsaved.popleft()
-            series.count(predictions, now)
-            self._expire()
+            self._keep(ids, [None] * len(ids), (model.artifact.digest, predictive), caller, predictions)
         return ids
+
+    def remember_beside(self, ids: Sequence[str], model: Model, predictive: str, answers: Sequence[Prediction]) -> None:
+        """Keep a shadow's answers beside those of the active artifact; a label of one is then a label of both.
+
+        Args:
+            ids: of the active artifact's answers to the same rows; of those that are not kept any more, nothing is.
+        """
+        with self._lock:
+            there = [(one, p) for one, p in zip(ids, answers, strict=True) if one in self._predictions]
+            served = [self._predictions[one] for one, _ in there]
+            key = model.artifact.digest, predictive
+            self._keep([BESIDE + one for one, _ in there], served, key, BESIDE, [p for _, p in there])
+            for (one, _), answered in zip(there, served, strict=True):
+                self._record_beside(one, answered)
+
+    def beside(self, shadow: SeriesKey, served: SeriesKey) -> list[tuple[StoredPrediction, int]]:
+        """Return a shadow's labelled answers beside those of a series, with their bits, the first labelled first."""
+        with self._lock:
+            self._expire(sweep=True)
+            series = self._series.get(shadow)
+            pairs = [] if series is None else series.snapshot().labelled
+        return [(one, right) for one, right in pairs if one.served is not None and one.served.series == served]
+
+    def _keep(
+        self,
+        ids: Sequence[str],
+        served: Sequence[StoredPrediction | None],
+        key: SeriesKey,
+        caller: str,
+        predictions: Sequence[Prediction],
+    ) -> None:
+        now, series = self.clock(), self._series_of(key)
+        for prediction_id, p, beside in zip(ids, predictions, served, strict=True):
+            held = set(p.prediction_set)
+            kept = StoredPrediction(
+                series=key,
+                caller=caller,
+                answered=now,
+                labels=series.shared(p.labels),
+                numbers=b"".join(one.tobytes() for one in (p.arrays.map_probs, p.arrays.probs) if one is not None),
+                prediction_set=sum(1 << k for k, label in enumerate(p.labels) if label in held),
+                score=p.score,
+                target_risk=p.stated_risk,
+                accepted=p.decision == "accept",
+                flags=series.shared(p.flags),
+                several=p.labels_present is not None,
+                label=p.label_index,
+                served=beside,
+            )
+            self._predictions[prediction_id] = kept
+            self.unsaved.append((prediction_id, kept))
+        while len(self.unsaved) > self.rows:
+            self.unsaved.popleft()
+        series.count(predictions, now)
+        self._expire()
 
     def give(
         self,
@@ -139,7 +172,12 @@ class FeedbackStore:
                 here, there = self._predictions.get(one), found.get(one)
                 known[one] = here if there is None or (here is not None and there.right is None) else there
             places = [self._place(caller, i, known[one], label) for i, (one, label) in enumerate(items)]
-            return [self._record(one, place) for (one, _), place in zip(items, places, strict=True)]
+            outcomes = []
+            for (one, _), place in zip(items, places, strict=True):
+                outcomes.append(self._record(one, place))
+                if place is not None:
+                    self._record_beside(one, place[0], found.get(BESIDE + one))
+            return outcomes
 
     def find(self, prediction_id: str) -> StoredPrediction | None:
         """Return the prediction that is kept here by this id."""
@@ -222,6 +260,16 @@ class FeedbackStore:
                 field=f"items.{number}.label",
             )
         return prediction, sum(1 << prediction.labels.index(one) for one in right)
+
+    def _record_beside(
+        self, prediction_id: str, served: StoredPrediction, found: StoredPrediction | None = None
+    ) -> None:
+        """Let the label of a prediction count for the shadow's answer to the same row too, where there is one."""
+        beside = self._predictions.get(BESIDE + prediction_id, found)
+        if beside is not None and served.right is not None:
+            names = [label for k, label in enumerate(served.labels) if served.right >> k & 1]
+            right = sum(1 << beside.labels.index(name) for name in names if name in beside.labels)
+            self._record(BESIDE + prediction_id, (beside, right))
 
     def _record(self, prediction_id: str, place: tuple[StoredPrediction, int] | None) -> Outcome:
         if place is None:

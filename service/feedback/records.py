@@ -32,6 +32,7 @@ class StoredPrediction:
         several: whether several labels may be right.
         right: bit k is set where label k is right; None until it is told.
         label: place of the answered label; -1: the most probable.
+        served: of a shadow's answer, that of the active artifact to the same row, of the same labels.
     """
 
     series: SeriesKey
@@ -47,6 +48,7 @@ class StoredPrediction:
     several: bool = False
     right: int | None = None
     label: int = -1
+    served: StoredPrediction | None = None
 
     def probabilities(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return ``map_probs``, empty where the model has no answer of its own, and ``probs``."""

@@ -59,6 +59,14 @@ class Metrics:
         self.feedback = self._counter(
             "laplora_feedback_items", "Labels that came to POST /feedback, by what became of them.", ["status"]
         )
+        self.shadow_rows = self._counter(
+            "laplora_shadow_rows",
+            "Rows that a shadow answered too, by whether its label is the active artifact's and by both decisions.",
+            ["artifact", "same_label", "active_accepts", "shadow_accepts"],
+        )
+        self.shadow_missed = self._counter(
+            "laplora_shadow_missed_rows", "Rows that a shadow was to answer and did not.", ["artifact", "reason"]
+        )
         self.in_flight = self._gauge("laplora_requests_in_flight", "HTTP requests being answered.")
         self.body_bytes = self._gauge("laplora_body_bytes", "Bytes of the bodies of requests being answered.")
 
@@ -152,6 +160,22 @@ class Metrics:
     def count_feedback(self, status: str, count: int) -> None:
         """Count labels by what became of them."""
         self.feedback.labels(status).inc(count)
+
+    @unfailing("metrics.count_shadow")
+    def count_shadow(self, artifact: str, same: bool, active_accepts: bool, shadow_accepts: bool) -> None:
+        """Count a row that a shadow answered too."""
+        self.shadow_rows.labels(artifact, *(str(by).lower() for by in (same, active_accepts, shadow_accepts))).inc()
+
+    @unfailing("metrics.count_shadow_missed")
+    def count_shadow_missed(self, artifact: str, reason: str, rows: int) -> None:
+        """Count rows that a shadow did not answer."""
+        self.shadow_missed.labels(artifact, reason).inc(rows)
+
+    @unfailing("metrics.clear_shadow")
+    def clear_shadow(self) -> None:
+        """Let the series of a shadow end."""
+        self.shadow_rows.clear()
+        self.shadow_missed.clear()
 
     @unfailing("metrics.count_job_rows")
     def count_job_rows(self, rows: int, *, bad: int) -> None:

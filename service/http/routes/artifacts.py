@@ -103,7 +103,7 @@ async def load_artifact(name: str, artifacts: ArtifactsDep, begin: BeginDep) -> 
 async def activate_artifact(name: str, artifacts: ArtifactsDep, begin: BeginDep) -> ChangeOut:
     """Make an artifact the default one, which answers requests that name none; a broken one changes nothing."""
     artifacts.require_taking()
-    return await begin("activate", name, "", partial(artifacts.change, name, True), _activated)
+    return await begin("activate", name, "", partial(artifacts.change, name, True), activated)
 
 
 @router.post(
@@ -123,7 +123,8 @@ def _loaded(change: Change) -> LoadResponse:
     return LoadResponse(artifact=artifact_ref(change.model.artifact), unloaded=list(change.unloaded))
 
 
-def _activated(change: Change) -> ActivateResponse:
+def activated(change: Change) -> ActivateResponse:
+    """Return the result of an activation."""
     return ActivateResponse(
         artifact=artifact_ref(change.model.artifact), previous=change.previous, unloaded=list(change.unloaded)
     )

@@ -20,6 +20,7 @@ from service.http.schemas.predict import NothingAcceptedOut, PredictiveRef, Pred
 from service.scoring.plan import choose_ask
 from service.scoring.scorer import Scorer
 from service.scoring.ticket import Ask
+from service.shadow.candidate import Candidate
 from service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
 class Predicting:
     """Answers what one HTTP request asks to predict, of one artifact or of several at once."""
 
-    def __init__(self, planning: Planning, scorer: Scorer, feedback: FeedbackStore, metrics: Metrics) -> None:
-        self._planning, self._scorer, self._feedback, self._metrics = planning, scorer, feedback, metrics
+    def __init__(
+        self, planning: Planning, scorer: Scorer, feedback: FeedbackStore, candidate: Candidate, metrics: Metrics
+    ) -> None:
+        self._planning, self._scorer, self._feedback = planning, scorer, feedback
+        self._candidate, self._metrics = candidate, metrics
 
     async def answer(self, body: PredictRequest) -> Answered:
         """Return the answer to a body: it becomes a plan, the plan is scored, its predictions are counted and kept.
@@ -62,6 +66,7 @@ class Predicting:
             ids: list[str] = []
             if self._feedback.on:
                 ids = self._feedback.remember(plan.model, predictive, plan.caller, answers)
+            self._candidate.offer(plan, options.wanted, answers, ids)
             await asyncio.sleep(0)
             self._metrics.count_answers(artifact.name, predictive, answers)
             manifest, nothing = artifact.manifest, None
@@ -82,7 +87,7 @@ class Predicting:
 
 async def _predicting(request: Request) -> Predicting:
     state = request.app.state  # at once: each part that FastAPI looks up costs every request some 15 microseconds
-    return Predicting(Planning(request), state.scorer, state.feedback, state.metrics)
+    return Predicting(Planning(request), state.scorer, state.feedback, state.candidate, state.metrics)
 
 
 PredictingDep = Annotated[Predicting, Depends(_predicting)]

@@ -3,6 +3,7 @@
 import { getJson, inWords } from "./api.js";
 import { gauge } from "./charts.js";
 import { byId, counted, figure, make, percent, table } from "./dom.js";
+import { showShadow } from "./shadow.js";
 
 // Name, heading, which side of the limit is worse, and the end of the scale where the figure has a natural one.
 const FIGURES = [
@@ -90,6 +91,7 @@ export async function showFeedback() {
       ? "Nothing was asked yet. Ask something in the playground."
       : `${counted(kept, "answer")} kept; figures are of the last ${most} with a label.`;
     byId("feedback-series").replaceChildren(...series.map(drawn));
+    await showShadow();
   } catch (error) {
     byId("feedback-series").replaceChildren();
     byId("feedback-said").textContent = "";

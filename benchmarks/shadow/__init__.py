@@ -1,0 +1,1 @@
+"""How many labels the rule of a shadow needs, and how often it is wrong: ``python -m benchmarks.shadow``."""
