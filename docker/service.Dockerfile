@@ -55,9 +55,9 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/venv/bin/python -m pip install --no-deps --force-reinstall . \
     && diff -r --exclude=__pycache__ laplora /opt/venv/lib/python3*/site-packages/laplora \
-    && mkdir -p /state/cache \
+    && mkdir -p /state /models \
     && if [ -n "${BAKE_MODEL}" ]; then \
-        LAPLORA_CACHE=/state/cache HOME=/tmp \
+        LAPLORA_CACHE=/models HOME=/tmp \
         /opt/venv/bin/python -c 'import sys; from laplora.models import offline as o; [(o.ensure_encoder if name in o.OFFLINE_ENCODERS else o.ensure_model)(name) for name in sys.argv[1:]]' ${BAKE_MODEL}; \
     fi
 # What is in the image and under which licences, by a tool that stays out of it.
@@ -71,8 +71,9 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
 FROM python
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /bom /usr/share/doc/laplora
-# Before VOLUME, so that a new named volume starts with it and with its owner.
+# Before VOLUME, so that a new named volume starts with its owner. Models lie elsewhere: the volume would hide or copy them.
 COPY --from=build --chown=10001:10001 /state /var/lib/laplora
+COPY --from=build --chown=10001:10001 /models /opt/models
 COPY artifacts/fields-smollm2 /artifacts/fields-smollm2
 COPY service /app/service
 # The last two are for a GPU: what NVIDIA's runtime mounts, and memory that rows of every length do not break into pieces
@@ -80,7 +81,6 @@ COPY service /app/service
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/var/lib/laplora \
-    LAPLORA_CACHE=/var/lib/laplora/cache \
     LAPLORA_JOBS_DIR=/var/lib/laplora/jobs \
     LAPLORA_ARTIFACTS_ROOT=/artifacts \
     LAPLORA_HOST=0.0.0.0 \
@@ -88,6 +88,10 @@ ENV PATH=/opt/venv/bin:$PATH \
     LAPLORA_PORT=8000 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+# Where base models are: in the image, if some were baked into it, else in the volume.
+ARG BAKE_MODEL
+ENV LAPLORA_CACHE=${BAKE_MODEL:+/opt/models}
+ENV LAPLORA_CACHE=${LAPLORA_CACHE:-/var/lib/laplora/cache}
 ARG BASE_IMAGE
 ARG REVISION=
 LABEL org.opencontainers.image.title="laplora-service" \

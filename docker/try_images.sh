@@ -28,7 +28,7 @@ build() { # NAME ARGUMENT...
     buildah run "$container" -- grep -q '^torch,' /usr/share/doc/laplora/licences.csv
     echo "laplora-$name: $(buildah images --format '{{.Size}}' "localhost/laplora-$name") in $((SECONDS - began)) s, of these MiB"
     buildah run --user root "$container" -- \
-        find /opt/venv /var/lib/laplora /app /artifacts -maxdepth 0 -exec du -xsm {} ';' 2>/dev/null || true
+        find /opt/venv /opt/models /app /artifacts -maxdepth 0 -exec du -xsm {} ';' 2>/dev/null || true
     buildah rm "$container" >/dev/null
 }
 

@@ -76,8 +76,18 @@ def parse(name: str) -> tuple[list[str], list[Stage]]:
 
 
 def environment(stage: Stage, word: str = "ENV") -> dict[str, str]:
-    """Return what a stage's ENV lines set, or its LABEL lines."""
-    return dict(pair.split("=", 1) for rest in stage.all(word) for pair in shlex.split(rest))
+    """Return what a stage's ENV lines set, or its LABEL lines, in a build without arguments."""
+    values: dict[str, str] = {}
+
+    def chosen(match: re.Match[str]) -> str:
+        name, sign, text = match.groups()
+        value = values.get(name, "")
+        return (value or text) if sign == "-" else value and text
+
+    for pair in (pair for rest in stage.all(word) for pair in shlex.split(rest)):
+        name, _, value = pair.partition("=")
+        values[name] = re.sub(r"\$\{(\w+):([-+])([^}]*)\}", chosen, value)
+    return values
 
 
 def project() -> dict[str, Any]:

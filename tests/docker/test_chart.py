@@ -117,6 +117,8 @@ def test_two_releases_of_one_namespace_do_not_meet(helm: Any) -> None:
     assert ("Deployment", "laplora-green") in names["laplora-green"]
 
 
+#: Values that null would leave out of what Kubernetes needs.
+NEEDED = (("state", "size"), ("autoscaling", "queuedTokens"), ("disruptionBudget", "maxUnavailable"))
 OPEN = {"secret": "", "exposedWithoutKeys": True}
 
 
@@ -132,10 +134,12 @@ OPEN = {"secret": "", "exposedWithoutKeys": True}
         ({"jobs": {"url": "postgresql://laplora@database/laplora"}, "replicas": 2}, "uploads need a place"),
         ({"jobs": {"url": "postgresql://laplora:secret@database/laplora"}}, "/jobs/url"),
         ({"jobs": {"url": "postgresql://laplora@database/laplora?password=secret"}}, "/jobs/url"),
+        ({"jobs": {"url": "postgresql://laplora@one:5432,two:5433/laplora"}}, "/jobs/url"),
         ({"jobs": {"url": "postgresql://laplora@database/laplora", "sslmode": "prefer"}}, "/jobs/sslmode"),
         ({"jobs": {"passwordSecret": "a"}}, "jobs.url, which is empty"),
         ({"jobs": {"ca": {"secret": "a", "configMap": "b"}}}, "one is enough"),
         ({"gpu": {"count": 2}, "device": "cpu"}, "gpu.count above 1"),
+        ({"resources": {"limits": {"nvidia.com/gpu": 1}}}, "resources names the GPU too"),
         ({"gpu": {"count": 2, "resource": "nvidia.com/mig-3g.40gb"}}, "gpu.count above 1"),
         ({"strategy": {"rollingUpdate": {"maxSurge": "0%"}}}, "a rollout could not start"),
         ({"ingress": {"enabled": True}}, "needs ingress.hosts"),
@@ -173,6 +177,8 @@ OPEN = {"secret": "", "exposedWithoutKeys": True}
         ({"autoscaling": {"enable": True}}, "additional properties 'enable' not allowed"),
         ({"settings": {"port": 9000}}, "'port'"),
         ({"settings": {"batch_token": 1}}, "'batch_token'"),
+        ({"settings": {"batch_tokens": -1}}, "/settings/batch_tokens"),
+        *(({group: {name: None}}, f"'{name}'") for group, name in NEEDED),
         ({"device": "gpu"}, "/device"),
         ({"image": {"digest": "sha256:1"}}, "/image/digest"),
         ({"drain": {"seconds": -1}}, "/drain/seconds"),

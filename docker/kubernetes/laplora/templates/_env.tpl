@@ -20,9 +20,7 @@
 - {name: LAPLORA_ALLOWED_HOSTS, value: {{ append $hosts .Values.settings.allowed_hosts | compact | uniq | join "," | quote }}}
 {{- end }}
 {{- if .Values.cache.baked }}
-# Of the image's own folder only the jobs are a volume of the chart then, and libraries keep caches in HOME. containerd copies
-# the image's folder for each container, as it is a VOLUME.
-- {name: HOME, value: /tmp}
+- {name: LAPLORA_CACHE, value: /opt/models}
 # Nothing is fetched: what the image lacks is an error.
 - {name: HF_HUB_OFFLINE, value: "1"}
 - {name: PIP_NO_INDEX, value: "1"}

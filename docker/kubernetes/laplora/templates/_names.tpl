@@ -86,6 +86,9 @@ tolerations:
 {{- if and (gt (int .Values.gpu.count) 1) (or (ne .Values.device "cuda") (contains "/mig-" .Values.gpu.resource)) }}
 {{- fail "gpu.count above 1 is for device cuda and whole cards: a process sees one MIG slice" }}
 {{- end }}
+{{- if and (eq .Values.device "cuda") (or (hasKey .Values.resources.requests .Values.gpu.resource) (hasKey (.Values.resources.limits | default dict) .Values.gpu.resource)) }}
+{{- fail "resources names the GPU too: gpu.count and gpu.resource ask for it" }}
+{{- end }}
 {{- with .Values.strategy.rollingUpdate }}
 {{- if and (has (toString .maxSurge) (list "0" "0%")) (has (toString .maxUnavailable) (list "0" "0%")) }}
 {{- fail "strategy.rollingUpdate: maxSurge and maxUnavailable are both 0, so a rollout could not start" }}
