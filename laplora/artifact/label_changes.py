@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from laplora.decisions.wanted import OTHERS, Costs, Risks, Wanted
 from laplora.errors import ConfigError
@@ -15,17 +17,34 @@ if TYPE_CHECKING:  # a server's schemas load no torch
     from laplora.artifact.manifest import Manifest
 
 
+#: Labels that a prompt may have (``MAX_LABELS``, whose module loads torch).
+_MOST = 4096
+#: A new label and several, and what is of a new label or of one that there is.
+_Name, _Many = Annotated[str, Field(max_length=256)], Field(max_length=_MOST)
+_Names, _Renamed = Annotated[list[_Name], _Many], Annotated[dict[str, _Name], _Many]
+_Merged, _Parted = Annotated[dict[_Name, Annotated[list[str], _Many]], _Many], Annotated[dict[str, _Names], _Many]
+
+
 class LabelChanges(BaseModel):
     """Changes of labels in one step, with the target risk or costs that the new labels need."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    rename: dict[str, str] = Field({}, description="By label its new name.", examples=[{"neg": "negative"}])
-    merge: dict[str, list[str]] = Field({}, description="By new label those that become it.", examples=[{}])
-    split: dict[str, list[str]] = Field({}, description="By label its parts, two or more.", examples=[{}])
-    add: list[str] = Field([], description="New labels, which come last.", examples=[[]])
+    rename: _Renamed = Field({}, description="By label its new name.", examples=[{"neg": "negative"}])
+    merge: _Merged = Field({}, description="By new label those that become it.", examples=[{}])
+    split: _Parted = Field({}, description="By label its parts, two or more.", examples=[{}])
+    add: _Names = Field([], description="New labels, which come last.", examples=[[]])
     target_risk: Risks | None = Field(None, description="As of a request; null: as before.", examples=[None])
     costs: Costs | None = Field(None, description="In its place, as of a request.", examples=[None])
+
+    @classmethod
+    def read(cls, given: str | Mapping[str, Any] | LabelChanges) -> LabelChanges:
+        """Return changes from JSON or a mapping; ConfigError names what is none."""
+        try:
+            return cls.model_validate_json(given) if isinstance(given, str) else cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(f"changes: {'.'.join(map(str, first['loc']))[:64]}: {first['msg']}") from None
 
 
 @dataclass(frozen=True)
@@ -41,20 +60,29 @@ class Relabelling:
     def of(cls, changes: LabelChanges, labels: Sequence[str], ordered: bool = False) -> Relabelling:
         """Return what changes make of labels, which may be ``ordered``; ConfigError: changes that they cannot have."""
         merged = {name: new for new, names in changes.merge.items() for name in names}
-        named = [*changes.rename, *changes.split, *(name for names in changes.merge.values() for name in names)]
+        named = Counter([*changes.rename, *changes.split, *(name for of in changes.merge.values() for name in of)])
+        if changes.target_risk is not None and changes.costs is not None:
+            raise ConfigError("costs stand in place of target_risk: give one of them")
         if odd := [name for name, of in (*changes.merge.items(), *changes.split.items()) if len(set(of)) < 2]:
-            raise ConfigError(f"{odd[0][:64]!r}: two or more different labels are merged, or are parts of a split")
-        if odd := [name for name in named if name not in labels or named.count(name) > 1]:
-            raise ConfigError(f"{odd[0][:64]!r} is none of the labels {list(labels)[:8]}, or is in two changes")
-        after = list[str]()
-        for label in labels:
-            parts = changes.split.get(label, [merged.get(label, changes.rename.get(label, label))])
-            after += [name for name in parts if name not in after or label not in merged]
-        after += changes.add
-        if not 2 <= len(set(after)) == len(after) or not all(map(str.strip, after)) or OTHERS in after:
-            raise ConfigError(f"two or more different labels but {OTHERS!r} are needed, got {after[:8]}")
+            raise ConfigError(f"{_said(odd)}: two or more different labels are merged, or are parts of a split")
+        if odd := [name for name, count in named.items() if name not in labels or count > 1]:
+            raise ConfigError(f"{_said(odd)} is none of the labels {_said(labels, 8)}, or is in two changes")
         into = {name: name for name in labels} | merged | changes.rename
-        places = [-1 if name in changes.split else after.index(into[name]) for name in labels]
+        after, stand = list[str](), set[str]()
+        for label in labels:
+            if merged.get(label) not in stand:  # what is merged stands where the first of it stood
+                after += changes.split.get(label, [into[label]])
+                stand |= {merged[label]} if label in merged else set()
+        after += changes.add
+        own, same, alike = {*labels}, Counter(after), Counter(map(_folded, after))
+        if odd := [name for name in after if same[name] > 1 or (name not in own and alike[_folded(name)] > 1)]:
+            raise ConfigError(f"{_said(odd)} would be two labels, or differs from another one in case or form alone")
+        if odd := [name for name in after if name not in own and (name != name.strip() or not name.isprintable())]:
+            raise ConfigError(f"{_said(odd)}: a label has no control or invisible character, and no space around it")
+        if not 2 <= len(after) <= _MOST or not all(after) or OTHERS in after:
+            raise ConfigError(f"2 to {_MOST} labels, none empty or {OTHERS!r}, have to be left, not {_said(after, 8)}")
+        at = {name: place for place, name in enumerate(after)}
+        places = [-1 if name in changes.split else at[into[name]] for name in labels]
         if ordered and (changes.add or changes.merge):
             raise ConfigError("the labels have an order, in which these changes have no place: fit all rows anew")
         return cls(tuple(labels), tuple(after), tuple(places), changes)
@@ -88,3 +116,12 @@ def history_of(manifest: Manifest) -> list[Any]:
     """Return the changes of an artifact's labels, oldest first, each with ``at``, ``rows``, ``before``, ``after``."""
     found = manifest.data.get("label_changes")
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def _said(names: Sequence[str], most: int = 1) -> str:
+    """Return the first names, each cut, as a refusal quotes them."""
+    return ", ".join(repr(name[:64]) for name in names[:most])

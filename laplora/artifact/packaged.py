@@ -93,16 +93,27 @@ def new_version(artifact: Artifact, target: Path, *, relabelled: bool = False) -
     else:
         source, digest = MANIFEST, artifact.digest.removeprefix("sha256:")
     with new_artifact(target) as folder:
-        for name, record in names.items():
-            moved = name in CHANGED or (relabelled and (name == ROWS or name.startswith("report/")))
-            _copy(packaged_file(artifact.path, name), folder / (PACKAGED if moved else "") / name, record.sha256)
-        _copy(artifact.path / source, folder / PACKAGED_MANIFEST, digest)
+        try:
+            for name, record in names.items():
+                moved = name in CHANGED or (relabelled and (name == ROWS or name.startswith("report/")))
+                _copy(packaged_file(artifact.path, name), folder / (PACKAGED if moved else "") / name, record.sha256)
+            _copy(artifact.path / source, folder / PACKAGED_MANIFEST, digest)
+        except ArtifactCorruptError:
+            _check_same(artifact)
+            raise
         yield folder
-        if target == artifact.path and f"sha256:{file_sha256(target / MANIFEST)}" != artifact.digest:
-            raise ArtifactWriteError(
-                f"the artifact {target.name!r} was replaced while a new version of it was made: nothing changed, try "
-                "again"
-            )
+        if target == artifact.path:
+            _check_same(artifact)
+
+
+def _check_same(artifact: Artifact) -> None:
+    """Raise ArtifactWriteError where another version lies in the artifact's place by now."""
+    with suppress(FileNotFoundError):
+        if f"sha256:{file_sha256(artifact.path / MANIFEST)}" == artifact.digest:
+            return
+    raise ArtifactWriteError(
+        f"the artifact {artifact.path.name!r} was replaced while a new version was made: nothing changed, try again"
+    )
 
 
 def finish_version(folder: Path, manifest: Manifest) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from laplora.commands import console
+from laplora.commands import console, quick
 from laplora.errors import ConfigError
 
 _EXAMPLE = '{"rename": {"old": "new"}, "merge": {"new": ["a", "b"]}, "split": {"old": ["a", "b"]}, "add": ["c"]}'
@@ -20,6 +20,7 @@ def labels(
     rows: Annotated[Path | None, typer.Option(metavar="FILE", help="Rows with labels after the changes.")] = None,
     text: console.TextFieldOption = "text",
     label: Annotated[str, typer.Option(metavar="NAME", help="Field of a row that has its label.")] = "label",
+    group: quick.GroupOption = None,
     force: Annotated[bool, typer.Option("--force", help="Write a version that answers worse too.")] = False,
     undo: Annotated[bool, typer.Option("--undo", help="Put the artifact back as it was packaged.")] = False,
     device: console.DeviceOption = "auto",
@@ -29,26 +30,28 @@ def labels(
     Heads are fitted anew on kept and given rows, 5 or more of each label that is added or part of a split. The JSON may
     also have target_risk or costs of the labels after.
     """
-    from pydantic import ValidationError
-
     from laplora.artifact.folder import read_artifact
     from laplora.artifact.label_changes import LabelChanges, history_of
     from laplora.artifact.packaged import restore_packaged
+    from laplora.data.columns import columns_of
     from laplora.data.records import read_records
     from laplora.fitting.loaded import condition
 
+    if undo and (changes or rows):
+        raise ConfigError("--undo takes neither --changes nor --rows: the first version has its own labels and rows")
     if undo:
         restore_packaged(artifact)
     elif changes or rows:
-        try:
-            wanted = LabelChanges.model_validate_json(changes) if changes else None
-        except ValidationError as error:
-            raise ConfigError(f"--changes {changes}: {error.errors()[0]['msg']}") from None
+        wanted = LabelChanges.read(changes) if changes else None
         fields = read_artifact(artifact).manifest.template.template().fields
+        records = read_records(rows) if rows else []
+        named = {"text": text if len(fields) == 1 else None, "label": label, "group": group}
+        for option, name in named.items():
+            if records and name is not None and name not in columns_of(records):
+                raise ConfigError(f"{rows} has no column {name!r}: name one of {columns_of(records)} by --{option}")
         names = {text: fields[0]} if len(fields) == 1 else {}
-        records = [one.values for one in (read_records(rows) if rows else ())]
-        given = [{names.get(name, name): value for name, value in one.items()} for one in records]
-        condition(artifact, given, changes=wanted, label_field=label, force=force, device=device)
+        given = [{names.get(name, name): value for name, value in one.values.items()} for one in records]
+        condition(artifact, given, changes=wanted, label_field=label, groups=group, force=force, device=device)
     manifest = read_artifact(artifact).manifest
     console.write(f"labels: {', '.join(manifest.labels)}")
     for one in history_of(manifest):

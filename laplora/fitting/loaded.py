@@ -32,7 +32,7 @@ from laplora.artifact.packaged import (
     packaged_manifest,
 )
 from laplora.artifact.report_page import REPORT_PAGE
-from laplora.errors import ConfigError, warn
+from laplora.errors import ConditioningError, ConfigError, warn
 from laplora.execution.progress import Progress, Silent, shown_by
 from laplora.files.atomic import write_json, write_tensors, write_whole
 from laplora.fitting.calibrated import ONE_AT_A_TIME, CalibratedPosterior
@@ -160,7 +160,8 @@ def condition(
         artifact: its folder.
         rows: labelled rows, 20 or more: dicts with the template's fields and a label, in a list or an
             iterator; a data frame; a ``datasets.Dataset``. None of them may have trained or calibrated the artifact.
-            With ``changes`` 5 or more of each label that is added or part of a split, under the labels after.
+            With ``changes`` 5 or more of each label that is added or part of a split, under the labels after, of which
+            near-copies count once. Without changes name these by ``groups``, lest folds part them.
         changes: ``rename``, ``merge``, ``split`` and ``add`` of the labels, in one step (``LabelChanges``).
         out: folder of the new version; None: in the place of the artifact, which ``restore_packaged`` undoes.
         label_field, groups: as of ``laplora.fit``.
@@ -180,7 +181,7 @@ def condition(
     if isinstance(rows, Sized) and changes is None:
         check_count(len(rows))  # before the model is loaded
     predictor = Predictor.load(Path(artifact), device=device, progress=shown.say)
-    own, given = predictor.artifact.manifest, None if changes is None else LabelChanges.model_validate(changes)
+    own, given = predictor.artifact.manifest, None if changes is None else LabelChanges.read(changes)
     to = None if given is None else Relabelling.of(given, own.labels, own.calibration.ordered)
     classifier, none = LoadedClassifier(predictor, to.after if to else None), isinstance(rows, Sized) and not len(rows)
     examples = () if to and none else read_rows(rows, classifier, label_field, groups=groups)
@@ -234,7 +235,14 @@ def make_version(
     if to is None and history_of(own):
         to = Relabelling.of(LabelChanges(), own.labels)
     elif to is not None and "labels" in own.data and not history_of(own):
-        warn("rows that the artifact learned later are forgotten with the change, but for those given again")
+        lost = (
+            f"rows that {loaded.artifact.name!r} learned later are forgotten with the change, but for those given again"
+        )
+        if not given.force:
+            raise ConditioningError(f"{lost}. Nothing has changed; give them again, and force it")
+        warn(lost)
+    if to is not None and not examples and to.changes == LabelChanges():
+        raise ConfigError("there are neither changes nor rows")
     packaged = as_packaged(loaded)
     manifest, folder = packaged.artifact.manifest, packaged.artifact.path
     if ROWS not in manifest.files:

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 
 from laplora.classifier import Classifier
+from laplora.data.near_copies import near_copies
 from laplora.decisions.thresholds import Guarantee
 from laplora.errors import ConfigError, DataError, warn
 from laplora.experts.base import Labelled
 from laplora.head import HeadError, fold_numbers
 from laplora.prompts.examples import Example, label_tensor
-from laplora.prompts.groups import question_of, row_groups
+from laplora.prompts.groups import grouped, question_of, row_groups
 from laplora.prompts.labelled import example_of, row_id
+from laplora.selection.label_audit import text_of
 
 #: Share of the rows that calibrate where no calibration rows are given.
 CALIBRATION_SHARE = 0.2
@@ -112,6 +114,12 @@ def groups_of(classifier: Classifier, examples: Sequence[Example]) -> torch.Tens
     """Return (rows,) int64 the group of each row (``row_groups``); prompts that are cut to the same are equal too."""
     tokens = [(row.token_ids, row.class_count) for row in classifier.encode_examples(examples)]
     return row_groups(classifier.template, classifier.labels, examples, tokens)
+
+
+def groups_with_copies(classifier: Classifier, examples: Sequence[Example]) -> torch.Tensor:
+    """Return (rows,) int64 the groups of ``groups_of``, of which near-copies of a text join (``near_copies``)."""
+    alike, groups = near_copies([text_of(example.fields) for example in examples])[0], groups_of(classifier, examples)
+    return grouped([(group, ("alike", one)) for group, one in zip(groups.tolist(), alike, strict=True)])
 
 
 def without_twins(

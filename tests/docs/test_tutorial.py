@@ -78,7 +78,11 @@ def test_the_page_is_what_a_reader_meets(
 
     ((_, *words),) = commands(shown(beginning="laplora labels"))
     assert main(words) == main(["labels", "examples/messages", "--undo"]) == 0
-    assert capsys.readouterr().out.startswith(shown(beginning="labels: ").text)
+    for line, expected in zip(
+        capsys.readouterr().out.splitlines(), shown(beginning="labels: ").text.splitlines(), strict=False
+    ):
+        told = [{**json.loads(one), "at": "", "of": ""} if one.startswith("{") else one for one in (line, expected)]
+        assert told[0] == told[1]
 
     ((_, *words),) = commands(
         shown(beginning="laplora quick examples/messages.csv --yes --out examples/messages-costs")

@@ -29,8 +29,9 @@ class ConditionRequest(Strict):
     changes: LabelChanges | None = Field(None, examples=[None])
     """Changes of the labels; those of the rows are the ones after. From then on rows stay, and need not come again."""
     rows: list[LabelledInput] = Field([])
-    """Every row that the new version is to know, 20 or more and at most max_condition_rows (413 above). None of
-    them trained or calibrated the artifact. Rows of an earlier call that are left out are forgotten.
+    """Without changes every row that the new version is to know, 20 or more; those of an earlier call that are left out
+    are forgotten, unless labels changed before. With changes new rows alone, 5 or more of each label that is added or
+    part of a split. At most max_condition_rows (413 above), none of which trained or calibrated the artifact.
     """
     digest: ExpectedDigest = None
     force: bool = Field(False, examples=[False])
