@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -43,7 +42,7 @@ A new label with 10 or 30 rows is much rarer in the fit than in the test. Thresh
 of what is accepted may be wrong: 30 rows did not cure that on trec and sentiment.
 
 - **laplora**: the change. Rows of a split label stay with probabilities of its parts, by a head on the given rows.
-  What counts as right of them, for thresholds, is drawn by these probabilities.
+  These probabilities also draw what counts as right where thresholds are set.
 - *fit*: heads fitted from scratch on the rows that have one certain label: of a split they never see its other rows.
 - *MiniLM*: logistic regression on embeddings of these rows, its penalty chosen by the NLL of five folds.
 
@@ -123,8 +122,9 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
             row: list[Any] = [case, task]
             for method in METHODS:
                 nll, right, accepted, _ = map(fmean, zip(*(one[method] for one in some), strict=True))
-                errors = fmean(one[method][2] * one[method][3] for one in some) / (accepted or math.inf)
-                row.append(f"{nll:.3f}; {100 * right:.0f}; {100 * accepted:.0f} ({100 * errors:.1f})")
+                errors = fmean(one[method][2] * one[method][3] for one in some)
+                rate = f"{100 * errors / accepted:.1f}" if accepted else "-"
+                row.append(f"{nll:.3f}; {100 * right:.0f}; {100 * accepted:.0f} ({rate})")
             seconds, worse = (sum(one[name] for one in some) for name in ("seconds", "worse"))
             rows.append([*row, f"{seconds / len(some):.1f}", f"{worse} of {len(some)}"])
     return _HEAD + markdown_table(["change", "task", *METHODS.values(), "seconds", "worse"], rows)

@@ -20,9 +20,11 @@ if TYPE_CHECKING:  # a server's schemas load no torch
 #: Labels that a prompt may have (``MAX_LABELS``, whose module loads torch).
 _MOST = 4096
 #: A new label and several, and what is of a new label or of one that there is.
-_Name, _Many = Annotated[str, Field(max_length=256)], Field(max_length=_MOST)
-_Names, _Renamed = Annotated[list[_Name], _Many], Annotated[dict[str, _Name], _Many]
-_Merged, _Parted = Annotated[dict[_Name, Annotated[list[str], _Many]], _Many], Annotated[dict[str, _Names], _Many]
+_Name = Annotated[str, Field(max_length=256)]
+_Names = Annotated[list[_Name], Field(max_length=_MOST)]
+_Renamed = Annotated[dict[str, _Name], Field(max_length=_MOST)]
+_Merged = Annotated[dict[_Name, Annotated[list[str], Field(max_length=_MOST)]], Field(max_length=_MOST)]
+_Parted = Annotated[dict[str, _Names], Field(max_length=_MOST)]
 
 
 class LabelChanges(BaseModel):

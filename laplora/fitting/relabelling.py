@@ -1,7 +1,7 @@
 """Other labels for the rows that an artifact keeps: heads fitted anew on their features, without a pass over them.
 
 The rows of a label that is split get probabilities of its parts, by those that are given (benchmarks/label_changes).
-What is right of them is drawn by these: the most probable part is what the heads answer too, so few would be wrong.
+These also draw which part counts as right: the most probable one is what the heads answer too, so few would be wrong.
 Near-copies among given rows are one group; those of kept rows, whose texts no artifact has, are in folds of their own.
 """
 
