@@ -46,7 +46,7 @@ def packages(picture: Picture) -> None:
         [("changes", "of what is loaded"), ("deployment", "what servers share")],
         [("jobs", "large files"), ("page", "at /")],
         [("http", "bodies, headers, schemas")],
-        [("backends", "who has the weights")],
+        [("backends", "who has the weights"), ("shadow", "a candidate beside")],
         [("artifacts", "what is loaded"), ("feedback", "labels")],
         [("scoring", "plan, queue, device")],
         [("security", "keys and callers")],
