@@ -18,9 +18,9 @@ PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
 #: server without a model's cost, 200 run everything that needs a GPU by one command, and 260 measure decisions by
 #: costs. A user reads the pages, so they have 51,600 words; RESULTS.md, which commands write, is not counted. The audit
 #: of labels took 420 lines of the product and 190 of the tests, decisions by costs 720 and 320, which no other command
-#: did, changes of labels 350, 220 and 130 of the benchmarks, and a candidate in the
+#: did, changes of labels 460, 290 and 140 of the benchmarks, and a candidate in the
 #: shadow 1,010, 370 and 100. All have little to spare: they are to become fewer.
-LIMITS = {"product": 62_114, "benchmarks": 8_351, "tests": 45_764, "pages": 52_487}
+LIMITS = {"product": 62_114, "benchmarks": 8_351, "tests": 45_765, "pages": 52_487}
 
 
 def tracked(suffix: str) -> list[Path]:

@@ -61,13 +61,13 @@ class Relabelling:
     @classmethod
     def of(cls, changes: LabelChanges, labels: Sequence[str], ordered: bool = False) -> Relabelling:
         """Return what changes make of labels, which may be ``ordered``; ConfigError: changes that they cannot have."""
-        merged = {name: new for new, names in changes.merge.items() for name in names}
+        own, merged = {*labels}, {name: new for new, names in changes.merge.items() for name in names}
         named = Counter([*changes.rename, *changes.split, *(name for of in changes.merge.values() for name in of)])
         if changes.target_risk is not None and changes.costs is not None:
             raise ConfigError("costs stand in place of target_risk: give one of them")
         if odd := [name for name, of in (*changes.merge.items(), *changes.split.items()) if len(set(of)) < 2]:
             raise ConfigError(f"{_said(odd)}: two or more different labels are merged, or are parts of a split")
-        if odd := [name for name, count in named.items() if name not in labels or count > 1]:
+        if odd := [name for name, count in named.items() if name not in own or count > 1]:
             raise ConfigError(f"{_said(odd)} is none of the labels {_said(labels, 8)}, or is in two changes")
         into = {name: name for name in labels} | merged | changes.rename
         after, stand = list[str](), set[str]()
@@ -76,7 +76,7 @@ class Relabelling:
                 after += changes.split.get(label, [into[label]])
                 stand |= {merged[label]} if label in merged else set()
         after += changes.add
-        own, same, alike = {*labels}, Counter(after), Counter(map(_folded, after))
+        same, alike = Counter(after), Counter(map(_folded, after))
         if odd := [name for name in after if same[name] > 1 or (name not in own and alike[_folded(name)] > 1)]:
             raise ConfigError(f"{_said(odd)} would be two labels, or differs from another one in case or form alone")
         if odd := [name for name in after if name not in own and (name != name.strip() or not name.isprintable())]:
