@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,12 +30,12 @@ Rows = list[dict[str, Any]]
 pytestmark = pytest.mark.anyio
 
 
-def fitted(folder: Path, *, adapted: bool) -> laplora.CalibratedPosterior:
+def fitted(folder: Path, *, adapted: bool, name: str = "heads", count: int = 80) -> laplora.CalibratedPosterior:
     """Return heads on a tiny decoder and a tiny sentence encoder, beside an adapter or alone."""
     tokenizer = letters("[CLS] $A")
     tiny_base("llama").save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    encoder = sentence_encoder_folder(folder / "encoder", letters("[CLS] $A [SEP]"))
+    encoder = sentence_encoder_folder(folder / f"encoder-{name}", letters("[CLS] $A [SEP]"))
     model: Any = AutoModelForCausalLM.from_pretrained(folder / "base")
     if adapted:
         model = add_lora(model, ["q_proj", "v_proj"], dtype=None)
@@ -43,16 +45,16 @@ def fitted(folder: Path, *, adapted: bool) -> laplora.CalibratedPosterior:
     question = {"type": "noul", "yes_label": "yes", "state": {"text": None}}
     wanted = {"experts": experts, "laplace": laplace, "calibration": calibration, "question": question}
     own = laplora.FitSettings.model_validate(wanted)
-    rows = letter_rows(80, shortest=3)
+    rows = letter_rows(count, shortest=3)
     given = (rows[:40], rows[40:]) if adapted else (rows,)
     found = laplora.fit(classifier, *given, settings=own, progress=False)
-    found.save(folder / "heads", base=str(folder / "base"))
+    found.save(folder / name, base=str(folder / "base"))
     return found
 
 
 @asynccontextmanager
-async def served(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
-    own = settings(artifact="heads", artifacts_root=folder, conditioning=True)
+async def served(folder: Path, **values: Any) -> AsyncIterator[httpx.AsyncClient]:
+    own = settings(artifact="heads", artifacts_root=folder, conditioning=True, **values)
     async with started(create_app(own)) as client:
         yield client
 
@@ -216,3 +218,39 @@ def test_heads_on_a_base_without_an_answer_of_its_own_say_so() -> None:
         InvalidRequestError, match=r"it has \['frozen'\]. map is the model's own answer: nothing is fine"
     ):
         choose_ask(model, predictive="map", variance=False, covariance=False)
+
+
+async def test_a_shadow_answers_as_it_does_when_it_is_asked_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
+    for name, count in (("heads", 24), ("newer", 80)):
+        fitted(tmp_path, adapted=False, name=name, count=count)
+    rows, wanted = letter_rows(12, seed=7, shortest=3), {"target_risk": 0.3}
+    async with served(tmp_path, also_load="newer") as client:
+        inputs = [{"text": row["text"]} for row in rows]
+        both = {}
+        for name in ("heads", "newer"):
+            answer = await client.post("/predict", json={"artifact": name, "inputs": inputs, "options": wanted})
+            both[name] = answer.json()["predictions"]
+        assert (await client.post("/shadow", json={"artifact": "newer", "share": 1.0})).status_code == 200
+        asked = (await client.post("/predict", json={"inputs": inputs, "options": wanted})).json()["predictions"]
+        items = [
+            {"prediction_id": one["prediction_id"], "label": row["label"]} for one, row in zip(asked, rows, strict=True)
+        ]
+        await client.post("/feedback", json={"items": items})
+        while (shadow := (await client.get("/shadow")).json()["shadow"])["rows"] < len(rows):
+            assert shadow["missed"] == 0
+            await asyncio.sleep(0.02)
+    for name, found in (("heads", shadow["figures"]["active"]), ("newer", shadow["figures"]["shadow"])):
+        pairs = list(zip(both[name], rows, strict=True))
+        right, taken = (
+            [one["label"] == row["label"] for one, row in pairs],
+            [one["decision"] == "accept" for one, _ in pairs],
+        )
+        assert found["accuracy"] == pytest.approx(sum(right) / len(rows))
+        assert found["nll"] == pytest.approx(
+            -sum(math.log(one["probs"][row["label"]]) for one, row in pairs) / len(rows), abs=1e-3
+        )
+        assert found["accepted"] == sum(taken)
+    assert both["heads"] != both["newer"]
