@@ -19,8 +19,8 @@ PRODUCT, BENCHMARKS = ("laplora", "service", "training"), ("benchmarks",)
 #: costs. A user reads the pages, so they have 51,600 words; RESULTS.md, which commands write, is not counted. The audit
 #: of labels took 420 lines of the product and 190 of the tests, decisions by costs 720 and 320, which no other command
 #: did, changes of labels 460, 290 and 140 of the benchmarks, and a candidate in the
-#: shadow 1,010, 370 and 100. All have little to spare: they are to become fewer.
-LIMITS = {"product": 62_114, "benchmarks": 8_351, "tests": 45_803, "pages": 52_487}
+#: shadow 1,110, 500 and 100. All have little to spare: they are to become fewer.
+LIMITS = {"product": 62_215, "benchmarks": 8_351, "tests": 45_894, "pages": 52_488}
 
 
 def tracked(suffix: str) -> list[Path]:

@@ -67,6 +67,7 @@ from service.threads import OneAtATime, OneEach, Threads, in_daemon_thread
 from service.upstream import UpstreamModel
 
 if TYPE_CHECKING:
+    from service.scoring.model import Model
     from service.telemetry.tracing import Tracing
 
 #: The routers of the API's own endpoints.
@@ -291,8 +292,8 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
         parts.threads.stop()
 
 
-async def _activate(parts: _Parts, name: str) -> None:
-    work = partial(parts.artifacts.change, name, True)
+async def _activate(parts: _Parts, model: Model) -> None:
+    name, work = model.artifact.name, partial(parts.artifacts.activate, model)
     await parts.changes.begin("activate", name, "shadow", "shadow", None, work, artifacts.activated)
 
 

@@ -422,7 +422,8 @@ class AsyncClient:
                 certain, all of them, to be activated.
             confidence: that no look ever calls a figure better that is not.
         """
-        body = {"artifact": name, "share": share, "activate_if_better": [*activate_if_better]}
+        figures = [activate_if_better] if isinstance(activate_if_better, str) else [*activate_if_better]
+        body = {"artifact": name, "share": share, "activate_if_better": figures}
         response = await self._send("POST", "/shadow", json=body | {"confidence": confidence})
         return responses.parsed(ShadowAnswer, response).shadow
 

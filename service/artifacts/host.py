@@ -23,7 +23,14 @@ from service.artifacts.listing import ArtifactListing
 from service.artifacts.predictors import Library
 from service.artifacts.reports import Reports
 from service.artifacts.shelf import Place, Shelf
-from service.errors import ActivationRunningError, ArtifactNotLoadedError, DeviceFaultError, NotReadyError, kind_of
+from service.errors import (
+    ActivationRunningError,
+    ArtifactChangedError,
+    ArtifactNotLoadedError,
+    DeviceFaultError,
+    NotReadyError,
+    kind_of,
+)
 from service.scoring.backend import Backend
 from service.scoring.model import Model, TokenBudget
 from service.settings import Settings
@@ -237,6 +244,19 @@ class ArtifactHost:
             unloaded = self._put(candidate, activate=activate)
             self._on_change()
             return Change(candidate, previous, tuple(unloaded))
+
+    def activate(self, model: Model, begun: Callable[[], object]) -> Change:
+        """Let a loaded model, and no other version, answer where a request names none; ``begun`` as of ``change``.
+
+        Raises:
+            NotReadyError, ActivationRunningError: as ``changing``.
+            ArtifactChangedError: another version is loaded, or none.
+        """
+        with self.changing() as active:
+            if self.shelf.find(model.artifact.name) is not model or not self._activate(model):
+                raise ArtifactChangedError("another version of the artifact is loaded by now, or none")
+            begun()
+            return Change(model, active.artifact.name)
 
     def budget_of(self, model: Model) -> TokenBudget:
         """Return the token budget of a loaded model."""

@@ -15,6 +15,7 @@ from pydantic_core import to_json
 from sqlalchemy import Connection, Table, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from service.feedback.labels import BESIDE
 from service.feedback.records import StoredPrediction
 from service.jobs.store.database import Database
 from service.jobs.store.schema import ANSWERS, TOLD
@@ -99,9 +100,12 @@ def labelled(
 def prune(database: Database, deployment: str, keep_s: float, most: int) -> None:
     """Forget predictions that are older than ``keep_s``, and all but the newest ``most`` with, and without, a label.
 
+    A shadow's answers are counted apart.
+
     Those of one request are of one time, and go together.
     """
-    for kind in (ANSWERS.c.right.is_(None), ANSWERS.c.right.is_not(None)):
+    labelled, beside = ANSWERS.c.right.is_not(None), ANSWERS.c.id.startswith(BESIDE)
+    for kind in (one & other for one in (labelled, ~labelled) for other in (beside, ~beside)):
         of = (ANSWERS.c.deployment == deployment) & kind
         newest = (
             select(ANSWERS.c.answered).where(of).order_by(ANSWERS.c.answered.desc()).offset(max(0, most - 1)).limit(1)

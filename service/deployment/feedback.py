@@ -76,10 +76,9 @@ class SharedFeedback:
         for key in self._unsaved.keys() & found.keys():
             found[key].right = self._unsaved[key]
         outcomes = self._store.give(caller, items, found)
-        new = [key for key, outcome in zip(ids, outcomes, strict=True) if outcome in ("recorded", "corrected")]
-        for key in (key for each in new for key in (each, BESIDE + each)):
+        for key, outcome in zip(ids, outcomes, strict=True):
             one = self._store.find(key) or found.get(key)
-            if one is not None and one.right is not None:
+            if outcome in ("recorded", "corrected") and one is not None and one.right is not None:
                 self._unsaved[key] = one.right
         while len(self._unsaved) > self._store.rows:
             del self._unsaved[next(iter(self._unsaved))]
@@ -137,6 +136,7 @@ class SharedFeedback:
                 except BaseException:
                     self._store.unsaved.extendleft(reversed(waiting))
                     raise
+            self._unsaved |= self._store.told_beside()
             if labels := dict(self._unsaved):
                 await self._disk.ask(answers.label, self._settings.deployment, labels)
                 self._unsaved = {key: right for key, right in self._unsaved.items() if labels.get(key) != right}

@@ -52,6 +52,10 @@ class FeedbackStore:
         self.keep_s, self.rows, self.window = keep_s, rows, window
         self.clock = clock
         self._predictions: OrderedDict[str, StoredPrediction] = OrderedDict()
+        #: A shadow's answers, as many beside: they push out no prediction that a client may label.
+        self._beside: OrderedDict[str, StoredPrediction] = OrderedDict()
+        #: Labels of these that came by those of the served answers, and are not in the database yet.
+        self._told: dict[str, int] = {}
         self.unsaved: deque[tuple[str, StoredPrediction]] = deque()
         self._series: dict[SeriesKey, Series] = {}
         self._references: dict[SeriesKey, Reference] = {}
@@ -105,13 +109,28 @@ class FeedbackStore:
             for (one, _), answered in zip(there, served, strict=True):
                 self._record_beside(one, answered)
 
-    def beside(self, shadow: SeriesKey, served: SeriesKey) -> list[tuple[StoredPrediction, int]]:
-        """Return a shadow's labelled answers beside those of a series, with their bits, the first labelled first."""
+    def beside(
+        self, shadow: SeriesKey, served: SeriesKey, since: float
+    ) -> tuple[list[tuple[StoredPrediction, int]], bool]:
+        """Return a shadow's labelled answers beside those of a series, with their bits, and whether they are all.
+
+        Args:
+            since: Unix seconds; earlier answers do not count.
+        """
         with self._lock:
             self._expire(sweep=True)
             series = self._series.get(shadow)
-            pairs = [] if series is None else series.snapshot().labelled
-        return [(one, right) for one, right in pairs if one.served is not None and one.served.series == served]
+            labelled = [] if series is None else series.snapshot().labelled
+        oldest = self.clock() - (time.time() - since)
+        beside = ((one, right) for one, right in labelled if one.answered >= oldest)
+        pairs = [(one, right) for one, right in beside if one.served is not None and one.served.series == served]
+        return pairs, len(labelled) < self.window and time.time() - since < self.keep_s
+
+    def told_beside(self) -> dict[str, int]:
+        """Return the labels of a shadow's answers that came since the last call, by id, as bits."""
+        with self._lock:
+            told, self._told = self._told, {}
+        return told
 
     def _keep(
         self,
@@ -139,9 +158,10 @@ class FeedbackStore:
                 label=p.label_index,
                 served=beside,
             )
-            self._predictions[prediction_id] = kept
+            into = self._predictions if beside is None else self._beside
+            into[prediction_id] = kept
             self.unsaved.append((prediction_id, kept))
-        while len(self.unsaved) > self.rows:
+        while len(self.unsaved) > 2 * self.rows:
             self.unsaved.popleft()
         series.count(predictions, now)
         self._expire()
@@ -183,7 +203,7 @@ class FeedbackStore:
         """Return the prediction that is kept here by this id."""
         with self._lock:
             self._expire()
-            return self._predictions.get(prediction_id)
+            return self._kept(prediction_id)
 
     def take(self, labelled: Iterable[tuple[str, StoredPrediction, bool]]) -> None:
         """Take in labelled predictions of any server, with their ids and whether that is the first label each had.
@@ -195,10 +215,12 @@ class FeedbackStore:
             for prediction_id, prediction, first in labelled:
                 series = self._series_of(prediction.series)
                 before = series.right_of(prediction_id)
-                kept = self._predictions.get(prediction_id, prediction)
+                kept = self._kept(prediction_id) or prediction
                 kept.right = prediction.right
                 if prediction.answered >= oldest and before != prediction.right:
                     series.label(prediction_id, kept, first=first)
+                if not prediction_id.startswith(BESIDE):
+                    self._record_beside(prediction_id, kept)
 
     def reports(self, models: Collection[Model]) -> list[SeriesReport]:
         """Return the figures of every series of these models, by artifact and predictive. Takes milliseconds."""
@@ -227,11 +249,12 @@ class FeedbackStore:
         """Forget what is too old or too much; ``sweep``: in the windows too, which is dearer."""
         now = self.clock()
         oldest = now - self.keep_s
-        while self._predictions:
-            first = next(iter(self._predictions.values()))
-            if len(self._predictions) <= self.rows and first.answered >= oldest:
-                break
-            self._predictions.popitem(last=False)
+        for kept in (self._predictions, self._beside):
+            while kept:
+                first = next(iter(kept.values()))
+                if len(kept) <= self.rows and first.answered >= oldest:
+                    break
+                kept.popitem(last=False)
         if sweep or now >= self._next_sweep:
             self._next_sweep = now + self.keep_s / _SWEEPS
             for key, series in list(self._series.items()):
@@ -265,11 +288,18 @@ class FeedbackStore:
         self, prediction_id: str, served: StoredPrediction, found: StoredPrediction | None = None
     ) -> None:
         """Let the label of a prediction count for the shadow's answer to the same row too, where there is one."""
-        beside = self._predictions.get(BESIDE + prediction_id, found)
+        key = BESIDE + prediction_id
+        beside = self._beside.get(key, found)
         if beside is not None and served.right is not None:
             names = [label for k, label in enumerate(served.labels) if served.right >> k & 1]
             right = sum(1 << beside.labels.index(name) for name in names if name in beside.labels)
-            self._record(BESIDE + prediction_id, (beside, right))
+            if self._record(key, (beside, right)) != "repeated":
+                self._told[key] = right
+                while len(self._told) > self.rows:
+                    del self._told[next(iter(self._told))]
+
+    def _kept(self, prediction_id: str) -> StoredPrediction | None:
+        return self._predictions.get(prediction_id) or self._beside.get(prediction_id)
 
     def _record(self, prediction_id: str, place: tuple[StoredPrediction, int] | None) -> Outcome:
         if place is None:
@@ -278,7 +308,7 @@ class FeedbackStore:
         before, prediction.right = prediction.right, right
         if before == right:
             return "repeated"
-        kept = self._predictions.get(prediction_id, prediction)
+        kept = self._kept(prediction_id) or prediction
         kept.right = right
         self._series_of(prediction.series).label(prediction_id, kept, first=before is None)
         return "recorded" if before is None else "corrected"

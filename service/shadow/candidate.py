@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from laplora.errors import ArtifactIncompatibleError, LaploraError
 from service.artifacts.host import ArtifactHost
-from service.errors import InvalidRequestError
+from service.errors import InvalidRequestError, kind_of
 from service.feedback.labels import FeedbackStore
 from service.scoring.fairness import JOB_PREFIX
 from service.scoring.plan import Plan
@@ -40,6 +40,8 @@ _AT_ONCE = 4
 _MOST_ROWS, _MOST_CHARACTERS, _MOST_WAIT_S = 512, 4_000_000, 30.0
 #: Seconds between two looks at whether the server is idle, and at whether the candidate is better.
 _IDLE_LOOK_S, RULE_LOOK_S = 0.01, 30.0
+#: A comparison is used again for so many times as long as it took.
+_REUSED = 10
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Candidate:
     """The shadow of the active artifact, if there is one.
 
     Attributes:
-        terms: what was asked of it, as far as this server knows; ``active`` says whether they are in force.
+        terms: what was asked of it.
     """
 
     def __init__(self, artifacts: ArtifactHost, scorer: Scorer, feedback: FeedbackStore, metrics: Metrics) -> None:
@@ -76,16 +78,18 @@ class Candidate:
         self._between: tuple[str, str] | None = None
         self._seen = Seen()
         self._comparing = asyncio.Lock()
-        #: The last comparison, and what it was of.
-        self._compared: tuple[object, Compared] | None = None
+        #: The last comparison, what it was of, and until when it counts.
+        self._compared: tuple[object, float, Compared] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    @property
-    def active(self) -> Terms | None:
-        """The terms, as long as another artifact than the candidate is active."""
+    def in_force(self) -> Terms | None:
+        """Return the terms; they end once the candidate is the active artifact, so that nobody's way back is undone."""
         active = self._artifacts.active
-        terms = self.terms
-        return None if terms is None or active is None or active.artifact.path.name == terms.artifact else terms
+        if active is None or self.terms is None:
+            return None
+        if active.artifact.path.name == self.terms.artifact:
+            self.begin(None)
+        return self.terms
 
     def check(self, terms: Terms) -> None:
         """Check that a loaded artifact can be the shadow of the active one.
@@ -105,10 +109,14 @@ class Candidate:
             fields = [set(manifest.template.template().fields) for manifest in (mine, its)]
             if fields[0] != fields[1] or mine.template.answered != its.template.answered:
                 raise ArtifactIncompatibleError("its inputs have other fields than the active artifact's")
-        if not self._feedback.on and set(terms.better) - {"accepted_share"}:
+        if terms.better and not self._feedback.on:
             raise InvalidRequestError(
-                "the server keeps no predictions for labels (feedback_rows is 0): leave accuracy and nll out",
+                "the server keeps no predictions for labels (feedback_rows is 0), so nothing can be activated",
                 field="activate_if_better",
+            )
+        if set(terms.better) == {"accepted_share"}:
+            raise InvalidRequestError(
+                "who accepts more is not better for that: add accuracy or nll", field="activate_if_better"
             )
 
     def begin(self, terms: Terms | None) -> None:
@@ -119,8 +127,8 @@ class Candidate:
             self._rows = self._characters = 0
             self._metrics.clear_shadow()
 
-    def start(self, activate: Callable[[str], Awaitable[object]]) -> None:
-        """Answer from now on, and look whether the terms are fulfilled; ``activate`` takes the artifact's name."""
+    def start(self, activate: Callable[[Model], Awaitable[object]]) -> None:
+        """Answer from now on, and look whether the terms are fulfilled; ``activate`` takes the model as compared."""
         self._tasks = [
             asyncio.create_task(self._answer_all(), name="laplora-shadow"),
             asyncio.create_task(self._watch(activate), name="laplora-shadow-rule"),
@@ -137,7 +145,7 @@ class Candidate:
         Args:
             wanted: that the answers were decided for; ids: of the answers, none where no labels are taken.
         """
-        terms, model = self.active, plan.model
+        terms, model = self.in_force(), plan.model
         if terms is None or plan.uncorrected or model is not self._artifacts.active:
             return
         rows = [i for i in range(len(answers)) if random.random() < terms.share]
@@ -166,11 +174,11 @@ class Candidate:
     async def compare(self) -> tuple[Model, Model, Compared] | None:
         """Return the active model, the candidate and how they compare; None without a loaded candidate.
 
-        It takes a thread up to a quarter of a second, one at a time, and only where something has changed.
+        It takes a thread for a quarter of a second with 1,000 labels, one at a time, and is used again for a while.
         """
         from service.shadow.compared import compared  # torch
 
-        terms, active = self.active, self._artifacts.active
+        terms, active = self.in_force(), self._artifacts.active
         model = None if terms is None else self._artifacts.shelf.find(terms.artifact)
         if terms is None or active is None or model is None:
             return None
@@ -178,12 +186,13 @@ class Candidate:
         seen = self._seen.copy() if between == self._between else Seen()
         keys = [(one.artifact.digest, str(one.recommended)) for one in (model, active)]
         async with self._comparing:
-            pairs = self._feedback.beside(*keys)
-            of = terms, between, seen.rows, seen.missed.total(), [(id(one), right) for one, right in pairs]
-            if self._compared is None or self._compared[0] != of:
-                done = await asyncio.to_thread(compared, terms, seen, pairs, self._feedback.window)
-                self._compared = of, done
-            return active, model, self._compared[1]
+            of, began = (terms, between), time.monotonic()
+            if self._compared is None or self._compared[0] != of or began >= self._compared[1]:
+                pairs, whole = self._feedback.beside(keys[0], keys[1], terms.since)
+                done = await asyncio.to_thread(compared, terms, seen, pairs, whole=whole)
+                ended = time.monotonic()
+                self._compared = of, ended + _REUSED * (ended - began), done
+            return active, model, self._compared[2]
 
     async def _answer_all(self) -> None:
         while True:
@@ -210,7 +219,7 @@ class Candidate:
             if time.monotonic() - taken.began > _MOST_WAIT_S:
                 return "busy"
             await asyncio.sleep(_IDLE_LOOK_S)
-        terms = self.active
+        terms = self.in_force()
         if terms is None:
             return None
         with self._artifacts.shelf.lease(terms.artifact) as model:
@@ -227,7 +236,10 @@ class Candidate:
             answers = model.decided(await self._scorer.score(plan), taken.wanted)
         if not all(answer.finite for answer in answers):
             return "failed"
-        if terms is not self.active or not taken.between == self._between == (taken.between[0], model.artifact.digest):
+        if terms is not self.in_force() or not taken.between == self._between == (
+            taken.between[0],
+            model.artifact.digest,
+        ):
             return None  # another version of either came meanwhile
         for served, answer in zip(taken.answers[rows], answers, strict=True):
             self._metrics.count_shadow(model.artifact.name, *self._seen.count(served, answer))
@@ -237,24 +249,24 @@ class Candidate:
 
     def _miss(self, why: str, rows: int) -> None:
         self._seen.missed[why] += rows
-        if (terms := self.active) is not None:
+        if (terms := self.in_force()) is not None:
             self._metrics.count_shadow_missed(terms.artifact, why, rows)
 
-    async def _watch(self, activate: Callable[[str], Awaitable[object]]) -> None:
+    async def _watch(self, activate: Callable[[Model], Awaitable[object]]) -> None:
         while True:
             await asyncio.sleep(RULE_LOOK_S)
             try:
-                terms = self.active
-                if terms is None and self._artifacts.active is not None:
-                    self.begin(None)  # it is the active one by now
-                if terms is None or not terms.better:
+                if (terms := self.in_force()) is None or not terms.better:
                     continue
                 done = await self.compare()
-                if done is not None and done[2].verdict == "better" and terms is self.active:
+                if done is not None and done[2].verdict == "better" and terms is self.in_force():
                     fields = {"event": "shadow_better", "artifact": terms.artifact, "reason": done[2].reason}
-                    logger.info("the shadow is better, and is activated", extra=fields)
-                    await activate(terms.artifact)
-            except LaploraError:
-                pass  # another change runs, or the server is leaving: next time
+                    logger.info("the shadow is better by the rule that was stated", extra=fields)
+                    await activate(done[1])
+                    self.begin(None)
+            except LaploraError as error:  # another change runs, or the server is leaving: the next look tries again
+                name = "" if self.terms is None else self.terms.artifact
+                fields = {"event": "change_failed", "change": "", "artifact": name, "code": kind_of(error).code}
+                logger.warning("the shadow could not be activated: %s", error, extra=fields)
             except Exception as error:
                 log_crash("whether a shadow is better could not be seen", error)

@@ -15,7 +15,7 @@ import torch
 
 from laplora.metrics.anytime import lowest_mean
 from service.feedback.records import StoredPrediction
-from service.shadow.seen import Seen
+from service.shadow.seen import Seen, alike
 from service.shadow.terms import Better, Terms, Verdict
 
 #: Pairs of labels that are shown.
@@ -53,9 +53,8 @@ class Compared:
     """Both at one moment.
 
     Attributes:
-        labelled: rows of both with a label; served, shadow: their figures.
-        differences: of every figure, at the terms' confidence or 0.95.
-        too_risky: whether the shadow's accepted answers err more often than stated, for certain.
+        labelled: different rows of both with a label; served, shadow: their figures.
+        differences: of every figure, at the terms' confidence.
         verdict, reason: of the rule, and in words.
     """
 
@@ -64,7 +63,6 @@ class Compared:
     served: Labelled
     shadow: Labelled
     differences: Sequence[Difference]
-    too_risky: bool
     verdict: Verdict
     reason: str
 
@@ -74,15 +72,20 @@ class Compared:
         return self.seen.labels.most_common(_SHOWN_PAIRS)
 
 
-def compared(terms: Terms, seen: Seen, pairs: Sequence[tuple[StoredPrediction, int]], most: int) -> Compared:
+def compared(terms: Terms, seen: Seen, pairs: Sequence[tuple[StoredPrediction, int]], *, whole: bool) -> Compared:
     """Return how a shadow compares.
 
     Args:
-        pairs: labelled answers of the shadow with the bits of their right labels, the first labelled first.
-        most: as many can be known at once; with these the first ones go, and the rule on labels ends.
+        pairs: labelled answers of the shadow with the bits of their right labels; of one text, the first counts.
+        whole: whether none of them was forgotten yet; from then on no bound would hold at all looks.
     """
     chance = 1 - terms.confidence
-    rows = [(_outcome(one, right), _outcome(one.served, right, one)) for one, right in pairs if one.served is not None]
+    different = {
+        tuple(alike(one.served.probabilities()[1]) + alike(one.probabilities()[1])): (one, one.served, right)
+        for one, right in reversed(pairs)
+        if one.served is not None
+    }
+    rows = [(_outcome(one, right), _outcome(served, right, one)) for one, served, right in different.values()]
     mine, theirs = ([row[i] for row in rows] for i in (0, 1))
     accepts = sum(seen.accepted[True, each] for each in (True, False))
     shares = _shares(accepts, seen.rows)
@@ -99,8 +102,12 @@ def compared(terms: Terms, seen: Seen, pairs: Sequence[tuple[StoredPrediction, i
         bounded("nll", [b.loss - a.loss for a, b in zip(mine, theirs, strict=True)], MOST_LOSS),
     )
     excess = bounded("accuracy", [one.accepted * (one.wrong - one.target_risk) for one in mine], 1.0)
-    verdict, reason = _verdict(terms, differences, excess.low > 0, full=len(rows) >= most)
-    return Compared(seen, len(rows), _labelled(theirs), _labelled(mine), differences, excess.low > 0, verdict, reason)
+    accepted = [one for one in mine if one.accepted]
+    # As many rows without a mistake would say that the stated rate is kept (rule of three).
+    enough = sum(one.target_risk for one in accepted) >= 3
+    risk = None if not enough or excess.value is None else excess.value <= 0
+    verdict, reason = _verdict(terms, differences, risk, whole)
+    return Compared(seen, len(rows), _labelled(theirs), _labelled(mine), differences, verdict, reason)
 
 
 @dataclass(frozen=True)
@@ -159,14 +166,17 @@ def _labelled(rows: Sequence[_Outcome]) -> Labelled:
     )
 
 
-def _verdict(terms: Terms, differences: Sequence[Difference], too_risky: bool, *, full: bool) -> tuple[Verdict, str]:
+def _verdict(terms: Terms, differences: Sequence[Difference], risk: bool | None, whole: bool) -> tuple[Verdict, str]:
+    """Return whether the rule is fulfilled; ``risk``: whether accepted rows err as stated, None of too few."""
     if not terms.better:
         return "not_asked", "nothing was stated that activates it"
     asked = [one for one in differences if one.figure in terms.better]
     said = "; ".join(f"the gain in {one.figure} is {one.low:+.3f} at least" for one in asked)
     said += f" (above 0: better, with {100 * terms.confidence:g} % probability at all looks together)"
-    if too_risky:
+    if not whole:
+        return "undecided", f"labels did not tell them apart before feedback_window or feedback_keep_s was over; {said}"
+    if risk is None:
+        return "waiting", f"too few of its accepted answers have a label to see whether they err as stated; {said}"
+    if not risk:
         return "waiting", f"its accepted answers err more often than stated; {said}"
-    if full and set(terms.better) != {"accepted_share"}:
-        return "undecided", f"feedback_window labels did not tell them apart, and more are not kept; {said}"
     return ("better" if all(one.low > 0 for one in asked) else "waiting"), said

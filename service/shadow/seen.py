@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ class Seen:
     Attributes:
         rows, same: answered by both, and with the same label.
         accepted: of rows by (active accepted, shadow accepted).
-        decisions: of the first rows, shadow accepted less active accepted: -1, 0 or 1.
+        decisions: of the first rows that differ, 1 and whether the shadow accepted, less whether the active did.
+        different: hashes of their probabilities: the same text again says nothing new.
         labels: rows by (active's label, shadow's label) where they differ.
         missed: rows that the shadow did not answer, by why.
     """
@@ -31,6 +33,7 @@ class Seen:
     same: int = 0
     accepted: Counter[tuple[bool, bool]] = field(default_factory=Counter)
     decisions: bytearray = field(default_factory=bytearray)
+    different: set[int] = field(default_factory=set)
     labels: Counter[tuple[str, str]] = field(default_factory=Counter)
     missed: Counter[str] = field(default_factory=Counter)
 
@@ -41,7 +44,9 @@ class Seen:
         self.rows += 1
         self.same += one == other
         self.accepted[by, beside] += 1
-        if len(self.decisions) < MOST_DECISIONS:
+        key = hash(tuple(alike(served.arrays.probs.tolist()) + alike(shadow.arrays.probs.tolist())))
+        if len(self.decisions) < MOST_DECISIONS and key not in self.different:
+            self.different.add(key)
             self.decisions.append(1 + beside - by)
         if one != other and ((one, other) in self.labels or len(self.labels) < _MOST_PAIRS):
             self.labels[one, other] += 1
@@ -49,9 +54,19 @@ class Seen:
 
     def copy(self) -> Seen:
         """Return what another thread may read."""
-        return Seen(
-            self.rows, self.same, self.accepted.copy(), self.decisions[:], self.labels.copy(), self.missed.copy()
+        return replace(
+            self,
+            accepted=self.accepted.copy(),
+            decisions=self.decisions[:],
+            different=set(),
+            labels=self.labels.copy(),
+            missed=self.missed.copy(),
         )
+
+
+def alike(probs: Sequence[float]) -> list[float]:
+    """Return probabilities as they are for the same input in another batch."""
+    return [round(one, 5) for one in probs]
 
 
 def _label(answer: Prediction) -> str:

@@ -41,8 +41,7 @@ EVENTS = MappingProxyType(
         "follow_failed": "other servers of the deployment serve an artifact, or this one did before its start, and it "
         "cannot be served now; it is tried again; artifact, code",
         "change_failed": "an artifact could not be loaded, activated or conditioned; change, artifact, code",
-        "shadow_better": "a candidate in the shadow is better by the rule that was stated, and is activated; artifact, "
-        "reason",
+        "shadow_better": "a candidate in the shadow is better by the rule that was stated; artifact, reason",
         "unloaded": "an artifact takes no new requests; artifact, digest",
         "keys_read": "the file of API keys changed and was read again; keys (how many)",
         "keys_refused": "the file of API keys cannot be used: the server does not start, or the last good keys stay",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import httpx
 import pytest
 from serving import FakePredictor, Served, artifacts_in, changed, code, library, serve, settings, started
 
-from service.app import create_app
+from service.app import _activate, create_app
 from service.feedback.labels import BESIDE
 from service.shadow import candidate
 
@@ -75,6 +76,16 @@ async def two_in(root: Path, **values: Any) -> AsyncIterator[Two]:
 async def two(tmp_path: Path) -> AsyncIterator[Two]:
     async with two_in(tmp_path) as two:
         yield two
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidate, "_REUSED", 0)
+
+
+def different(count: int) -> list[str]:
+    """Return texts that the active artifact answers by different probabilities, a right one of 0.5 to 0.6."""
+    return [f"a {50_000 + 100 * i}" for i in range(count)]
 
 
 async def test_it_answers_beside_the_active_one_and_a_label_is_for_both(two: Two) -> None:
@@ -142,24 +153,28 @@ async def test_it_is_activated_once_it_is_better_for_certain(two: Two, monkeypat
     monkeypatch.setattr(candidate, "RULE_LOOK_S", 0.01)
     began = (await two.begin(activate_if_better=["accuracy"])).json()["shadow"]
     assert (began["verdict"], began["labelled"]) == ("waiting", 0)
-    for _ in range(10):
+    for text in different(80):
         if two.served.state.artifacts.active is two.first:
-            await two.ask(*["a 60000"] * 10, label="negative")
+            await two.ask(text, label="negative")
     await two.served.until(lambda: two.served.state.artifacts.active is two.second)
     assert (await two.served.client.get("/shadow")).json() == {"shadow": None}
     (change,) = (await two.served.client.get("/changes")).json()["changes"]
     assert (change["kind"], change["artifact"], change["status"]) == ("activate", "second", "succeeded")
     await two.served.until(lambda: two.served.state.candidate.terms is None)
+    # Whoever goes back stays there.
+    await changed(two.served.client, "first/activate")
+    await two.served.predict(*["a 60000"] * 10)
+    assert (await two.served.client.get("/shadow")).json() == {"shadow": None}
 
 
 async def test_it_is_not_activated_where_it_is_worse_or_errs_more_often_than_stated(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(candidate, "RULE_LOOK_S", 0.01)
-    await two.begin(activate_if_better=["accepted_share"])
+    await two.begin(activate_if_better=["accepted_share", "nll"])
     monkeypatch.setattr(two.first, "decided", lambda predictions, wanted: [p.reviewed("a") for p in predictions])
-    for _ in range(8):
-        await two.ask(*["a 60000"] * 10, label="positive")
+    for text in different(80):
+        await two.ask(text, label="positive")
     shown = await two.shown()
     (share,) = (one for one in shown["differences"] if one["figure"] == "accepted_share")
     assert share["value"] == 1.0
@@ -169,9 +184,38 @@ async def test_it_is_not_activated_where_it_is_worse_or_errs_more_often_than_sta
     assert two.served.state.artifacts.active is two.first
 
 
+async def test_its_answers_push_out_none_that_a_client_may_label(tmp_path: Path) -> None:
+    async with two_in(tmp_path, feedback_rows=6) as two:
+        await two.begin()
+        ids = await two.ask(*different(6))
+        items = [{"prediction_id": one, "label": "negative"} for one in ids]
+        results = (await two.served.client.post("/feedback", json={"items": items})).json()["results"]
+        assert {one["status"] for one in results} == {"recorded"}
+        assert (await two.shown())["labelled"] == 6
+
+
+async def test_another_version_than_was_compared_is_not_activated(
+    two: Two, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await two.begin(activate_if_better=["accuracy"])
+    for text in different(80):
+        await two.ask(text, label="negative")
+    shadow = two.served.state.candidate
+    active, model, done = await shadow.compare()
+    assert done.verdict == "better"
+    other = Surer("second", path=model.artifact.path)  # as if the folder had been replaced and loaded since
+    monkeypatch.setattr(shadow, "compare", lambda: asyncio.sleep(0, (active, other, done)))
+    monkeypatch.setattr(candidate, "RULE_LOOK_S", 0.01)
+    shadow.stop()
+    shadow.start(partial(_activate, two.served.state))
+    await two.served.until(lambda: "could not be activated" in caplog.text)
+    assert two.served.state.artifacts.active is two.first
+
+
 async def test_refusals_say_why(two: Two, tmp_path: Path) -> None:
     assert code(await two.begin(artifact="nobody")) == (404, "artifact_not_found")
     assert code(await two.begin(artifact="first")) == (422, "invalid_request")
+    assert code(await two.begin(activate_if_better=["accepted_share"])) == (422, "invalid_request")
     for wrong in ({"share": 0.0}, {"share": 1.5}, {"activate_if_better": ["ece"]}, {"confidence": 1.0}):
         assert code(await two.begin(**wrong)) == (422, "invalid_request")
     await changed(two.served.client, "second/unload")
@@ -184,7 +228,7 @@ async def test_refusals_say_why(two: Two, tmp_path: Path) -> None:
     (tmp_path / "off").mkdir()
     async with two_in(tmp_path / "off", feedback_rows=0) as off:
         assert code(await off.begin(activate_if_better=["nll"])) == (422, "invalid_request")
-        assert (await off.begin(activate_if_better=["accepted_share"])).status_code == 200
+        assert (await off.begin()).status_code == 200
         await off.served.predict("a 1")
         await off.served.until(lambda: off.rows == 1)
 
@@ -206,15 +250,20 @@ async def test_it_outlives_its_server_with_the_labels(tmp_path: Path) -> None:
     async with server() as two:
         await two.begin(share=1.0)
         await two.ask("a 90000", label="negative")
+        second.hold()  # and a label may come before the shadow's answer
+        (answer,) = (await two.served.predict("b 80000")).json()["predictions"]
+        told = {"items": [{"prediction_id": answer["prediction_id"], "label": "negative"}]}
+        await two.served.client.post("/feedback", json=told)
+        second.released.set()
+        await two.served.until(lambda: two.rows == 2)
         before = await two.shown()
+        assert before["labelled"] == 2
     async with server() as two:
-        await two.served.until(
-            lambda: (
-                len(two.served.state.feedback.beside(("sha256:second", "laplace"), ("sha256:first", "laplace"))) == 1
-            )
-        )
+        async with asyncio.timeout(60):
+            while (await two.shown())["labelled"] < 2:
+                await asyncio.sleep(0.05)
         after = await two.shown()
-        assert (after["since"], after["labelled"], after["figures"]) == (before["since"], 1, before["figures"])
+        assert (after["since"], after["labelled"], after["figures"]) == (before["since"], 2, before["figures"])
         assert after["rows"] == 0, "of this server alone"
         await two.served.client.delete("/shadow")
     async with server() as two:

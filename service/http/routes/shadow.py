@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 
+from service.errors import ArtifactNotLoadedError
 from service.http.body import JsonBodyRoute
 from service.http.openapi import BODY_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
@@ -50,7 +51,13 @@ async def begin_shadow(
 ) -> ShadowResponse:
     """Let a loaded artifact answer a share of the requests beside the active one, which clients never see."""
     artifacts.require_taking()
-    await artifacts.require_loaded(body.artifact)
+    try:
+        await artifacts.require_loaded(body.artifact)
+    except ArtifactNotLoadedError:
+        raise ArtifactNotLoadedError(
+            "the artifact is not loaded: POST /artifacts/{name}/load, and wait until its change has succeeded",
+            field="artifact",
+        ) from None
     with artifacts.shelf.lease(body.artifact) as model:
         folder = model.artifact.path.name
     terms = Terms(
@@ -76,7 +83,7 @@ async def end_shadow(candidate: CandidateDep, changes: ChangesDep) -> ShadowResp
 
 
 async def _shown(candidate: Candidate) -> ShadowOut | None:
-    terms, found = candidate.active, await candidate.compare()
+    terms, found = candidate.in_force(), await candidate.compare()
     if terms is None or found is None:
         return None
     active, model, done = found

@@ -16,7 +16,9 @@ class ShadowRequest(Strict):
     share: float = Field(0.1, gt=0, le=1, examples=[0.1])
     """Share of the answered rows that it answers too, drawn at random, 0 to 1."""
     activate_if_better: list[Better] = Field([], max_length=3, examples=[["nll"]])
-    """Figures in which it has to be better for certain, all of them, to be activated. Empty: it is compared alone."""
+    """Figures in which it has to be better for certain, all of them, to be activated: accuracy or nll, and beside these
+    accepted_share. Empty: it is compared alone.
+    """
     confidence: float = Field(0.95, gt=0.5, lt=1, examples=[0.95])
     """Probability that no look ever calls a figure better that is not."""
 
@@ -73,7 +75,7 @@ class ShadowOut(Answer):
     pairs: list[ShadowPair] = Field(description="The most frequent labels that differ, at most 20.")
     verdict: Verdict = Field(examples=["waiting"])
     """not_asked: nothing activates it; waiting: not better for certain yet; better: it is activated in a moment;
-    undecided: feedback_window labels did not tell them apart.
+    undecided: labels did not tell them apart before feedback_window or feedback_keep_s was over: begin again.
     """
     reason: str = Field(examples=["the gain in nll is -0.021 at least"])
     """Why, in words."""
