@@ -423,17 +423,18 @@ class AsyncClient:
             confidence: that no look ever calls a figure better that is not.
         """
         figures = [activate_if_better] if isinstance(activate_if_better, str) else [*activate_if_better]
-        body = {"artifact": name, "share": share, "activate_if_better": figures}
-        response = await self._send("POST", "/shadow", json=body | {"confidence": confidence})
+        body = {"share": share, "activate_if_better": figures, "confidence": confidence}
+        response = await self._send("POST", changes.artifact_path(name, "shadow"), json=body)
         return responses.parsed(ShadowAnswer, response).shadow
 
     async def shadow(self) -> Shadow | None:
         """Return how the candidate in the shadow compares; None where there is none."""
         return responses.parsed(ShadowAnswer, await self._send("GET", "/shadow")).shadow
 
-    async def end_shadow(self) -> Shadow | None:
-        """Let no candidate answer any more, and return how it compared."""
-        return responses.parsed(ShadowAnswer, await self._send("DELETE", "/shadow")).shadow
+    async def end_shadow(self, name: str) -> Shadow | None:
+        """Let this candidate answer no more, and return how it compared; None where it is not the candidate."""
+        response = await self._send("DELETE", changes.artifact_path(name, "shadow"))
+        return responses.parsed(ShadowAnswer, response).shadow
 
     async def condition(
         self,

@@ -42,8 +42,7 @@ ACCESS: Final[dict[str, Need]] = {
     "GET /artifacts": "key",
     "GET /artifacts/{rest:path}": "key",
     "GET /shadow": "key",
-    "POST /shadow": "admin",
-    "DELETE /shadow": "admin",
+    "DELETE /artifacts/{name}/shadow": "admin",
     "GET /changes": "key",
     "GET /changes/{change_id}": "key",
     "GET /metrics": "key",
@@ -59,6 +58,7 @@ ACCESS: Final[dict[str, Need]] = {
     "DELETE /evaluate/jobs/{rest:path}": "evaluate",
     "POST /artifacts/{name}/condition": "admin",
     "POST /artifacts/{name}/condition/undo": "admin",
+    "POST /artifacts/{name}/shadow": "admin",
     "POST /artifacts/{rest:path}": "admin",
 }
 

@@ -102,7 +102,7 @@ class Candidate:
         active = self._artifacts.require_active()
         with self._artifacts.shelf.lease(terms.artifact) as model:
             if model is active:
-                raise InvalidRequestError("the artifact is the active one: name another one", field="artifact")
+                raise InvalidRequestError("the artifact is the active one: name another one")
             mine, its = active.artifact.manifest, model.artifact.manifest
             if set(mine.labels) != set(its.labels) or mine.likelihood != its.likelihood:
                 raise ArtifactIncompatibleError("its labels are others than the active one's: no label is of both")

@@ -233,7 +233,7 @@ async def test_a_shadow_answers_as_it_does_when_it_is_asked_by_name(
         for name in ("heads", "newer"):
             answer = await client.post("/predict", json={"artifact": name, "inputs": inputs, "options": wanted})
             both[name] = answer.json()["predictions"]
-        assert (await client.post("/shadow", json={"artifact": "newer", "share": 1.0})).status_code == 200
+        assert (await client.post("/artifacts/newer/shadow", json={"share": 1.0})).status_code == 200
         asked = (await client.post("/predict", json={"inputs": inputs, "options": wanted})).json()["predictions"]
         items = [
             {"prediction_id": one["prediction_id"], "label": row["label"]} for one, row in zip(asked, rows, strict=True)

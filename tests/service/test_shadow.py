@@ -26,8 +26,8 @@ class Two:
     def __init__(self, served: Served, first: FakePredictor, second: FakePredictor) -> None:
         self.served, self.first, self.second = served, first, second
 
-    async def begin(self, **body: Any) -> httpx.Response:
-        return await self.served.client.post("/shadow", json={"artifact": "second", "share": 1.0} | body)
+    async def begin(self, name: str = "second", **body: Any) -> httpx.Response:
+        return await self.served.client.post(f"/artifacts/{name}/shadow", json={"share": 1.0} | body)
 
     async def shown(self) -> dict[str, Any]:
         found: dict[str, Any] = (await self.served.client.get("/shadow")).json()["shadow"]
@@ -113,7 +113,8 @@ async def test_it_answers_beside_the_active_one_and_a_label_is_for_both(two: Two
     by = 'active_accepts="true",artifact="second",same_label="false",shadow_accepts="true"'
     assert f"laplora_shadow_rows_total{{{by}}} 3.0" in text
     assert 'laplora_feedback_accuracy{artifact="second",predictive="laplace"} 0.66' in text
-    last = await two.served.client.delete("/shadow")
+    assert (await two.served.client.delete("/artifacts/first/shadow")).json() == {"shadow": None}
+    last = await two.served.client.delete("/artifacts/second/shadow")
     assert last.json()["shadow"]["labelled"] == 3
     assert (await two.served.client.get("/shadow")).json() == {"shadow": None}
     assert "laplora_shadow_rows_total{" not in (await two.served.client.get("/metrics")).text
@@ -213,13 +214,14 @@ async def test_another_version_than_was_compared_is_not_activated(
 
 
 async def test_refusals_say_why(two: Two, tmp_path: Path) -> None:
-    assert code(await two.begin(artifact="nobody")) == (404, "artifact_not_found")
-    assert code(await two.begin(artifact="first")) == (422, "invalid_request")
+    assert code(await two.begin("nobody")) == (404, "artifact_not_found")
+    assert code(await two.begin("first")) == (422, "invalid_request")
     assert code(await two.begin(activate_if_better=["accepted_share"])) == (422, "invalid_request")
     for wrong in ({"share": 0.0}, {"share": 1.5}, {"activate_if_better": ["ece"]}, {"confidence": 1.0}):
         assert code(await two.begin(**wrong)) == (422, "invalid_request")
     await changed(two.served.client, "second/unload")
     assert code(await two.begin()) == (404, "artifact_not_loaded")
+    assert code(await two.served.client.delete("/artifacts/nobody/shadow")) == (404, "artifact_not_found")
     two.second.artifact.manifest.labels = ("negative", "neutral")
     await changed(two.served.client, "second/load")
     refused = await two.begin()
@@ -265,6 +267,6 @@ async def test_it_outlives_its_server_with_the_labels(tmp_path: Path) -> None:
         after = await two.shown()
         assert (after["since"], after["labelled"], after["figures"]) == (before["since"], 2, before["figures"])
         assert after["rows"] == 0, "of this server alone"
-        await two.served.client.delete("/shadow")
+        await two.served.client.delete("/artifacts/second/shadow")
     async with server() as two:
         assert (await two.served.client.get("/shadow")).json() == {"shadow": None}

@@ -1,8 +1,9 @@
-"""GET, POST and DELETE /shadow: a candidate that answers beside the active artifact."""
+"""A candidate that answers beside the active artifact: GET /shadow, POST and DELETE /artifacts/{name}/shadow."""
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -41,24 +42,23 @@ async def compare_shadow(candidate: CandidateDep) -> ShadowResponse:
 
 
 @router.post(
-    "/shadow",
+    "/artifacts/{name}/shadow",
     responses=error_responses(
         *BODY_ERRORS, "artifact_not_found", "artifact_not_loaded", "artifact_incompatible", *STATE_ERRORS
     ),
 )
 async def begin_shadow(
-    body: ShadowRequest, candidate: CandidateDep, artifacts: ArtifactsDep, changes: ChangesDep
+    name: str, body: ShadowRequest, candidate: CandidateDep, artifacts: ArtifactsDep, changes: ChangesDep
 ) -> ShadowResponse:
     """Let a loaded artifact answer a share of the requests beside the active one, which clients never see."""
     artifacts.require_taking()
     try:
-        await artifacts.require_loaded(body.artifact)
+        await artifacts.require_loaded(name)
     except ArtifactNotLoadedError:
         raise ArtifactNotLoadedError(
-            "the artifact is not loaded: POST /artifacts/{name}/load, and wait until its change has succeeded",
-            field="artifact",
+            "the artifact is not loaded: POST /artifacts/{name}/load, and wait until its change has succeeded"
         ) from None
-    with artifacts.shelf.lease(body.artifact) as model:
+    with artifacts.shelf.lease(name) as model:
         folder = model.artifact.path.name
     terms = Terms(
         artifact=folder,
@@ -73,9 +73,16 @@ async def begin_shadow(
     return ShadowResponse(shadow=await _shown(candidate))
 
 
-@router.delete("/shadow")
-async def end_shadow(candidate: CandidateDep, changes: ChangesDep) -> ShadowResponse:
-    """Let no candidate answer any more, and return how it compared."""
+@router.delete("/artifacts/{name}/shadow", responses=error_responses("artifact_not_found", "not_ready"))
+async def end_shadow(
+    name: str, candidate: CandidateDep, artifacts: ArtifactsDep, changes: ChangesDep
+) -> ShadowResponse:
+    """Let this candidate answer no more, and return how it compared; null where it is not the candidate."""
+    terms = candidate.in_force()
+    if terms is None or name != terms.artifact:
+        with suppress(ArtifactNotLoadedError):
+            await artifacts.require_loaded(name)
+        return ShadowResponse(shadow=None)
     last = await _shown(candidate)
     candidate.begin(None)
     await changes.tell()

@@ -1,4 +1,4 @@
-"""Bodies of /shadow."""
+"""Bodies of /shadow and /artifacts/{name}/shadow."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from service.shadow.terms import Better, Verdict
 
 
 class ShadowRequest(Strict):
-    """A loaded artifact that is to answer beside the active one."""
+    """How a loaded artifact is to answer beside the active one."""
 
-    artifact: str = Field(max_length=256, description="Its name.", examples=["fields-newer"])
     share: float = Field(0.1, gt=0, le=1, examples=[0.1])
     """Share of the answered rows that it answers too, drawn at random, 0 to 1."""
     activate_if_better: list[Better] = Field([], max_length=3, examples=[["nll"]])

@@ -59,9 +59,9 @@ def carried(typed: Any, sent: Any) -> bool:
         (lambda c: c.cancel_job("j"), ("POST", "/evaluate/jobs/j/cancel"), None),
         (lambda c: c.artifacts(), ("GET", "/artifacts"), "artifacts"),
         (lambda c: c.unload("a"), ("POST", "/artifacts/a/unload"), "artifact"),
-        (lambda c: c.begin_shadow("a", activate_if_better=["nll"]), ("POST", "/shadow"), "shadow"),
+        (lambda c: c.begin_shadow("a", activate_if_better=["nll"]), ("POST", "/artifacts/a/shadow"), "shadow"),
         (lambda c: c.shadow(), ("GET", "/shadow"), "shadow"),
-        (lambda c: c.end_shadow(), ("DELETE", "/shadow"), "shadow"),
+        (lambda c: c.end_shadow("a"), ("DELETE", "/artifacts/a/shadow"), "shadow"),
     ],
 )
 def test_typed_answers_are_the_contract_s(

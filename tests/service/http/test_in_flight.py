@@ -101,7 +101,13 @@ async def test_the_document_says_429_of_exactly_those_operations_that_need_a_pla
             if "too_many_requests" in operation["responses"].get("429", {}).get("description", ""):
                 told.add(name)
         condition = "POST /artifacts/{name}/condition"
-        others = {"POST /evaluate/jobs", "POST /feedback", condition, f"{condition}/undo"}
+        others = {
+            "POST /evaluate/jobs",
+            "POST /feedback",
+            condition,
+            f"{condition}/undo",
+            "POST /artifacts/{name}/shadow",
+        }
         assert refused == told == {f"POST {path}" for path in SCORED} | others
 
 
